@@ -41,6 +41,7 @@ class Started(msgspec.Struct, frozen=True):
 
     url: str
     pid: int
+    wait: Callable[[], int]  # returns its exit code once it has ended
 
 
 def announced(line: str) -> str | None:
@@ -196,7 +197,9 @@ def running(
         raise TargetError(f"{name} could not be started: {error}") from error
     output = _Output(process, ready, log_file)
     try:
-        yield Started(_wait(process, output, url, health, timeout_s, name), process.pid)
+        yield Started(
+            _wait(process, output, url, health, timeout_s, name), process.pid, process.wait
+        )
     finally:
         _stop(process)
         output.join()

@@ -37,6 +37,13 @@ _ALL = (
     Metric("prefill_seconds_count", "{request}", "counter", "Requests in prefill_seconds_sum."),
     Metric("decode_seconds_sum", "s", "counter", "Time requests spent in decode, summed."),
     Metric("decode_seconds_count", "{request}", "counter", "Requests in decode_seconds_sum."),
+    Metric("ttft_seconds_sum", "s", "counter", "Time to first token, summed by the server."),
+    Metric("ttft_seconds_count", "{request}", "counter", "Requests in ttft_seconds_sum."),
+    Metric("itl_seconds_sum", "s", "counter", "Time between tokens, summed by the server."),
+    Metric("itl_seconds_count", "{gap}", "counter", "Gaps in itl_seconds_sum."),
+    Metric("e2e_seconds_sum", "s", "counter", "Whole time of requests, summed by the server."),
+    Metric("e2e_seconds_count", "{request}", "counter", "Requests in e2e_seconds_sum."),
+    Metric("server_start_unix_s", "s", "gauge", "When the server's process began: it restarted."),
     # the GPU; every reading carries the label gpu = UUID
     Metric("gpu_memory_used_bytes", "By", "gauge", "Memory in use, as the driver reports it."),
     Metric("gpu_memory_total_bytes", "By", "gauge", "Memory of the device."),

@@ -1,0 +1,242 @@
+"""What an inference server says of itself on its /metrics page.
+
+Scraping can hurt the server and whoever shares our event loop, so: one exchange at a time, one
+deadline on the whole of it, at most 16 MiB as sent and as decompressed, no redirects, and the page
+is taken in small pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl as tls
+import time
+import zlib
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from agent.model import Reading
+from agent.samplers import SamplerError
+from agent.samplers.dialects import Page, models, readings
+
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+_PIECE_BYTES = 64 * 1024
+
+# Uncompressed: at two scrapes a second the server's CPU is worth more than 50 kB of network.
+_ASK = {
+    "Accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
+    "Accept-Encoding": "identity",
+}
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's names for these two formats
+
+_ADVICE = {
+    401: "the page wants credentials",
+    403: "the credentials given are not allowed to read the page",
+    404: "there is no metrics page at this address",
+}
+
+
+class ServerSampler:
+    """Reads one server's metrics page; the dialect is recognised from each page anew.
+
+    `headers` go out with every scrape (credentials). `model`: only this model's series, on a page
+    of several. `ssl`: False for no verification, or a context. `timeout_s` is for the whole
+    exchange, connecting included. Must be used and closed within one event loop.
+    """
+
+    name = "server"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+        ssl: tls.SSLContext | bool = True,
+        max_bytes: int = MAX_PAGE_BYTES,
+        model: str | None = None,
+    ) -> None:
+        self.url = url
+        self.engine: str | None = None  # the dialect of the newest page
+        self.malformed = 0  # lines that could not be read, ever
+        self.page_bytes = 0  # size of the newest page, decompressed
+        self._headers = {**(headers or {}), **_ASK}
+        self._timeout_s = timeout_s
+        self._ssl = ssl
+        self._max_bytes = max_bytes
+        self._model = model
+        self._session: aiohttp.ClientSession | None = None
+        self._busy = False
+
+    async def sample(self) -> list[Reading]:
+        """The readings of one scrape; `at_ns` is when the answer's head arrived.
+
+        The server writes the page before it sends the head: that instant, not the end of the
+        transfer, is nearest to what the values speak of. SamplerError says in one line what came
+        instead of a page.
+        """
+        if self._busy:
+            raise SamplerError(f"{self._shown}: the last scrape has not ended yet")
+        self._busy = True
+        try:
+            page, at_ns = await asyncio.wait_for(self._scrape(), self._timeout_s)
+        except TimeoutError:
+            raise SamplerError(f"{self._shown}: no page within {self._timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise SamplerError(f"{self._shown}: {_cause(error)}") from error
+        finally:
+            self._busy = False
+        return self._readings(page, at_ns)
+
+    async def get_json(self, url: str) -> Any:
+        """A small JSON document of the same server (its version, say), under the same limits."""
+        try:
+            body, _ = await asyncio.wait_for(self._whole(url), self._timeout_s)
+            return json.loads(body)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            raise SamplerError(f"{_without_secrets(url)}: {_cause(error)}") from error
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @property
+    def _shown(self) -> str:
+        return _without_secrets(self.url)
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=1, ssl=self._ssl),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # One deadline, ours; and decompression under our own bound.
+                timeout=aiohttp.ClientTimeout(),
+                auto_decompress=False,
+                read_bufsize=_PIECE_BYTES,
+            )
+        return self._session
+
+    async def _scrape(self) -> tuple[Page, int]:
+        page, size = Page(), 0
+        async with self._connected().get(self.url, allow_redirects=False) as response:
+            at_ns = time.monotonic_ns()
+            self._check_status(response)
+            async with aclosing(_pieces(response, self._max_bytes)) as pieces:
+                async for piece in pieces:
+                    size += len(piece)
+                    page.feed(piece)
+                    if _is_other(page.begins):
+                        break
+        self.page_bytes = size
+        return page, at_ns
+
+    async def _whole(self, url: str) -> tuple[bytes, int]:
+        async with self._connected().get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}")
+            body = b"".join([piece async for piece in _pieces(response, _PIECE_BYTES)])
+            return body, time.monotonic_ns()
+
+    def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        status = response.status
+        if status == 200:
+            return
+        if 300 <= status < 400:
+            where = _without_secrets(response.headers.get("Location", "nowhere")[:200])
+            raise SamplerError(
+                f"{self._shown}: HTTP {status}, moved to {where}; redirects are not followed"
+            )
+        advice = _ADVICE.get(status)
+        raise SamplerError(f"{self._shown}: HTTP {status}" + (f", {advice}" if advice else ""))
+
+    def _readings(self, page: Page, at_ns: int) -> list[Reading]:
+        what = _is_other(page.begins)
+        if what or not (page.kept or page.samples or page.begins.startswith(b"#")):
+            raise SamplerError(f"{self._shown}: not a Prometheus page ({what or 'nothing on it'})")
+        if page.cut:
+            raise SamplerError(f"{self._shown}: the page is cut short")
+        dialect = page.dialect()
+        if dialect is None:
+            raise SamplerError(f"{self._shown}: a metrics page, but of no server known here")
+        samples = page.read()
+        self.engine = dialect.name
+        self.malformed += page.malformed
+        found = models(samples, dialect)
+        if self._model is not None and len(found) > 1 and self._model not in found:
+            names = ", ".join(sorted(found)[:5])
+            raise SamplerError(f"{self._shown}: speaks of {names}, but not of {self._model}")
+        return readings(samples, dialect, at_ns, self._model)
+
+
+# ----------------------------------------------------------------------------------------- pieces
+
+
+async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces of at most 64 KiB, decompressed; ValueError over `max_bytes` of either.
+
+    The decompressor is stopped at each piece's end, so that a bomb costs no more memory than a
+    page, and the event loop runs between pieces.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    inflate = None
+    if encoding not in ("", "identity"):
+        if encoding not in _WINDOW_BITS:
+            raise ValueError(f"compressed as {encoding[:40]!r}, which was not asked for")
+        inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
+    received = given = 0
+    async for raw in response.content.iter_chunked(_PIECE_BYTES):
+        received += len(raw)
+        for piece in _inflated(inflate, raw) if inflate else (raw,):
+            given += len(piece)
+            if max(received, given) > max_bytes:
+                raise ValueError(f"more than {max_bytes} bytes, which is no server's page")
+            yield piece
+            await asyncio.sleep(0)
+    if inflate is not None and not inflate.eof:
+        raise ValueError("the compressed page is cut short")
+
+
+def _inflated(inflate: Any, raw: bytes) -> Iterator[bytes]:
+    try:
+        piece = inflate.decompress(raw, _PIECE_BYTES)
+        while piece:
+            yield piece
+            piece = inflate.decompress(inflate.unconsumed_tail, _PIECE_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"the compressed page is broken: {error}") from error
+
+
+def _is_other(begins: bytes) -> str | None:
+    """What a body is that is certainly no Prometheus text; None where it may be some."""
+    start = begins.lstrip()
+    if start.startswith(b"<"):
+        return "HTML or XML"
+    return "JSON" if start.startswith((b"{", b"[")) else None
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its TLS certificate is not trusted"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the page is cut short"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the server closed the connection"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "not a URL"
+    return str(error) or type(error).__name__
+
+
+def _without_secrets(url: str) -> str:
+    """The address without user, password and query, which may hold credentials."""
+    try:
+        return str(URL(url).with_user(None).with_query(None))
+    except ValueError:
+        return "the metrics address"

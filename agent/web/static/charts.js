@@ -1,0 +1,463 @@
+/* Charts of load points over uPlot: lines through what was measured well, hollow markers for what
+   was not, error bars, bounds, vertical marks and shaded brackets.
+
+   A chart is described by a plain object (see `specs.js` for how a sweep becomes one):
+
+     {id, title, unit, format, summary, simulated, tall,
+      x: {label, name, values, log},      values ascend
+      y: {max?},                          a fixed top, such as 1 for a ratio
+      series: [{key, label, color, dash?, width?, values, ci?: [[lo, hi] | null]}],
+      valid: [bool], met: [bool | null], notes: [text],       one for each x
+      lines: [{y, label}], marks: [{x, label, color}], bands: [{lo, hi, label}]}
+
+   Colours are names of CSS custom properties, looked up at every draw: a change of theme needs a
+   redraw and nothing else. All text goes through textContent or the canvas, never through markup. */
+"use strict";
+window.servefitCharts = (() => {
+  const mounted = new Map();
+  const SYNC = "servefit-load";
+  const FONT = '11.5px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+  const LOG_X_SPAN = 8; // a load axis that spans this factor is logarithmic
+  const LOG_Y_SPAN = 30;
+  const FAR_BOUND = 2.5; // a bound this far above the data would flatten it: named, not drawn
+
+  // ------------------------------------------------------------------------------ numbers as text
+
+  const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+  /** Three to four significant digits, thousands grouped, never an exponent. */
+  function number(value) {
+    if (value === null || value === undefined) return "–";
+    const size = Math.abs(value);
+    if (size >= 1000 || Number.isInteger(value)) return grouped.format(value);
+    if (size >= 100) return value.toFixed(0);
+    return String(Number(value.toPrecision(3)));
+  }
+
+  const FORMATS = {
+    number: (v) => number(v),
+    ms: (v) => (v === null || v === undefined ? "–" : `${number(v)} ms`),
+    ratio: (v) => (v === null || v === undefined ? "–" : `${number(v * 100)} %`),
+    watt: (v) => (v === null || v === undefined ? "–" : `${number(v)} W`),
+    joule: (v) => (v === null || v === undefined ? "–" : `${number(v)} J`),
+  };
+
+  const TICKS = {
+    ...FORMATS,
+    ms: (v) => (v >= 1000 ? `${number(v / 1000)} s` : `${number(v)} ms`),
+  };
+
+  const text = (spec, value) => FORMATS[spec.format](value);
+
+  // ---------------------------------------------------------------------------------------- ranges
+
+  const finite = (values) => values.filter((v) => v !== null && Number.isFinite(v));
+
+  function drawnValues(spec) {
+    const all = spec.series.flatMap((s) => [...s.values, ...(s.ci ?? []).flatMap((ci) => ci ?? [])]);
+    return finite(all);
+  }
+
+  /** Wide ranges of load are read in doublings, narrow ones in steps. */
+  function wantsLogX(values) {
+    return values.length > 1 && values[0] > 0 && values.at(-1) / values[0] >= LOG_X_SPAN;
+  }
+
+  function wantsLogY(spec) {
+    const values = drawnValues(spec);
+    if (spec.format !== "ms" || values.length < 2) return false;
+    return Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) >= LOG_Y_SPAN;
+  }
+
+  function rangeX({ values, log }) {
+    const [lo, hi] = [values[0], values.at(-1)];
+    if (log) return [lo / 1.2, hi * 1.2];
+    const pad = (hi - lo || hi || 1) * 0.05;
+    return [Math.max(0, lo - pad), hi + pad];
+  }
+
+  /** The next 1, 2 or 5 times a power of ten, outwards. */
+  function nice(value, up) {
+    const decade = 10 ** Math.floor(Math.log10(value));
+    const steps = [1, 2, 5, 10].map((s) => s * decade);
+    return up ? steps.find((s) => s >= value * 0.9999) : steps.findLast((s) => s <= value * 1.0001);
+  }
+
+  function boundInSight(spec, line) {
+    return line.y <= FAR_BOUND * Math.max(...drawnValues(spec), 0);
+  }
+
+  function rangeY(spec, log) {
+    const values = drawnValues(spec);
+    const bounds = spec.lines.filter((line) => boundInSight(spec, line)).map((line) => line.y);
+    const top = Math.max(...values, ...bounds);
+    if (log) return [nice(Math.min(...values, ...bounds), false), nice(top * 1.05, true)];
+    return [0, spec.y?.max ?? (top > 0 ? top * 1.08 : 1)];
+  }
+
+  // --------------------------------------------------------------------------------------- drawing
+
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  /** Runs `draw` with a clean canvas state, in canvas pixels. */
+  function drawing(u, draw) {
+    u.ctx.save();
+    draw(u.ctx, uPlot.pxRatio);
+    u.ctx.restore();
+  }
+
+  const px = (u, x) => u.valToPos(x, "x", true);
+  const py = (u, y) => u.valToPos(y, "y", true);
+
+  function segment(ctx, x0, y0, x1, y1) {
+    ctx.beginPath();
+    ctx.moveTo(x0, y0);
+    ctx.lineTo(x1, y1);
+    ctx.stroke();
+  }
+
+  function drawBands(u, spec) {
+    drawing(u, (ctx) => {
+      ctx.fillStyle = color("--band");
+      for (const band of spec.bands) {
+        const left = band.lo === null ? u.bbox.left : px(u, band.lo);
+        const right = band.hi === null ? u.bbox.left + u.bbox.width : px(u, band.hi);
+        ctx.fillRect(left, u.bbox.top, right - left, u.bbox.height);
+      }
+    });
+  }
+
+  function drawLines(u, spec) {
+    drawing(u, (ctx, ratio) => {
+      ctx.strokeStyle = ctx.fillStyle = color("--slo");
+      ctx.lineWidth = 1.25 * ratio;
+      ctx.font = FONT.replace("11.5px", `${10.5 * ratio}px`);
+      for (const line of spec.lines.filter((l) => boundInSight(spec, l))) {
+        const y = py(u, line.y);
+        ctx.setLineDash([6 * ratio, 4 * ratio]);
+        segment(ctx, u.bbox.left, y, u.bbox.left + u.bbox.width, y);
+        ctx.fillText(line.label, u.bbox.left + 6 * ratio, y - 4 * ratio);
+      }
+    });
+  }
+
+  /** Vertical marks; their names stand in rows above the plot, where no data can be under them. */
+  function drawMarks(u, spec) {
+    drawing(u, (ctx, ratio) => {
+      ctx.font = FONT.replace("11.5px", `600 ${11.5 * ratio}px`);
+      ctx.lineWidth = 1.25 * ratio;
+      spec.marks.forEach((mark, row) => {
+        const x = px(u, mark.x);
+        const y = u.bbox.top - (8 + 16 * (spec.marks.length - 1 - row)) * ratio;
+        ctx.strokeStyle = ctx.fillStyle = color(mark.color);
+        ctx.setLineDash([2 * ratio, 3 * ratio]);
+        segment(ctx, x, y, x, u.bbox.top + u.bbox.height);
+        const width = ctx.measureText(mark.label).width;
+        const fits = x + width + 6 * ratio < u.ctx.canvas.width;
+        ctx.fillText(mark.label, fits ? x + 5 * ratio : x - width - 5 * ratio, y + 3 * ratio);
+      });
+    });
+  }
+
+  function drawErrorBars(u, series) {
+    drawing(u, (ctx, ratio) => {
+      ctx.strokeStyle = color(series.color);
+      ctx.lineWidth = 1.25 * ratio;
+      series.ci.forEach((ci, i) => {
+        if (!ci) return;
+        const [x, lo, hi, cap] = [px(u, u.data[0][i]), py(u, ci[0]), py(u, ci[1]), 4 * ratio];
+        segment(ctx, x, lo, x, hi);
+        segment(ctx, x - cap, lo, x + cap, lo);
+        segment(ctx, x - cap, hi, x + cap, hi);
+      });
+    });
+  }
+
+  function outline(ctx, x, y, r, diamond) {
+    ctx.beginPath();
+    if (!diamond) ctx.arc(x, y, r, 0, 2 * Math.PI);
+    else [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]].forEach(([a, b]) => ctx.lineTo(x + a * r, y + b * r));
+    ctx.closePath();
+  }
+
+  /** Round: good. Diamond: the SLO was missed. Hollow: the measurement is not valid. */
+  function drawMarkers(u, spec, series) {
+    drawing(u, (ctx, ratio) => {
+      ctx.lineWidth = 1.5 * ratio;
+      series.values.forEach((value, i) => {
+        if (value === null) return;
+        const missed = spec.showsMet && spec.met[i] === false;
+        const stroke = color(missed ? "--slo" : series.color);
+        outline(ctx, px(u, u.data[0][i]), py(u, value), (spec.tall ? 4 : 2.75) * ratio, missed);
+        ctx.strokeStyle = spec.valid[i] && spec.tall ? color("--card") : stroke;
+        ctx.fillStyle = spec.valid[i] ? stroke : color("--card");
+        ctx.fill();
+        ctx.stroke();
+      });
+    });
+  }
+
+  // ----------------------------------------------------------------------------------------- uPlot
+
+  /** The axis is as wide as its longest label, so that no number is cut. */
+  function axisSize(u, values, index) {
+    if (!values?.length) return 34;
+    u.ctx.save();
+    u.ctx.font = u.axes[index].font[0];
+    const widest = Math.max(...values.map((v) => u.ctx.measureText(v ?? "").width));
+    u.ctx.restore();
+    return Math.ceil(widest / uPlot.pxRatio) + 14;
+  }
+
+  /** Powers of two inside the range: the steps in which people raise the load. */
+  function doublings(lo, hi) {
+    const first = Math.ceil(Math.log2(lo));
+    const count = Math.floor(Math.log2(hi)) - first + 1;
+    return Array.from({ length: count }, (_, i) => 2 ** (first + i));
+  }
+
+  /** Drops labels, not grid lines, where a narrow screen has no room for each. */
+  function thinned(u, splits) {
+    const room = Math.max(1, Math.floor(u.bbox.width / uPlot.pxRatio / 30));
+    const step = Math.ceil(splits.length / room);
+    return splits.map((v, i) => (i % step === 0 ? number(v) : ""));
+  }
+
+  function axes(spec, logY) {
+    const common = {
+      font: FONT,
+      stroke: () => color("--ink-2"),
+      grid: { stroke: () => color("--grid"), width: 1 },
+      ticks: { show: false },
+    };
+    const x = { ...common, label: spec.x.label, labelFont: FONT, labelSize: 18, labelGap: 0, size: 24, gap: 6 };
+    if (spec.x.log) {
+      x.splits = (u) => doublings(u.scales.x.min, u.scales.x.max);
+      x.values = thinned;
+      x.filter = (u, splits) => splits;
+    } else {
+      x.values = (u, splits) => splits.map(number);
+    }
+    const tick = TICKS[spec.format];
+    const y = {
+      ...common, size: axisSize, gap: 6, space: 34,
+      values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))),
+    };
+    if (logY) y.filter = (u, splits) => splits.map((v) => (/^[125]/.test(v.toExponential(0)) ? v : null));
+    return [x, y];
+  }
+
+  /** The line's data: what is not valid is left out and bridged, never a corner of the curve. */
+  const lineValues = (spec, series) => series.values.map((v, i) => (spec.valid[i] ? v : null));
+
+  function lineOptions(series) {
+    return {
+      label: series.label,
+      stroke: () => color(series.color),
+      width: series.width ?? 1.75,
+      dash: series.dash,
+      spanGaps: true,
+      points: { show: false },
+    };
+  }
+
+  function options(spec, host) {
+    const logY = wantsLogY(spec);
+    return {
+      ...sizeOf(spec, host),
+      padding: [spec.marks.length ? 10 + 16 * spec.marks.length : 10, 14, 0, 2],
+      legend: { show: false },
+      cursor: {
+        y: false,
+        drag: { x: false, y: false },
+        points: { show: false },
+        sync: { key: SYNC, setSeries: false },
+      },
+      scales: {
+        x: { time: false, distr: spec.x.log ? 3 : 1, log: 2, range: rangeX(spec.x) },
+        y: { distr: logY ? 3 : 1, log: 10, range: rangeY(spec, logY) },
+      },
+      axes: axes(spec, logY),
+      series: [{}, ...spec.series.map(lineOptions)],
+      hooks: {
+        drawAxes: [(u) => drawBands(u, spec), (u) => drawLines(u, spec), (u) => drawMarks(u, spec)],
+        draw: [(u) => drawPoints(u, spec)],
+        setCursor: [(u) => showTip(u, spec, host)],
+      },
+    };
+  }
+
+  function drawPoints(u, spec) {
+    for (const series of spec.series) {
+      if (series.ci) drawErrorBars(u, series);
+      drawMarkers(u, spec, series);
+    }
+  }
+
+  function sizeOf(spec, host) {
+    const width = Math.max(200, host.clientWidth);
+    return { width, height: spec.tall ? Math.min(400, Math.max(280, width * 0.5)) : 216 };
+  }
+
+  // --------------------------------------------------------------------------- elements and tooltip
+
+  /** element("p", {class: "note"}, "text", child …): text is always text. */
+  function element(name, attributes = {}, ...children) {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
+  }
+
+  function tipLines(spec, i) {
+    const rows = spec.series
+      .filter((s) => s.values[i] !== null)
+      .map((s) => {
+        const ci = s.ci?.[i];
+        const interval = ci ? ` (95 %: ${number(ci[0])} – ${number(ci[1])})` : "";
+        return { label: s.label, value: text(spec, s.values[i]) + interval };
+      });
+    const state = [];
+    if (spec.met[i] !== null) state.push(spec.met[i] ? "SLO met" : "SLO missed");
+    if (!spec.valid[i]) state.push(`not valid: ${spec.notes[i] || "no reason given"}`);
+    return { head: `${spec.x.name} ${number(spec.x.values[i])}`, rows, state };
+  }
+
+  function fillTip(tip, { head, rows, state }) {
+    const body = rows.map((row) =>
+      element("div", { class: "row" }, element("span", {}, row.label), element("b", {}, row.value)));
+    tip.replaceChildren(
+      element("div", { class: "head" }, head),
+      ...body,
+      ...state.map((line) => element("div", { class: "state" }, line)),
+    );
+  }
+
+  /** Only the chart under the pointer or the focus speaks; the others show the crosshair alone. */
+  function showTip(u, spec, host) {
+    const tip = host.querySelector(".tip");
+    const i = u.cursor.idx;
+    const awake = host.matches(":hover") || host.contains(document.activeElement);
+    const shown = awake && i !== null && i !== undefined && u.cursor.left >= 0;
+    tip.hidden = !shown;
+    if (!shown) return;
+    fillTip(tip, tipLines(spec, i));
+    const x = u.valToPos(spec.x.values[i], "x") + u.over.offsetLeft;
+    const left = x + 14 + tip.offsetWidth > host.clientWidth ? x - 14 - tip.offsetWidth : x + 14;
+    tip.style.left = `${Math.max(0, left)}px`;
+    tip.style.top = `${u.over.offsetTop + 8}px`;
+  }
+
+  /** Left and right walk the levels and are spoken through the page's status line; Escape ends. */
+  function onKey(event, u, spec) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "Escape") u.setCursor({ left: -10, top: -10 });
+    if (!step) return;
+    event.preventDefault();
+    const last = spec.x.values.length - 1;
+    const at = u.cursor.left >= 0 ? u.cursor.idx + step : step > 0 ? 0 : last;
+    const i = Math.min(last, Math.max(0, at));
+    u.setCursor({ left: u.valToPos(spec.x.values[i], "x"), top: 10 }, true);
+    say(tipText(tipLines(spec, i)));
+  }
+
+  const tipText = ({ head, rows, state }) =>
+    [head, ...rows.map((r) => `${r.label} ${r.value}`), ...state].join(", ");
+
+  function say(message) {
+    const status = document.getElementById("status");
+    if (status) status.textContent = message;
+  }
+
+  // ---------------------------------------------------------------------------------------- legend
+
+  function swatch(kind, name) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 18 10");
+    svg.setAttribute("aria-hidden", "true");
+    svg.setAttribute("class", `swatch ${kind}`);
+    const shapes = { line: "M0 5H18", dash: "M0 5H18", dot: "M9 1.5a3.5 3.5 0 1 1-.01 0z",
+      hollow: "M9 1.5a3.5 3.5 0 1 1-.01 0z", diamond: "M9 .5L13.5 5L9 9.5L4.5 5z",
+      bar: "M9 1V9M6 1H12M6 9H12", band: "M0 0H18V10H0z" };
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", shapes[kind]);
+    path.style.setProperty("--swatch", `var(${name})`);
+    svg.append(path);
+    return svg;
+  }
+
+  function legendEntries(spec) {
+    const main = spec.series[0]?.color;
+    const entries = spec.series.map((s) => [s.dash ? "dash" : "line", s.color, s.label]);
+    if (spec.series.some((s) => s.ci?.some(Boolean))) entries.push(["bar", main, "95 % interval"]);
+    if (spec.showsMet && spec.met.includes(true)) entries.push(["dot", main, "SLO met"]);
+    if (spec.showsMet && spec.met.includes(false)) entries.push(["diamond", "--slo", "SLO missed"]);
+    if (spec.valid.includes(false)) entries.push(["hollow", main, "not valid"]);
+    for (const band of spec.bands) entries.push(["band", "--band", band.label]);
+    for (const line of spec.lines) {
+      const far = boundInSight(spec, line) ? "" : " (above the scale)";
+      entries.push(["dash", "--slo", line.label + far]);
+    }
+    return entries;
+  }
+
+  function caption(spec) {
+    const head = element("div", { class: "title" }, element("b", {}, spec.title));
+    if (spec.unit) head.append(" ", element("span", { class: "unit" }, spec.unit));
+    if (spec.note) head.append(" ", element("span", { class: "pill" }, spec.note));
+    if (spec.simulated) head.append(" ", element("span", { class: "badge simulated" }, "simulated"));
+    const legend = element("ul", { class: "legend" });
+    for (const [kind, name, label] of legendEntries(spec)) {
+      legend.append(element("li", {}, swatch(kind, name), label));
+    }
+    return element("figcaption", {}, head, legend);
+  }
+
+  // ----------------------------------------------------------------------------------- the outside
+
+  const hasValues = (spec) => drawnValues(spec).length > 0;
+
+  /** Puts the chart into `grid` as a figure. A chart without a single value is one line of text. */
+  function mount(grid, spec) {
+    const figure = element("figure", { class: spec.tall ? "chart tall" : "chart", id: `chart-${spec.id}` });
+    grid.append(figure);
+    if (!hasValues(spec)) {
+      figure.append(element("figcaption", {}, `${spec.title}: not measured.`));
+      return;
+    }
+    const host = element("div", { class: "plot", role: "img", tabindex: "0", "aria-label": spec.summary });
+    figure.append(caption(spec), host);
+    const data = [spec.x.values, ...spec.series.map((s) => lineValues(spec, s))];
+    const plot = new uPlot(options(spec, host), data, host);
+    host.append(element("div", { class: "tip", hidden: "" }));
+    host.addEventListener("keydown", (event) => onKey(event, plot, spec));
+    host.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
+    mounted.set(spec.id, { spec, plot, host });
+    new ResizeObserver(() => plot.setSize(sizeOf(spec, host))).observe(host);
+  }
+
+  /** Draws everything again in the colours and at the size of now. */
+  function redraw() {
+    for (const { spec, plot, host } of mounted.values()) {
+      plot.setSize(sizeOf(spec, host));
+      plot.redraw(false, true);
+    }
+  }
+
+  /** What each chart shows, for tests and for people at the console. */
+  function data() {
+    const shown = ([id, { spec, plot }]) => [id, {
+      x: spec.x.values,
+      log: { x: spec.x.log, y: plot.scales.y.distr === 3 },
+      series: Object.fromEntries(spec.series.map((s) => [s.key, s.values])),
+      ci: Object.fromEntries(spec.series.filter((s) => s.ci).map((s) => [s.key, s.ci])),
+      drawn: plot.data.slice(1).map((values) => [...values]),
+      valid: spec.valid, met: spec.met, lines: spec.lines, marks: spec.marks, bands: spec.bands,
+    }];
+    return Object.fromEntries([...mounted].map(shown));
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  return { mount, redraw, data, number, element, say, wantsLogX, hasValues };
+})();

@@ -1,0 +1,711 @@
+"""A sweep as one HTML file that opens with no network: verdict, curve, details, how to repeat it.
+
+The page is text first: verdict, table and facts are written here, so that they can be read where
+no script runs; the charts are drawn over them from the same numbers, embedded as JSON. Nothing is
+loaded from anywhere and the page says so itself: its content security policy allows the hashes of
+its own scripts and styles and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from agent import model
+from agent.model import Level, Stats, Sweep, Verdict
+
+SCRIPTS = ("sharp.js", "vendor/uPlot/uPlot.iife.min.js", "charts.js", "specs.js", "report.js")
+STYLES = ("vendor/uPlot/uPlot.min.css", "servefit.css", "report.css")
+
+NOTHING = "\N{EN DASH}"
+TO = " \N{EN DASH} "
+TIMES = " \N{MULTIPLICATION SIGN} "
+
+# What people call a finding, and the tone of its colour.
+FINDINGS = {
+    "INVALID_MEASUREMENT": ("Invalid measurement", "bad"),
+    "IDLE": ("Idle", "warn"),
+    "INFEASIBLE_SLO": ("SLO out of reach", "bad"),
+    "UNDER_SIZED": ("Too small", "bad"),
+    "OVER_SIZED": ("Too big", "warn"),
+    "OVER_OFF_PEAK": ("Too big off peak", "warn"),
+    "RIGHT_SIZED": ("Right size", "good"),
+    "BORDERLINE": ("Borderline", "warn"),
+    "INSUFFICIENT_DATA": ("Not enough data", "neutral"),
+    "CAPACITY_ONLY": ("Capacity, no demand known", "info"),
+}
+
+REASONS = {
+    "KV_MEMORY": "KV cache memory",
+    "MEM_BANDWIDTH": "memory bandwidth",
+    "COMPUTE_PREFILL": "prefill compute",
+    "ADMISSION_CAP": "admission cap",
+    "INTERCONNECT": "interconnect",
+    "CLIENT_LIMITED": "the client itself",
+    "BURST_ONLY": "bursts only",
+    "DIURNAL_PEAK": "daily peak",
+    "WEIGHTS_DONT_FIT": "weights do not fit",
+    "PREFIX_CACHE_DEPENDENT": "depends on the prefix cache",
+    "POWER_CAPPED": "power cap",
+    "THROTTLED": "throttled clocks",
+    "RETRY_INFLATED": "inflated by retries",
+    "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
+}
+
+BADGE = '<span class="badge simulated">simulated</span>'
+
+
+def render(sweep: Sweep) -> str:
+    """The whole report. Pure: the same sweep gives the same bytes."""
+    title = f"servefit: {sweep.target.model}"
+    return "\n".join(
+        (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="referrer" content="no-referrer">',
+            f"<title>{escape(title)}</title>",
+            *(f"<style>{_asset(name)}</style>" for name in STYLES),
+            "</head>\n<body>",
+            f'<main class="page">{_body(sweep)}</main>',
+            '<div id="status" class="unseen" role="status"></div>',
+            f'<script type="application/json" id="sweep">{_embedded(sweep)}</script>',
+            *(f"<script>{_asset(name)}</script>" for name in SCRIPTS),
+            "</body>\n</html>\n",
+        )
+    )
+
+
+def _body(sweep: Sweep) -> str:
+    return "\n".join(
+        (
+            _header(sweep),
+            _verdict(sweep),
+            _tiles(sweep),
+            _lead(sweep),
+            _section("latency", "Latency", _latency_note(sweep)),
+            _section("server", "What the server said", _server_note(sweep)),
+            _section("energy", "Power and energy", _gpu_note(sweep)),
+            _table(sweep),
+            _facts(sweep),
+            _grounds(sweep.verdict),
+            _command(sweep),
+            f"<footer>servefit {escape(sweep.run.tool_version)}, run {escape(sweep.run.id)}. "
+            "Times in ms unless said otherwise; intervals are 95 %.</footer>",
+        )
+    )
+
+
+# ------------------------------------------------------------------------------ assets and security
+
+
+@cache
+def _asset(name: str) -> str:
+    """A file of the page's static folder, checked to be safe inside its element."""
+    path = files("agent.web").joinpath("static")
+    for part in name.split("/"):
+        path = path.joinpath(part)
+    text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+    assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), name
+    return text
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _policy() -> str:
+    """Only our own inline code by its hash; the network, frames and forms not at all."""
+    scripts = " ".join(_hash(_asset(name)) for name in SCRIPTS)
+    styles = " ".join(_hash(_asset(name)) for name in STYLES)
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _embedded(sweep: Sweep) -> str:
+    """The sweep as JSON that cannot end its script element, whatever a name contains."""
+    text = json.dumps(
+        {"sweep": json.loads(model.encode(sweep)), "labels": REASONS}, separators=(",", ":")
+    )
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+# ---------------------------------------------------------------------------------- numbers as text
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, thousands grouped, never an exponent."""
+    if value is None:
+        return NOTHING
+    if abs(value) >= 100 or float(value).is_integer():
+        return f"{value:,.0f}"
+    digits = 2 if abs(value) >= 10 else 3
+    text = f"{value:.1f}" if digits == 2 else f"{value:#.3g}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if "e" in text else text.rstrip(".")
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value * 100:.1f}".removesuffix(".0") + " %"
+
+
+def _instant(iso: str) -> str:
+    """ISO 8601 as people read it, in UTC; anything else as it stands."""
+    try:
+        at = datetime.fromisoformat(iso).astimezone(UTC)
+    except ValueError:
+        return iso
+    return at.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _value(value: Any) -> str:
+    """Anything that evidence may hold, as one short line."""
+    match value:
+        case None:
+            return NOTHING
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            return _number(value)
+        case dict():
+            return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
+        case list() | tuple():
+            return ", ".join(map(_value, value)) or "none"
+        case _:
+            return str(value)
+
+
+def _named(code: str | None) -> str:
+    return REASONS.get(code or "", code or NOTHING)
+
+
+def _gpus(sweep: Sweep) -> str:
+    """How many of which, such as two NVIDIA H100, from the list of GPUs; '' when none is known."""
+    names = [gpu.name for gpu in sweep.target.gpus]
+    return ", ".join(f"{names.count(name)}{TIMES}{name}" for name in dict.fromkeys(names))
+
+
+def _bound(ms: float) -> str:
+    return f"{_number(ms / 1000)} s" if ms >= 1000 else f"{_number(ms)} ms"
+
+
+def _slo(sweep: Sweep) -> str:
+    parts = [f"{slo.metric.upper()} {slo.statistic} < {_bound(slo.bound_ms)}" for slo in sweep.slo]
+    return ", ".join(parts)
+
+
+# ----------------------------------------------------------------------------------- the first view
+
+
+def _header(sweep: Sweep) -> str:
+    gpus = _gpus(sweep)
+    badges = (BADGE if sweep.run.simulated else "") + (
+        ' <span class="badge warn">interrupted</span>' if sweep.run.interrupted else ""
+    )
+    where = f" on {escape(gpus)}" if gpus else f" at {escape(sweep.target.url)}"
+    started = escape(sweep.run.started_at)
+    return (
+        f'<header><span class="brand">servefit</span><h1><b>{escape(sweep.target.model)}</b>'
+        f"{where}</h1>{badges}"
+        f'<time class="when" datetime="{started}">{escape(_instant(sweep.run.started_at))}</time>'
+        "</header>"
+    )
+
+
+def _verdict(sweep: Sweep) -> str:
+    verdict = sweep.verdict
+    if verdict is None:
+        return (
+            '<section class="card verdict neutral" aria-label="Verdict">'
+            '<p class="sentence">No verdict: this run was not judged.</p></section>'
+        )
+    name, tone = FINDINGS.get(verdict.finding, (verdict.finding, "neutral"))
+    sure = verdict.confidence
+    limited = f", limited by {escape(sure.limited_by)}" if sure.limited_by else ""
+    since = f" · since {escape(_instant(verdict.since))}" if verdict.since else ""
+    return (
+        f'<section class="card verdict {tone}" aria-label="Verdict">'
+        f'<span class="pill finding">{escape(name)}</span> '
+        f'<code class="note">{escape(verdict.finding)}</code>{_qualifier(verdict)}'
+        f'<p class="sentence">{escape(verdict.summary)}</p>'
+        f'<p class="sure">Confidence <b>{escape(sure.level)}</b>{limited}{since}</p></section>'
+    )
+
+
+def _qualifier(verdict: Verdict) -> str:
+    if not verdict.qualifier:
+        return ""
+    return f' <span class="pill warn">{escape(_value(verdict.qualifier))}</span>'
+
+
+def _tile(label: str, value: str, unit: str = "", sub: str = "") -> str:
+    of = f' <span class="of">{escape(unit)}</span>' if unit else ""
+    under = f'<dd class="sub">{escape(sub)}</dd>' if sub else ""
+    return f"<div><dt>{escape(label)}</dt><dd>{escape(value)}{of}</dd>{under}</div>"
+
+
+def _tiles(sweep: Sweep) -> str:
+    """The few numbers that decide; only those that are known."""
+    tiles = [tile for make in TILES if (tile := make(sweep))]
+    return f'<dl class="card tiles">{"".join(tiles)}</dl>' if tiles else ""
+
+
+def _valid(level: Level) -> bool:
+    return level.measurement is None or level.measurement.valid
+
+
+def _best(sweep: Sweep) -> Level | None:
+    known = [lv for lv in sweep.levels if _valid(lv) and lv.output_tokens_per_s is not None]
+    return max(known, key=lambda lv: lv.output_tokens_per_s or 0.0, default=None)
+
+
+def _load(level: Level) -> str:
+    if level.mode == "rate":
+        return f"{_number(level.offered_rps)} requests/s"
+    return f"concurrency {_number(level.concurrency)}"
+
+
+def _tile_best(sweep: Sweep) -> str:
+    best = _best(sweep)
+    if best is None:
+        return ""
+    return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", f"at {_load(best)}")
+
+
+def _tile_knee(sweep: Sweep) -> str:
+    knee = sweep.curve.knee
+    if knee is None:
+        return ""
+    where = "concurrent" if sweep.curve.saturated else "concurrent, not yet saturated"
+    sub = f"{_number(knee.output_tokens_per_s)} tokens/s; more load adds under 5 %"
+    return _tile("Knee", _number(knee.concurrency), where, sub)
+
+
+def _tile_capacity(sweep: Sweep) -> str:
+    capacity = sweep.curve.slo_capacity
+    if capacity is None:
+        return ""
+    rate = capacity.concurrency is None
+    value = capacity.rps if rate else capacity.concurrency
+    if capacity.bracketed:
+        sub = f"between {_number(capacity.lo or 0)} and {_number(capacity.hi)}"
+    else:
+        sub = "a lower bound: the SLO was never broken"
+    shown = ("" if capacity.bracketed or value is None else "≥ ") + _number(value)
+    return _tile("SLO capacity", shown, "requests/s" if rate else "concurrent", sub)
+
+
+def _tile_limit(sweep: Sweep) -> str:
+    code = sweep.curve.limit
+    return _tile("Limited by", _named(code), sub=code or "") if code else ""
+
+
+def _tile_ratio(sweep: Sweep) -> str:
+    ratio = sweep.verdict.ratio if sweep.verdict else None
+    if ratio is None:
+        return ""
+    known = ratio.lo is not None and ratio.hi is not None
+    sub = f"95 %: {_percent(ratio.lo)}{TO}{_percent(ratio.hi)}" if known else ""
+    return _tile("Demand of capacity", _percent(ratio.value), sub=sub)
+
+
+def _tile_energy(sweep: Sweep) -> str:
+    best = _best(sweep)
+    if best is None or best.energy_j_per_output_token is None:
+        return ""
+    value = _number(best.energy_j_per_output_token)
+    return _tile("Energy", value, "J per output token", f"at {_load(best)}")
+
+
+def _tile_cost(sweep: Sweep) -> str:
+    best = _best(sweep)
+    if best is None or best.cost_usd_per_million_output_tokens is None:
+        return ""
+    value = _number(best.cost_usd_per_million_output_tokens)
+    return _tile("Cost", value, "USD per million tokens", f"at {_load(best)}")
+
+
+TILES = (
+    _tile_ratio,
+    _tile_capacity,
+    _tile_knee,
+    _tile_best,
+    _tile_limit,
+    _tile_energy,
+    _tile_cost,
+)
+
+
+def _lead(sweep: Sweep) -> str:
+    """The curve, and beside it why the verdict says what it says."""
+    why = _why(sweep.verdict) if sweep.verdict else ""
+    return (
+        f'<div class="lead{" two" if why else ""}"><div class="grid" data-charts="curve">'
+        "<noscript>The charts need JavaScript; the table below holds the same numbers.</noscript>"
+        f"</div>{why}</div>"
+    )
+
+
+def _why(verdict: Verdict) -> str:
+    parts = (
+        _block("Why", [_reason(reason) for reason in verdict.reasons]),
+        _recommendation(verdict),
+        _block("Rests on", map(escape, verdict.rests_on), "plain"),
+        _block("Missing", map(escape, verdict.missing), "plain"),
+    )
+    inside = "".join(parts)
+    return f'<aside class="card why" aria-label="Reasons">{inside}</aside>' if inside else ""
+
+
+def _block(title: str, items: Iterable[str], kind: str = "") -> str:
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    return f'<h2>{title}</h2><ul class="{kind}">{listed}</ul>' if listed else ""
+
+
+def _reason(reason: model.Reason) -> str:
+    named = escape(REASONS.get(reason.code, reason.code))
+    pairs = "".join(
+        f"<div><dt>{escape(key.replace('_', ' '))}</dt> <dd>{escape(_value(value))}</dd></div>"
+        for key, value in reason.evidence.items()
+    )
+    evidence = f'<dl class="evidence">{pairs}</dl>' if pairs else ""
+    code = escape(reason.code)
+    return f'<span class="pill" title="{code}">{named}</span>{escape(reason.because)}{evidence}'
+
+
+def _recommendation(verdict: Verdict) -> str:
+    advice = verdict.recommendation
+    if advice is None:
+        return ""
+    saving = ""
+    if advice.saving_lo is not None and advice.saving_hi is not None:
+        saving = f"Saves {_percent(advice.saving_lo)} to {_percent(advice.saving_hi)}"
+    lines = (
+        ("Configuration: ", advice.configuration),
+        ("", saving or None),
+        ("Error bar: ", advice.error_bar),
+        ("Overturned by: ", advice.overturned_by),
+    )
+    rest = "".join(f"<p>{name}{escape(text)}</p>" for name, text in lines if text)
+    confirm = advice.confirm_with
+    check = f"<p>Confirm with <code>{escape(confirm)}</code></p>" if confirm else ""
+    return f"<h2>Recommendation</h2><p><b>{escape(advice.action)}</b></p>{rest}{check}"
+
+
+# ------------------------------------------------------------------------------- sections of charts
+
+
+def _section(name: str, title: str, note: str | None) -> str:
+    """Either the place of the charts, or the one line that says why there are none."""
+    inside = (
+        f'<p class="note">{escape(note)}</p>'
+        if note
+        else f'<div class="grid" data-charts="{name}"></div>'
+    )
+    return f'<section aria-labelledby="h-{name}"><h2 id="h-{name}">{title}</h2>{inside}</section>'
+
+
+def _latency_note(sweep: Sweep) -> str | None:
+    if any(stats.n or stats.mean is not None for lv in sweep.levels for stats in _latencies(lv)):
+        return None
+    return "No latency was measured at any level."
+
+
+def _latencies(level: Level) -> tuple[Stats, ...]:
+    return level.ttft_ms, level.itl_ms, level.e2e_ms
+
+
+def _server_note(sweep: Sweep) -> str | None:
+    if any(level.server is not None for level in sweep.levels):
+        return None
+    return sweep.target.server_note or "The server's own metrics were not read."
+
+
+def _gpu_note(sweep: Sweep) -> str | None:
+    powered = any(g.power_w_mean is not None for lv in sweep.levels for g in lv.gpu)
+    if powered or any(lv.energy_j_per_output_token is not None for lv in sweep.levels):
+        return None
+    return sweep.target.gpu_note or "The GPU's power was not read."
+
+
+# ------------------------------------------------------------------------------ the table of levels
+
+
+class Column(NamedTuple):
+    """One column: its group, its name under it, and what it shows of a level."""
+
+    group: str
+    name: str
+    show: Callable[[Level], str]
+
+
+def _stat(metric: str, statistic: str) -> Callable[[Level], str]:
+    def show(level: Level) -> str:
+        return _number(getattr(getattr(level, f"{metric}_ms"), statistic))
+
+    return show
+
+
+def _of_server(field: str, shown: Callable[[Any], str] = _number) -> Callable[[Level], str]:
+    def show(level: Level) -> str:
+        return shown(getattr(level.server, field)) if level.server else NOTHING
+
+    return show
+
+
+def _interval(level: Level) -> str:
+    """The two ends of the 95 % interval of the output rate."""
+    ci = level.output_tokens_per_s_ci95
+    return f"{_number(ci[0])}{TO}{_number(ci[1])}" if ci else NOTHING
+
+
+def _met(level: Level) -> str:
+    return {True: "met", False: "missed", None: NOTHING}[level.slo_met]
+
+
+def _requests(level: Level) -> str:
+    return _number(level.requests.ok) if level.requests else NOTHING
+
+
+def _failed(level: Level) -> str:
+    return _number(level.requests.failed) if level.requests else NOTHING
+
+
+def _watts(level: Level) -> str:
+    read = [gpu.power_w_mean for gpu in level.gpu]
+    known = [watts for watts in read if watts is not None]
+    return _number(sum(known)) if known and len(known) == len(read) else NOTHING
+
+
+COLUMNS = (
+    Column("Output tokens/s", "", lambda lv: _number(lv.output_tokens_per_s)),
+    Column("Output tokens/s", "95 %", _interval),
+    Column("Requests", "per s", lambda lv: _number(lv.request_throughput)),
+    Column("Requests", "ok", _requests),
+    Column("Requests", "failed", _failed),
+    Column("SLO", "", _met),
+    Column("SLO", "attained", lambda lv: _percent(lv.slo_attainment)),
+    *(
+        Column(title, stat, _stat(metric, stat))
+        for metric, title in (("ttft", "TTFT, ms"), ("itl", "ITL, ms"), ("e2e", "E2E, ms"))
+        for stat in ("p50", "p95", "p99")
+    ),
+    Column("Server", "running", _of_server("running_mean")),
+    Column("Server", "waiting", _of_server("waiting_mean")),
+    Column("Server", "KV max", _of_server("kv_usage_max", _percent)),
+    Column("Server", "preempted", _of_server("preemptions")),
+    Column("Power", "W", _watts),
+    Column("Power", "J/token", lambda lv: _number(lv.energy_j_per_output_token)),
+    Column("Cost", "USD/M", lambda lv: _number(lv.cost_usd_per_million_output_tokens)),
+)
+
+
+def _table(sweep: Sweep) -> str:
+    """Every level, valid or not: the charts' alternative in words and numbers."""
+    columns = [c for c in COLUMNS if any(c.show(lv) != NOTHING for lv in sweep.levels)]
+    rows = "".join(_row(level, columns) for level in sweep.levels)
+    badge = f" {BADGE}" if sweep.run.simulated else ""
+    return (
+        '<section aria-labelledby="h-levels"><h2 id="h-levels">All levels</h2>'
+        '<div class="card scroll" role="region" tabindex="0" aria-labelledby="h-levels"><table>'
+        f"<caption><span>{_caption(sweep)}{badge}</span></caption>"
+        f"<thead>{_head(sweep, columns)}</thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _caption(sweep: Sweep) -> str:
+    bad = sum(not _valid(level) for level in sweep.levels)
+    text = f"{len(sweep.levels)} load points"
+    if bad:
+        text += f", {bad} not valid: shown, but no part of the curve"
+    return escape(text + (f". SLO: {_slo(sweep)}." if sweep.slo else "."))
+
+
+def _head(sweep: Sweep, columns: Sequence[Column]) -> str:
+    groups = list(dict.fromkeys(column.group for column in columns))
+    sizes = {group: sum(c.group == group for c in columns) for group in groups}
+    top = "".join(
+        f'<th class="group" scope="colgroup" colspan="{sizes[g]}">{escape(g)}</th>' for g in groups
+    )
+    names = "".join(
+        f'<th scope="col"{_first(columns, i)}>{escape(c.name or _value_name(c))}</th>'
+        for i, c in enumerate(columns)
+    )
+    load = escape(_load_name(sweep))
+    return f'<tr><th scope="col" rowspan="2">{load}</th>{top}</tr><tr>{names}</tr>'
+
+
+def _value_name(column: Column) -> str:
+    return "met" if column.group == "SLO" else "mean"
+
+
+def _load_name(sweep: Sweep) -> str:
+    modes = {level.mode for level in sweep.levels}
+    return {"rate": "Requests/s", "concurrency": "Concurrency"}.get(
+        modes.pop() if len(modes) == 1 else "", "Load"
+    )
+
+
+def _first(columns: Sequence[Column], index: int) -> str:
+    new = index == 0 or columns[index - 1].group != columns[index].group
+    return ' class="first"' if new else ""
+
+
+def _row(level: Level, columns: Sequence[Column]) -> str:
+    valid = _valid(level)
+    load = _number(level.offered_rps if level.mode == "rate" else level.concurrency)
+    tag = "" if valid else ' <span class="badge bad">not valid</span>'
+    cells = "".join(_cell(level, columns, i) for i in range(len(columns)))
+    remark = _remark(level)
+    under = (
+        f'<tr class="note"><td class="remark" colspan="{len(columns) + 1}">'
+        f"<span>{escape(remark)}</span></td></tr>"
+        if remark
+        else ""
+    )
+    kind = "" if valid else ' class="invalid"'
+    return f'<tr{kind}><th scope="row">{tag}{load}</th>{cells}</tr>{under}'
+
+
+def _cell(level: Level, columns: Sequence[Column], index: int) -> str:
+    shown = escape(columns[index].show(level))
+    colored = f'<span class="{shown}">{shown}</span>' if shown in ("met", "missed") else shown
+    return f"<td{_first(columns, index)}>{colored}</td>"
+
+
+def _remark(level: Level) -> str:
+    """Why a level is not valid or what else should be known of it, and its errors by kind."""
+    notes = list(level.measurement.reasons) if level.measurement else []
+    if not _valid(level) and not notes:
+        notes = ["not valid; no reason was recorded"]
+    if level.requests and level.requests.errors:
+        kinds = sorted(level.requests.errors.items())
+        notes.append("errors: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds))
+    return "; ".join(notes)
+
+
+# ---------------------------------------------------------------------------------- run and command
+
+
+def _achieved(sweep: Sweep, pick: Callable[[Level], Stats]) -> float | None:
+    """Mean tokens per request over all levels, as the server counted them."""
+    known = [(s.mean, s.n) for s in map(pick, sweep.levels) if s.mean is not None and s.n]
+    total = sum(n for _, n in known)
+    return sum(mean * n for mean, n in known) / total if total else None
+
+
+def _lengths(asked: str, achieved: float | None) -> str:
+    return f"{asked} asked" + (f", {_number(achieved)} achieved in the mean" if achieved else "")
+
+
+def _workload(sweep: Sweep) -> list[tuple[str, str | None]]:
+    load = sweep.workload
+    sources = dict.fromkeys(level.tokens.source for level in sweep.levels if level.tokens)
+    return [
+        ("Endpoint", load.endpoint + ("" if load.stream else ", not streamed")),
+        ("Input tokens", _lengths(load.input_tokens, _achieved(sweep, lambda v: v.prompt_tokens))),
+        (
+            "Output tokens",
+            _lengths(load.output_tokens, _achieved(sweep, lambda v: v.output_tokens)),
+        ),
+        ("Tokens counted by", ", ".join(sources) or None),
+        ("Arrival", load.arrival),
+        ("Data set", load.dataset),
+        ("Trace", load.trace),
+        ("Shared prefix", f"{load.prefix_tokens:,} tokens" if load.prefix_tokens else None),
+        ("Turns", str(load.turns) if load.turns else None),
+    ]
+
+
+def _overhead(sweep: Sweep) -> str:
+    spent = sweep.run.overhead
+    return (
+        f"probes {spent.probe_requests:,} requests, {spent.probe_tokens:,} tokens; "
+        f"warm-up {spent.warmup_requests:,} requests, {spent.warmup_tokens:,} tokens"
+    )
+
+
+def _engine(sweep: Sweep) -> str | None:
+    named = " ".join(filter(None, (sweep.target.engine, sweep.target.engine_version)))
+    return named or None
+
+
+def _memory(sweep: Sweep) -> str:
+    sizes = {g.memory_total_bytes for g in sweep.target.gpus if g.memory_total_bytes}
+    return ", ".join(f"{size / 2**30:.0f} GiB each" for size in sorted(sizes))
+
+
+def _gpu_fact(sweep: Sweep) -> str | None:
+    gpus = _gpus(sweep)
+    return (f"{gpus}, {_memory(sweep)}" if _memory(sweep) else gpus) if gpus else None
+
+
+def _pairs(pairs: Iterable[tuple[str, str | None]]) -> str:
+    return "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in pairs
+        if value
+    )
+
+
+def _facts(sweep: Sweep) -> str:
+    run, target = sweep.run, sweep.target
+    pairs: list[tuple[str, str | None]] = [
+        ("Target", target.url),
+        ("Model", target.model),
+        ("Engine", _engine(sweep)),
+        ("GPUs", _gpu_fact(sweep)),
+        *_workload(sweep),
+        ("SLO", _slo(sweep) or "none"),
+        ("Seed", str(run.seed)),
+        ("Run", run.id),
+        ("Started", _instant(run.started_at)),
+        ("Load generator", f"servefit {run.tool_version} on {run.host}"),
+        ("Besides the levels", _overhead(sweep)),
+        ("Fingerprint", target.fingerprint),
+    ]
+    return (
+        '<section aria-labelledby="h-run"><h2 id="h-run">The run</h2>'
+        f'<dl class="card facts">{_pairs(pairs)}</dl></section>'
+    )
+
+
+def _grounds(verdict: Verdict | None) -> str:
+    """What else the verdict carries, folded away: its inputs, for whoever wants to check it."""
+    if verdict is None:
+        return ""
+    names = ("demand", "capacity", "stability", "questions", "energy", "cost")
+    groups = [(name, getattr(verdict, name)) for name in names]
+    pairs = [
+        (f"{name}: {key}".replace("_", " "), _value(value))
+        for name, group in groups
+        for key, value in group.items()
+    ]
+    if not pairs:
+        return ""
+    return (
+        '<details class="card"><summary>What the verdict was computed from</summary>'
+        f'<dl class="facts">{_pairs(pairs)}</dl></details>'
+    )
+
+
+def _command(sweep: Sweep) -> str:
+    code = f'<pre><code id="command">{escape(sweep.run.command)}</code></pre>'
+    return (
+        '<section aria-labelledby="h-repeat"><h2 id="h-repeat">Repeat it</h2>'
+        f'<div class="card command">{code}'
+        '<button type="button" id="copy">Copy</button></div></section>'
+    )

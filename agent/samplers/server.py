@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl as tls
 import time
 import zlib
@@ -224,7 +225,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "its TLS certificate is not trusted"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        code = error.os_error.errno
+        return os.strerror(code).lower() if code and code > 0 else str(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the page is cut short"
     if isinstance(error, aiohttp.ServerDisconnectedError):

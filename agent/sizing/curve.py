@@ -1,0 +1,437 @@
+"""From levels to a curve: the knee, whether it is saturated, and the load that still meets the SLO.
+
+Only valid levels count; a level without a `measurement` (another tool's numbers) counts as valid.
+Nothing is extrapolated: every load named here lies between loads that were tested.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import get_args, get_type_hints
+
+import msgspec
+import numpy as np
+
+from agent.model import Curve, Knee, Level, ServerView, Slo, SloCapacity, Stats, UsageError
+from agent.sizing import rules
+from agent.sizing.rules import DEFAULTS, Evidence, Thresholds
+
+# -------------------------------------------------------------------------------------------- slo
+
+METRICS: tuple[str, ...] = get_args(get_type_hints(Slo)["metric"])
+STATISTICS: tuple[str, ...] = get_args(get_type_hints(Slo)["statistic"])
+UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+_TARGET = re.compile(
+    r"([^:<\s]+)\s*:\s*([^:<\s]+)\s*<\s*([-+]?[\d.]*(?:[eE][-+]?\d+)?)\s*([^\s<]*)"
+)
+
+# A failed request has no latency, or an infinite one: the share of failures with which a level can
+# still meet a target. A p99 bears 1 % of them, a maximum none, and no target more than 5 %.
+_FAILURES_MAX = {"mean": 0.05, "p50": 0.05, "p90": 0.05, "p95": 0.05, "p99": 0.01, "max": 0.0}
+
+
+def parse_slo(text: str) -> list[Slo]:
+    """`'ttft:p95<500ms,itl:p95<50ms'` → targets. Raises UsageError saying what to change."""
+    targets = [_parse_target(part.strip()) for part in text.split(",") if part.strip()]
+    if not targets:
+        raise UsageError("the SLO is empty: write for example 'ttft:p95<500ms,itl:p95<50ms'")
+    return targets
+
+
+def _parse_target(text: str) -> Slo:
+    match = _TARGET.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"SLO target {text!r} is not METRIC:STATISTIC<BOUND: write for example 'ttft:p95<500ms'"
+        )
+    metric, statistic, number, unit = match.groups()
+    _known("metric", metric, METRICS, text)
+    _known("statistic", statistic, STATISTICS, text)
+    if not number:
+        raise UsageError(
+            f"SLO target {text!r}: the bound must be a number with a unit, as in 500ms"
+        )
+    if not unit:
+        raise UsageError(f"SLO target {text!r}: the bound needs a unit, us, ms or s")
+    _known("unit", unit, tuple(UNITS_MS), text)
+    try:
+        bound_ms = float(number) * UNITS_MS[unit]
+    except ValueError:
+        raise UsageError(f"SLO target {text!r}: {number!r} is not a number") from None
+    if not 0 < bound_ms < math.inf:
+        raise UsageError(f"SLO target {text!r}: the bound must be above 0")
+    return msgspec.convert(
+        {"metric": metric, "statistic": statistic, "bound_ms": bound_ms}, type=Slo
+    )
+
+
+def _known(kind: str, word: str, words: tuple[str, ...], text: str) -> None:
+    if word in words:
+        return
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.0)
+    raise UsageError(
+        f"SLO target {text!r}: unknown {kind} {word!r}, did you mean {near[0]!r}?"
+        f" (known: {', '.join(words)})"
+    )
+
+
+def format_slo(slo: Iterable[Slo]) -> str:
+    """The targets as `parse_slo` reads them."""
+    return ",".join(f"{s.metric}:{s.statistic}<{s.bound_ms:g}ms" for s in slo)
+
+
+def slo_value(level: Level, target: Slo) -> float | None:
+    """The statistic a target is about, ms; infinite with too many failures; null if unknown."""
+    if failed_share(level) > _FAILURES_MAX[target.statistic]:
+        return math.inf
+    stats: Stats = getattr(level, f"{target.metric}_ms")
+    value: float | None = getattr(stats, target.statistic)
+    return value
+
+
+def failed_share(level: Level) -> float:
+    """Failed requests over all that ended by themselves; 0 where requests were not counted."""
+    if level.requests is None or not (ended := level.requests.ok + level.requests.failed):
+        return 0.0
+    return level.requests.failed / ended
+
+
+def slo_met(level: Level, slo: Iterable[Slo]) -> bool | None:
+    """Did the level meet every target? Null without a target, or if one not measured decides."""
+    met = [None if (v := slo_value(level, s)) is None else v < s.bound_ms for s in slo]
+    if False in met:
+        return False
+    return None if not met or None in met else True
+
+
+# ----------------------------------------------------------------------------------------- points
+
+
+class Point(msgspec.Struct, frozen=True):
+    """The valid levels of one load (repeats together): means, and the envelope of the intervals."""
+
+    load: float
+    level: Level  # the one whose server and latency figures speak for the load: the longest sample
+    levels: tuple[Level, ...]
+    throughput: float  # output tokens/s; requests/s for a workload without output tokens
+    half: float  # relative half-width of its 95 % interval
+    concurrency: float | None
+    rps: float | None
+
+
+def is_valid(level: Level) -> bool:
+    return level.measurement is None or level.measurement.valid
+
+
+def is_open(level: Level) -> bool:
+    return level.mode == "rate" or level.concurrency is None
+
+
+def load_of(level: Level) -> float | None:
+    """The load in the unit of its mode: streams held, or requests/s offered."""
+    return level.offered_rps if is_open(level) else level.concurrency
+
+
+def of_mode(levels: Iterable[Level]) -> list[Level]:
+    """The levels of the mode that most of the valid ones have; the closed loop wins a tie."""
+    levels = [level for level in levels if load_of(level) is not None]
+    is_rate = 2 * sum(is_open(lv) for lv in levels if is_valid(lv)) > sum(map(is_valid, levels))
+    return [level for level in levels if is_open(level) == is_rate]
+
+
+def points(levels: Iterable[Level], t: Thresholds = DEFAULTS) -> list[Point]:
+    """The curve's points by rising load, from valid levels of one mode with a throughput."""
+    usable = [level for level in of_mode(filter(is_valid, levels)) if _rate(level) is not None]
+    tokens = all(level.output_tokens_per_s for level in usable)
+    by_load: dict[float, list[Level]] = defaultdict(list)
+    for level in usable:
+        by_load[float(load_of(level) or 0)].append(level)
+    return [_point(load, by_load[load], tokens, t) for load in sorted(by_load)]
+
+
+def _rate(level: Level) -> float | None:
+    return level.output_tokens_per_s or level.request_throughput
+
+
+def _point(load: float, levels: list[Level], tokens: bool, t: Thresholds) -> Point:
+    # Sorted by content, so that the order in which the levels came cannot matter.
+    levels = sorted(levels, key=lambda lv: (-_sample(lv), msgspec.json.encode(lv)))
+    rates = [(lv.output_tokens_per_s if tokens else lv.request_throughput) or 0 for lv in levels]
+    mean = float(np.mean(rates))
+    spread = max(abs(rate - mean) for rate in rates) / mean if mean > 0 else 0.0
+    half = max(spread, *(_half(level, t) for level in levels))
+    return Point(
+        load=load,
+        level=levels[0],
+        levels=tuple(levels),
+        throughput=mean,
+        half=half,
+        concurrency=_mean(map(in_flight, levels)),
+        rps=_mean(level.request_throughput for level in levels),
+    )
+
+
+def _sample(level: Level) -> int:
+    return level.requests.ok if level.requests else level.e2e_ms.n
+
+
+def _half(level: Level, t: Thresholds) -> float:
+    if level.output_tokens_per_s_ci95 is None or not level.output_tokens_per_s:
+        return t.assumed_error
+    low, high = level.output_tokens_per_s_ci95
+    return max(0.0, high - low) / 2 / level.output_tokens_per_s
+
+
+def in_flight(level: Level) -> float | None:
+    """Requests in flight: what was held, what was counted, or throughput · E2E (Little)."""
+    if not is_open(level):
+        return float(level.concurrency or 0)
+    if level.measurement is not None and level.measurement.in_flight_mean is not None:
+        return level.measurement.in_flight_mean
+    if level.request_throughput is None or level.e2e_ms.mean is None:
+        return None
+    return level.request_throughput * level.e2e_ms.mean / 1000
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def interpolate(
+    curve: Sequence[Point],
+    at: float | None,
+    x: Callable[[Point], float | None],
+    y: Callable[[Point], float | None],
+) -> float | None:
+    """y where x is `at`, on the line between two measured points; null outside of them.
+
+    x need not rise (a saturated curve thrashes): its running maximum is used.
+    """
+    known = [(px, py) for p in curve if (px := x(p)) is not None and (py := y(p)) is not None]
+    if at is None or not known:
+        return None
+    xs = np.maximum.accumulate([px for px, _ in known])
+    if not xs[0] <= at <= xs[-1]:
+        return None
+    return float(np.interp(at, xs, [py for _, py in known]))
+
+
+def load(point: Point) -> float:
+    return point.load
+
+
+def concurrency(point: Point) -> float | None:
+    return point.concurrency
+
+
+def rps(point: Point) -> float | None:
+    return point.rps
+
+
+# ------------------------------------------------------------------------------------------ curve
+
+
+def analyse(
+    levels: Sequence[Level], slo: Sequence[Slo] = (), thresholds: Thresholds = DEFAULTS
+) -> Curve:
+    """Knee, saturation, SLO capacity and limit of a sweep; the order of the levels is irrelevant.
+
+    Invalid levels change nothing but the limit, which is CLIENT_LIMITED where they hid the end.
+    """
+    seen = evidence(levels, thresholds)
+    found = rules.limits(seen)
+    curve = points(levels, thresholds)
+    return Curve(
+        knee=knee(curve, thresholds),
+        saturated=seen.saturated,
+        slo_capacity=slo_capacity(curve, slo),
+        limit=found[0].code if found else None,
+    )
+
+
+def evidence(levels: Sequence[Level], thresholds: Thresholds = DEFAULTS) -> Evidence:
+    """What the limit rules look at."""
+    curve = points(levels, thresholds)
+    at = knee_point(curve, thresholds)
+    top = curve[-1].load if curve else 0.0
+    return Evidence(
+        levels=tuple(p.level for p in curve),
+        loads=tuple(p.load for p in curve),
+        throughputs=tuple(p.throughput for p in curve),
+        saturated=saturated(curve, thresholds),
+        knee_load=at.load if at else None,
+        client_limited=tuple(sorted(
+            value
+            for level in of_mode(levels)
+            if invalid_because(level) == "client" and (value := load_of(level) or 0.0) > top
+        )),
+        thresholds=thresholds,
+    )  # fmt: skip
+
+
+def invalid_because(level: Level) -> str | None:
+    """Why a level does not count: foreign, client, errors, unsteady or other; null if it does.
+
+    Read from `measurement.reasons`, each of which begins with its code; the first match here
+    decides, so that somebody else's traffic is never booked to the client.
+    """
+    if level.measurement is None or level.measurement.valid:
+        return None
+    text = " ".join(level.measurement.reasons).lower()
+    for cause, words in _CAUSES.items():
+        if any(word in text for word in words):
+            return cause
+    return "other"
+
+
+_CAUSES = {
+    "foreign": ("foreign",),
+    "client": ("client", "send_lag", "loop_lag", "send lag", "loop lag", "achieved"),
+    "errors": ("error:", "errors", "failed"),
+    "unsteady": ("unsteady", "little"),
+}
+
+
+def knee_point(curve: Sequence[Point], t: Thresholds = DEFAULTS) -> Point | None:
+    """The smallest load within 5 % of the best throughput.
+
+    The best is what it surely reached (the low end of its interval), so that one lucky level does
+    not move the knee outwards; noise excuses 5 % more at most.
+    """
+    if not curve:
+        return None
+    best = max(curve, key=lambda p: p.throughput)
+    sure = best.throughput * (1 - (best.half if best.half > t.assumed_error else 0.0))
+    least = max(t.knee_share_noisy * best.throughput, t.knee_share * sure)
+    return next(p for p in curve if p.throughput >= least)
+
+
+def knee(curve: Sequence[Point], t: Thresholds = DEFAULTS) -> Knee | None:
+    """The knee as the JSON has it; null where its concurrency is not known."""
+    at = knee_point(curve, t)
+    if at is None or at.concurrency is None:
+        return None
+    return Knee(at.concurrency, at.level.output_tokens_per_s or 0.0)
+
+
+def saturated(curve: Sequence[Point], t: Thresholds = DEFAULTS) -> bool:
+    """Has throughput stopped growing at the highest load?
+
+    Growth share of a step = (X₂/X₁ - 1)/(L₂/L₁ - 1): 1 is proportional growth, 0 none. Saturated
+    when, from some lower level to the highest, the share is under `growth_share_max` and the upper
+    end of its 95 % interval under `growth_share_upper_max`: a short or noisy step proves nothing.
+    An open loop is also saturated when fewer requests finish than are offered, beyond what the
+    Poisson noise of their number allows, when more wait than run, or when the measurement itself
+    found the number in flight growing.
+    """
+    if not curve:
+        return False
+    top = curve[-1]
+    if is_open(top.level) and _overloaded(top.level, t):
+        return True
+    return any(_flat(point, top, t) for point in curve[:-1] if point.load > 0)
+
+
+def _flat(low: Point, high: Point, t: Thresholds) -> bool:
+    if low.throughput <= 0:
+        return False
+    gain = high.throughput / low.throughput
+    noise = gain * math.hypot(low.half, high.half)
+    proportional = high.load / low.load - 1
+    share, upper = (gain - 1) / proportional, (gain + noise - 1) / proportional
+    return share < t.growth_share_max and upper < t.growth_share_upper_max
+
+
+def _overloaded(level: Level, t: Thresholds) -> bool:
+    server = level.server or ServerView()
+    if (server.waiting_mean or 0.0) > max(1.0, server.running_mean or 0.0):
+        return True
+    reasons = level.measurement.reasons if level.measurement else []
+    if any(reason.startswith("saturated") for reason in reasons):
+        return True
+    if not level.offered_rps or level.request_throughput is None:
+        return False
+    noise = 2 / math.sqrt(max(1, _sample(level)))
+    return level.request_throughput / level.offered_rps < min(t.achieved_share_min, 1 - noise)
+
+
+# ----------------------------------------------------------------------------------- slo capacity
+
+
+def slo_capacity(curve: Sequence[Point], slo: Sequence[Slo]) -> SloCapacity | None:
+    """λ*: the most load at which every target is met.
+
+    Per target: isotonic fit of the statistic over load, then the line between the last fitted
+    point under the bound and the first at or above it. The least over the targets. Null without
+    an SLO, or when one of its statistics was measured nowhere.
+    """
+    if not curve or not slo:
+        return None
+    crossings = [_crossing(curve, target) for target in slo]
+    known = [c for c in crossings if c is not None]
+    if len(known) < len(crossings):
+        return None
+    broken = [high for _, _, high in known if high is not None]
+    high = min(broken) if broken else None
+    if any(low is None for low, _, _ in known):
+        return SloCapacity(concurrency=None, rps=None, lo=None, hi=high, bracketed=False)
+    low = min(low for low, _, _ in known if low is not None)
+    star = min(star for _, star, _ in known if star is not None)
+    opened = is_open(curve[0].level)
+    return SloCapacity(
+        concurrency=interpolate(curve, star, load, concurrency) if opened else star,
+        rps=star if opened else interpolate(curve, star, load, rps),
+        lo=low,
+        hi=high,
+        bracketed=high is not None,
+    )
+
+
+_Crossing = tuple[float | None, float | None, float | None]  # last met, λ*, first broken
+
+
+def _crossing(curve: Sequence[Point], target: Slo) -> _Crossing | None:
+    known = [(p, value) for p in curve if (value := _worst(p, target)) is not None]
+    if not known:
+        return None
+    loads = [p.load for p, _ in known]
+    fitted = isotonic([v for _, v in known], [_weight(p, target) for p, _ in known])
+    met = [i for i, value in enumerate(fitted) if value < target.bound_ms]
+    if len(met) == len(fitted):
+        return loads[-1], loads[-1], None
+    if not met:
+        return None, None, loads[0]
+    last = met[-1]
+    step = fitted[last + 1] - fitted[last]
+    share = (target.bound_ms - fitted[last]) / step if math.isfinite(step) else 0.0
+    star = loads[last] + share * (loads[last + 1] - loads[last])
+    return loads[last], min(star, loads[last + 1]), loads[last + 1]
+
+
+def _worst(point: Point, target: Slo) -> float | None:
+    """Mean of the statistic over the repeats of a load, ms."""
+    return _mean(slo_value(level, target) for level in point.levels)
+
+
+def _weight(point: Point, target: Slo) -> float:
+    return max(1.0, float(sum(getattr(lv, f"{target.metric}_ms").n for lv in point.levels)))
+
+
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The non-decreasing sequence nearest in weighted least squares: pool adjacent violators.
+
+    Ayer et al., Annals of Mathematical Statistics 26 (1955). Infinite values stay infinite.
+    """
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(values, weights, strict=True):
+        blocks.append((value, weight, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, wa, na), (b, wb, nb) = blocks[-2:]
+            blocks[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
+    return [mean for mean, _, length in blocks for _ in range(length)]

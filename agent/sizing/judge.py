@@ -1,0 +1,712 @@
+"""The first verdict: what a sweep alone can say about how the hardware is sized.
+
+Caution is asymmetric, because shrinking a box that was needed breaks a service: OVER_SIZED is
+never said here. It would take observed demand over weeks and a smaller configuration shown to fit;
+a sweep with a declared demand has neither, so it says RIGHT_SIZED with its headroom.
+
+The evidence is one-sided per finding: RIGHT_SIZED needs a load at or above the demand that was
+measured and met the SLO, UNDER_SIZED one at or below the demand that was measured and broke it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import msgspec
+
+from agent.model import (
+    Confidence,
+    Curve,
+    Level,
+    Ratio,
+    Reason,
+    Recommendation,
+    Slo,
+    Stats,
+    Verdict,
+)
+from agent.sizing import curve as curves
+from agent.sizing import rules
+from agent.sizing.curve import Point
+from agent.sizing.rules import DEFAULTS, Evidence, Thresholds
+
+Unit = Literal["concurrency", "rps"]
+UNIT_NAMES: dict[Unit, str] = {"concurrency": "concurrent requests", "rps": "requests/s"}
+
+ACTIONS = {
+    "KV_MEMORY": "more KV-cache memory: a GPU with more memory, another GPU, a smaller or more"
+    " quantised KV cache; more compute would not help",
+    "ADMISSION_CAP": "raise --max-num-seqs and measure again; the hardware is not the limit",
+    "COMPUTE_PREFILL": "more compute for prompts (more FLOPS, another replica) or less to compute"
+    " (prefix caching, shorter prompts); more memory would not help",
+    "MEM_BANDWIDTH": "more memory bandwidth or fewer bytes to read (quantised weights or KV cache,"
+    " another replica); more FLOPS would not help",
+    "CLIENT_LIMITED": "measure again with a stronger load generator (--processes, another machine)",
+}
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What the server holds, in one unit, and what that rests on.
+
+    `lo` was measured and held, `hi` was measured and did not; null where the sweep never saw it.
+    """
+
+    unit: Unit
+    value: float | None
+    lo: float | None
+    hi: float | None
+    basis: Literal["slo", "knee", "highest level tested", "throughput"]
+
+
+class Case(msgspec.Struct, frozen=True):
+    """Everything a verdict is made from."""
+
+    levels: tuple[Level, ...]
+    points: tuple[Point, ...]
+    curve: Curve
+    slo: tuple[Slo, ...]
+    demand: dict[Unit, float]
+    evidence: Evidence
+    simulated: bool
+    target: str
+    t: Thresholds
+
+
+def judge(
+    levels: Sequence[Level],
+    curve: Curve,
+    slo: Sequence[Slo] = (),
+    *,
+    expect_concurrency: float | None = None,
+    expect_rps: float | None = None,
+    simulated: bool = False,
+    thresholds: Thresholds = DEFAULTS,
+    target: str = "URL",
+) -> Verdict:
+    """The verdict of a sweep, against a declared demand where there is one.
+
+    With both expectations the one that takes more of its capacity decides. Without an SLO the
+    capacity is the knee, or the saturation throughput for a request rate, and latency is not
+    judged. `target` only goes into the command that would confirm the verdict.
+    """
+    demand: dict[Unit, float] = {}
+    if expect_concurrency is not None:
+        demand["concurrency"] = float(expect_concurrency)
+    if expect_rps is not None:
+        demand["rps"] = float(expect_rps)
+    case = Case(
+        levels=tuple(levels),
+        points=tuple(curves.points(levels, thresholds)),
+        curve=curve,
+        slo=tuple(slo),
+        demand=demand,
+        evidence=curves.evidence(levels, thresholds),
+        simulated=simulated,
+        target=target,
+        t=thresholds,
+    )
+    capacity, ratio = _binding(case)
+    finding = _finding(case, capacity, ratio)
+    return _verdict(case, finding, capacity, ratio)
+
+
+# --------------------------------------------------------------------------------------- capacity
+
+
+def _binding(case: Case) -> tuple[Capacity, Ratio | None]:
+    """The capacity that decides, and the demand over it: of two expectations the tighter one."""
+    if not case.demand:
+        opened = bool(case.points) and curves.is_open(case.points[0].level)
+        return _capacity(case, "rps" if opened else "concurrency"), None
+    judged = [
+        (cap := _capacity(case, unit), _ratio(case.demand[unit], cap)) for unit in case.demand
+    ]
+    return max(judged, key=lambda pair: _tightness(case.demand[pair[0].unit], *pair))
+
+
+def _tightness(demand: float, cap: Capacity, ratio: Ratio | None) -> tuple[bool, float]:
+    """Proven broken first, then by the ratio; an unknown capacity is tighter than a known one."""
+    broken = cap.hi is not None and demand >= cap.hi
+    return broken, ratio.value if ratio else math.inf
+
+
+def _ratio(demand: float, cap: Capacity) -> Ratio | None:
+    if not cap.value:
+        return None
+    return Ratio(
+        value=demand / cap.value,
+        lo=demand / cap.hi if cap.hi else None,
+        hi=demand / cap.lo if cap.lo else None,
+    )
+
+
+def _capacity(case: Case, unit: Unit) -> Capacity:
+    """K in the unit of the demand, from the SLO where there is one, else from the knee."""
+    if not case.points:
+        return Capacity(unit, None, None, None, "highest level tested")
+    cap = _slo_capacity(case, unit) if case.slo else _bare_capacity(case, unit)
+    ceiling = _ceiling(case) if unit == "rps" else None
+    if ceiling is None or (cap.hi is not None and cap.hi <= ceiling):
+        return cap
+    # No rate above the saturation throughput is served, whatever the latencies were.
+    return msgspec.structs.replace(cap, hi=ceiling)
+
+
+def _slo_capacity(case: Case, unit: Unit) -> Capacity:
+    found = case.curve.slo_capacity
+    if found is None:
+        return Capacity(unit, None, None, None, "slo")
+    value = found.concurrency if unit == "concurrency" else found.rps
+    return Capacity(
+        unit, value, _lower(case, found.lo, unit), _convert(case, found.hi, unit, +1), "slo"
+    )
+
+
+def _bare_capacity(case: Case, unit: Unit) -> Capacity:
+    """Without an SLO: up to the knee more load buys throughput; past the next level none."""
+    knee = curves.knee_point(case.points, case.t)
+    if knee is None or not case.curve.saturated:
+        top = case.points[-1].load
+        value = _convert(case, top, unit, 0)
+        return Capacity(unit, value, _lower(case, top, unit), None, "highest level tested")
+    if unit == "rps":
+        best = max((p.rps for p in case.points if p.rps is not None), default=None)
+        return Capacity(unit, best, _lower(case, knee.load, unit), None, "throughput")
+    above = [p.load for p in case.points if p.load > knee.load]
+    return Capacity(
+        unit,
+        _convert(case, knee.load, unit, 0),
+        _lower(case, knee.load, unit),
+        _convert(case, min(above, default=knee.load), unit, +1),
+        "knee",
+    )
+
+
+def _ceiling(case: Case) -> float | None:
+    """The most requests/s that a saturated server finished, at the upper end of its interval."""
+    if not case.curve.saturated:
+        return None
+    return max((p.rps * (1 + p.half) for p in case.points if p.rps is not None), default=None)
+
+
+def _convert(case: Case, load: float | None, unit: Unit, side: int) -> float | None:
+    """A tested load in the unit of the demand; `side` -1 or +1 takes that end of its interval."""
+    point = next((p for p in case.points if p.load == load), None)
+    if point is None:
+        return None
+    opened = curves.is_open(point.level)
+    if unit == ("rps" if opened else "concurrency"):
+        return point.load
+    value = point.concurrency if unit == "concurrency" else point.rps
+    return None if value is None else value * (1 + side * point.half)
+
+
+def _lower(case: Case, load: float | None, unit: Unit) -> float | None:
+    """A load that held, as a lower bound in the unit of the demand.
+
+    A closed loop holds its streams steady; requests that arrive at random do not. A request rate
+    is therefore granted only up to where a Poisson number in flight stays, 95 % of the time,
+    within the concurrency that was tested.
+    """
+    if load is None or unit == "concurrency" or curves.is_open(case.points[0].level):
+        return _convert(case, load, unit, -1)
+    point = next(p for p in case.points if p.load == load)
+    if point.rps is None:
+        return None
+    steady = rules.steady_load(load, case.t.burst_z)
+    known = [(0.0, 0.0), *((p.load, p.rps) for p in case.points if p.rps is not None)]
+    return min(_line(known, steady), point.rps) * (1 - point.half)
+
+
+def _line(known: Sequence[tuple[float, float]], at: float) -> float:
+    """Linear interpolation; `at` lies inside, for an idle server (0, 0) is a measured point."""
+    for (x0, y0), (x1, y1) in pairwise(known):
+        if x0 <= at <= x1:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+    return known[-1][1]
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+def _finding(case: Case, cap: Capacity, ratio: Ratio | None) -> str:
+    """The first finding, in order of precedence, that has the evidence it needs."""
+    if not case.points:
+        return "INVALID_MEASUREMENT" if case.levels else "INSUFFICIENT_DATA"
+    if _infeasible(case):
+        return "INFEASIBLE_SLO"
+    if not case.demand:
+        if _end_unknown(case) and _invalid_above(case):
+            return "INVALID_MEASUREMENT"
+        return "INSUFFICIENT_DATA" if _slo_unmeasured(case) else "CAPACITY_ONLY"
+    demand = case.demand[cap.unit]
+    if cap.hi is not None and demand >= cap.hi:
+        return "UNDER_SIZED"
+    if cap.lo is not None and demand <= cap.lo:
+        return "RIGHT_SIZED"
+    if _invalid_between(case):
+        return "INVALID_MEASUREMENT"
+    if cap.hi is not None and cap.value is not None:
+        return "BORDERLINE"
+    if cap.value is not None and demand <= cap.value:
+        return "BORDERLINE"  # inside what was measured, outside what bursts and intervals leave
+    return "INSUFFICIENT_DATA"
+
+
+def _slo_unmeasured(case: Case) -> bool:
+    return bool(case.slo) and case.curve.slo_capacity is None
+
+
+def _end_unknown(case: Case) -> bool:
+    """Did the valid levels show neither saturation nor a broken SLO?"""
+    broken = case.curve.slo_capacity is not None and case.curve.slo_capacity.hi is not None
+    return not case.curve.saturated and not broken
+
+
+def _invalid_above(case: Case) -> list[Level]:
+    top = case.points[-1].load
+    return [lv for lv in _invalid(case) if (curves.load_of(lv) or 0.0) > top]
+
+
+def _invalid_between(case: Case) -> list[Level]:
+    """Invalid levels where the answer lies: above what held and below what broke."""
+    found = case.curve.slo_capacity
+    knee = curves.knee_point(case.points, case.t)
+    low = found.lo if found else (knee.load if knee else None)
+    high = found.hi if found else None
+    if low is None and high is None:
+        return _invalid_above(case)
+    return [
+        lv
+        for lv in _invalid(case)
+        if (low or 0.0) < (curves.load_of(lv) or 0.0) < (high or math.inf)
+    ]
+
+
+def _invalid(case: Case) -> list[Level]:
+    return [lv for lv in curves.of_mode(case.levels) if not curves.is_valid(lv)]
+
+
+def _infeasible(case: Case) -> bool:
+    """Does one request alone already break the SLO? A few unlucky ones do not prove it."""
+    found = case.curve.slo_capacity
+    if found is None or found.lo is not None:
+        return False
+    first = case.points[0]
+    if first.concurrency is None or first.concurrency > case.t.alone_concurrency:
+        return False
+    return any(_surely_breaks(first.level, target, case.t) for target in case.slo)
+
+
+def _surely_breaks(level: Level, target: Slo, t: Thresholds) -> bool:
+    value = curves.slo_value(level, target)
+    if value is None or value < target.bound_ms:
+        return False
+    stats: Stats = getattr(level, f"{target.metric}_ms")
+    typical = stats.p50 if stats.p50 is not None else stats.mean
+    enough = stats.n == 0 or stats.n >= t.requests_few
+    return enough or (typical is not None and typical >= target.bound_ms)
+
+
+# ---------------------------------------------------------------------------------------- verdict
+
+
+def _verdict(case: Case, finding: str, cap: Capacity, ratio: Ratio | None) -> Verdict:
+    operating = _operating_point(case, cap)
+    reasons = _reasons(case, finding, cap)
+    return Verdict(
+        finding=finding,
+        summary=_summary(case, finding, cap, ratio, reasons),
+        confidence=_confidence(case, finding, operating),
+        since=min((lv.started_at for lv in case.levels if lv.started_at), default=None),
+        reasons=reasons,
+        demand=_demand(case, cap),
+        capacity=_capacity_dict(case, cap),
+        ratio=ratio,
+        rests_on=_rests_on(case),
+        stability=_stability(operating),
+        questions=_questions(case),
+        energy=_energy(operating),
+        cost=_cost(operating),
+        recommendation=_recommendation(case, finding, cap, reasons),
+        missing=_missing(case, finding, cap),
+    )
+
+
+def _demand(case: Case, cap: Capacity) -> dict[str, Any]:
+    if not case.demand:
+        return {}
+    return {"declared": True, "binding": cap.unit, **dict(case.demand.items())}
+
+
+def _capacity_dict(case: Case, cap: Capacity) -> dict[str, Any]:
+    knee, slo = case.curve.knee, case.curve.slo_capacity
+    return {
+        "unit": cap.unit,
+        "value": cap.value,
+        "lo": cap.lo,
+        "hi": cap.hi,
+        "basis": cap.basis,
+        "bracketed": bool(slo and slo.bracketed),
+        "saturated": case.curve.saturated,
+        "knee": msgspec.to_builtins(knee) if knee else None,
+        "limit": case.curve.limit,
+    }
+
+
+def _operating_point(case: Case, cap: Capacity) -> Point | None:
+    """The highest tested load at or under the demand; without one, what the capacity rests on."""
+    if not case.points:
+        return None
+    below = case.points
+    if case.demand:
+        demand = case.demand[cap.unit]
+        value = curves.rps if cap.unit == "rps" else curves.concurrency
+        below = tuple(p for p in case.points if (v := value(p)) is not None and v <= demand)
+    else:
+        held = case.curve.slo_capacity.lo if case.curve.slo_capacity else None
+        knee = curves.knee_point(case.points, case.t)
+        at = held if held is not None else (knee.load if knee else math.inf)
+        below = tuple(p for p in case.points if p.load <= at)
+    return below[-1] if below else case.points[0]
+
+
+def _reasons(case: Case, finding: str, cap: Capacity) -> list[Reason]:
+    found = rules.limits(case.evidence)
+    if finding == "INVALID_MEASUREMENT":
+        return [*_invalid_reasons(case), *found]
+    if finding == "INFEASIBLE_SLO":
+        return [*_broken_reasons(case), *found]
+    return found
+
+
+def _broken_reasons(case: Case) -> list[Reason]:
+    """Which target one request alone broke, with what was measured."""
+    first = case.points[0]
+    reasons = []
+    for target in case.slo:
+        value = curves.slo_value(first.level, target)
+        if value is not None and value >= target.bound_ms:
+            because = (
+                f"{target.metric} {target.statistic} is {value:.4g} ms with one request alone,"
+                f" over its bound of {target.bound_ms:g} ms"
+            )
+            evidence = {
+                "at": first.load,
+                "target": curves.format_slo([target]),
+                "value_ms": value,
+                "bound_ms": target.bound_ms,
+            }
+            reasons.append(Reason("SLO_BROKEN_ALONE", because, evidence))
+    return reasons
+
+
+def _invalid_reasons(case: Case) -> list[Reason]:
+    causes: dict[str, list[Level]] = {}
+    for level in _invalid(case):
+        causes.setdefault(curves.invalid_because(level) or "other", []).append(level)
+    return [_invalid_reason(cause, levels) for cause, levels in causes.items()]
+
+
+_INVALID_CODES = {
+    "client": ("CLIENT_LIMITED", "the load generator itself was the limit"),
+    "foreign": ("FOREIGN_TRAFFIC", "somebody else used the server"),
+    "errors": ("ERRORS", "too many requests failed"),
+    "unsteady": ("UNSTEADY", "requests in flight do not match throughput and latency"),
+    "other": ("INVALID", "the level was marked invalid"),
+}
+
+
+def _invalid_reason(cause: str, levels: list[Level]) -> Reason:
+    code, words = _INVALID_CODES[cause]
+    loads = sorted(curves.load_of(level) or 0.0 for level in levels)
+    said = sorted({r for lv in levels if lv.measurement for r in lv.measurement.reasons})
+    return Reason(
+        code,
+        f"{words} at {len(levels)} level(s), from load {loads[0]:g} on",
+        {"levels": len(levels), "from_load": loads[0], "loads": loads, "measurement": said},
+    )
+
+
+# ------------------------------------------------------------------------------------- in words
+
+
+def _n(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _summary(
+    case: Case, finding: str, cap: Capacity, ratio: Ratio | None, reasons: list[Reason]
+) -> str:
+    text = _sentence(case, finding, cap, ratio, reasons)
+    if case.slo or finding in ("INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
+        judged = ""
+    else:
+        judged = " Latency was not judged: no SLO was given."
+    return f"{'Simulated: ' if case.simulated else ''}{text}{judged}"
+
+
+def _sentence(
+    case: Case, finding: str, cap: Capacity, ratio: Ratio | None, reasons: list[Reason]
+) -> str:
+    unit = UNIT_NAMES[cap.unit]
+    if finding == "INVALID_MEASUREMENT":
+        why = reasons[0].because if reasons else "no level gave a throughput"
+        sure = f"; valid up to {_n(case.points[-1].load)}" if case.points else ""
+        return f"The measurement does not count: {why}{sure}."
+    if finding == "INFEASIBLE_SLO":
+        return f"One request alone already breaks the SLO: {reasons[0].because}."
+    if finding == "CAPACITY_ONLY":
+        return _capacity_sentence(case, cap)
+    if finding == "INSUFFICIENT_DATA" or ratio is None or cap.value is None:
+        return f"The sweep cannot tell: {_missing(case, finding, cap)[0]}."
+    demand = f"the declared {_n(case.demand[cap.unit])} {unit}"
+    holds = f"{_n(cap.value)} {unit} {_basis(cap)}"
+    if finding == "UNDER_SIZED":
+        return (
+            f"Too small: {demand} are {_n(100 * ratio.value)} % of what the server holds, {holds}."
+        )
+    if finding == "RIGHT_SIZED":
+        least = "at least " if cap.hi is None else ""
+        return (
+            f"It fits: {demand} take {_n(100 * ratio.value)} % of what the server holds,"
+            f" {least}{holds}, so {_n(max(0.0, 100 * (1 - ratio.value)))} % are in hand."
+        )
+    return (
+        f"Too close to call: {demand} are {_n(100 * ratio.value)} % of what the server holds,"
+        f" {holds}, and the measurement is not finer than that."
+    )
+
+
+def _basis(cap: Capacity) -> str:
+    return {
+        "slo": "within the SLO",
+        "knee": "before throughput stops growing",
+        "throughput": "at full load",
+        "highest level tested": "at the highest load tested",
+    }[cap.basis]
+
+
+def _capacity_sentence(case: Case, cap: Capacity) -> str:
+    unit, knee = UNIT_NAMES[cap.unit], case.curve.knee
+    limit = f"; the limit is {case.curve.limit}" if case.curve.limit else ""
+    best = f" ({_n(knee.output_tokens_per_s)} output tokens/s at the knee)" if knee else ""
+    if case.slo and cap.value is None:
+        lowest = _n(case.points[0].load)
+        return f"The SLO is broken at the smallest load tested, {lowest} {unit}{best}{limit}."
+    value = _n(cap.value) if cap.value is not None else "an unknown number of"
+    least = "at least " if cap.hi is None and cap.basis != "throughput" else "up to "
+    return f"Right for {least}{value} {unit} {_basis(cap)}{best}{limit}."
+
+
+def _rests_on(case: Case) -> list[str]:
+    lines = []
+    if case.points:
+        loads = ", ".join(f"{p.load:g}" for p in case.points)
+        unit = "requests/s" if curves.is_open(case.points[0].level) else "concurrency"
+        lines.append(f"{len(case.points)} valid level(s), {unit} {loads}")
+        requests = sum(lv.requests.ok for p in case.points for lv in p.levels if lv.requests)
+        if requests:
+            lines.append(f"{requests} completed requests")
+    if invalid := _invalid(case):
+        lines.append(f"not on {len(invalid)} invalid level(s)")
+    if case.slo:
+        lines.append(f"SLO {curves.format_slo(case.slo)}")
+    if case.demand:
+        lines.append("a declared demand, taken as given and as the peak")
+    if case.simulated:
+        lines.append("the simulated engine, not a real server")
+    return lines
+
+
+def _stability(point: Point | None) -> dict[str, Any]:
+    """p99/p50 of TTFT and ITL at the operating point: 1 is perfectly even."""
+    if point is None:
+        return {}
+    found: dict[str, Any] = {}
+    for name, stats in (("ttft", point.level.ttft_ms), ("itl", point.level.itl_ms)):
+        if stats.p99 is not None and stats.p50:
+            found[f"{name}_p99_over_p50"] = stats.p99 / stats.p50
+    return {"at": point.load, **found} if found else {}
+
+
+def _questions(case: Case) -> dict[str, Any]:
+    users = "unknown"
+    if (declared := case.demand.get("concurrency")) is not None:
+        users = "single" if declared <= case.t.single_user else "service"
+    return {
+        "trains": "unknown",
+        "users": users,
+        "priority": "steady experience" if case.slo else "unknown",
+    }
+
+
+def _energy(point: Point | None) -> dict[str, Any]:
+    if point is None or point.level.energy_j_per_output_token is None:
+        return {}
+    return {"at": point.load, "j_per_output_token_busy": point.level.energy_j_per_output_token}
+
+
+def _cost(point: Point | None) -> dict[str, Any]:
+    if point is None or (usd := point.level.cost_usd_per_million_output_tokens) is None:
+        return {}
+    return {"at": point.load, "usd_per_million_output_tokens": usd}
+
+
+# -------------------------------------------------------------------------------------- confidence
+
+_GRADES: tuple[Literal["none", "low", "medium", "high"], ...] = ("none", "low", "medium", "high")
+
+
+def _confidence(case: Case, finding: str, operating: Point | None) -> Confidence:
+    """The least of what the evidence allows, with everything that holds it there."""
+    if finding in ("INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
+        return Confidence("none", "there is no verdict to be confident in")
+    caps = _caps(case, finding, operating)
+    grade = min((cap for cap, _ in caps), default=3)
+    limited = "; ".join(text for cap, text in caps if cap == grade)
+    return Confidence(_GRADES[grade], limited or "nothing found")
+
+
+def _caps(case: Case, finding: str, operating: Point | None) -> list[tuple[int, str]]:
+    t, found = case.t, case.curve.slo_capacity
+    requests = sum(curves._sample(lv) for lv in operating.levels) if operating else 0
+    checks = [
+        (1, case.simulated, "simulated: no real server was measured"),
+        (1, len(case.points) < t.levels_few, f"only {len(case.points)} valid level(s)"),
+        (1, 0 < requests < t.requests_few, f"only {requests} requests at the deciding level"),
+        (1, not case.slo and finding != "CAPACITY_ONLY", "no SLO: latency was not judged"),
+        (1, finding == "BORDERLINE", "the interval straddles the demand"),
+        (2, t.requests_few <= requests < t.requests_some, f"{requests} requests at that level"),
+        (2, not requests, "the number of requests is not known"),
+        (2, all(len(p.levels) == 1 for p in case.points), "a single run, not repeated"),
+        (2, all(p.level.server is None for p in case.points), "no server metrics"),
+        (2, found is not None and not found.bracketed, "the SLO's edge is not bracketed"),
+        (2, bool(case.demand), "the demand is declared, not observed"),
+        (2, not case.slo and not case.curve.saturated, "the server was not driven to its limit"),
+    ]
+    return [(cap, text) for cap, holds, text in checks if holds]
+
+
+# ---------------------------------------------------------------------------------- what is missing
+
+
+def _missing(case: Case, finding: str, cap: Capacity) -> list[str]:
+    lines = _missing_for_finding(case, finding, cap)
+    lines += rules.missing(case.evidence)
+    if case.slo and case.curve.slo_capacity is None and case.points:
+        lines.append("a statistic the SLO asks for was measured at no valid level")
+    if not case.slo:
+        lines.append("an SLO (--slo), to judge latency as well as throughput")
+    if not case.demand:
+        lines.append("a demand: --expect-concurrency or --expect-rps, or an agent that observes it")
+    if finding == "RIGHT_SIZED":
+        lines.append(
+            "to call it over-sized: demand observed over at least 14 days with two weekends, and a"
+            " smaller configuration shown to hold it"
+        )
+    return list(dict.fromkeys(lines))
+
+
+def _missing_for_finding(case: Case, finding: str, cap: Capacity) -> list[str]:
+    if finding == "INVALID_MEASUREMENT":
+        return ["valid levels where the capacity lies"]
+    if not case.points:
+        return ["at least one level with a throughput"]
+    if finding != "INSUFFICIENT_DATA":
+        return []
+    if _slo_unmeasured(case):
+        return ["a statistic the SLO asks for was measured at no valid level"]
+    found, unit = case.curve.slo_capacity, UNIT_NAMES[cap.unit]
+    if found is not None and found.lo is None:
+        return [f"a level under {_n(case.points[0].load)}, where the SLO was already broken"]
+    if cap.value is None:
+        return [f"the levels' {unit}, which were not measured"]
+    return [
+        f"levels up to the declared demand in {unit}: nothing above {_n(case.points[-1].load)} was"
+        " tested"
+    ]
+
+
+# ---------------------------------------------------------------------------------- recommendation
+
+
+def _recommendation(
+    case: Case, finding: str, cap: Capacity, reasons: list[Reason]
+) -> Recommendation:
+    return Recommendation(
+        action=_action(case, finding, reasons),
+        confirm_with=_confirm_with(case, finding, cap),
+        overturned_by=_overturned_by(finding),
+    )
+
+
+def _action(case: Case, finding: str, reasons: list[Reason]) -> str:
+    limit = case.curve.limit
+    if finding == "UNDER_SIZED":
+        return ACTIONS.get(limit or "", "more capacity; what limits it is not proven, so find that"
+                           " out first")  # fmt: skip
+    if finding == "RIGHT_SIZED":
+        return "keep it"
+    if finding == "BORDERLINE":
+        return "measure finer around the demand before buying or shrinking anything"
+    if finding == "INFEASIBLE_SLO":
+        return (
+            "a faster device, a smaller or more quantised model, or a looser SLO;"
+            " more replicas cannot help"
+        )
+    if finding == "INVALID_MEASUREMENT":
+        code = reasons[0].code if reasons else ""
+        return ACTIONS.get(code, "mend what made the levels invalid and measure again")
+    if finding == "CAPACITY_ONLY" and limit:
+        return f"to raise the capacity: {ACTIONS[limit]}"
+    return "measure what is missing"
+
+
+def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
+    """The sweep that would confirm or overturn the verdict: the loads that decide it."""
+    opened = bool(case.points) and curves.is_open(case.points[0].level)
+    loads = ",".join(f"{load:g}" for load in _next_loads(case, cap, opened)) or "auto"
+    parts = ["loadgen sweep", case.target, "--rate" if opened else "--concurrency", loads]
+    if case.slo:
+        parts.append(f"--slo '{curves.format_slo(case.slo)}'")
+    names: dict[Unit, str] = {"concurrency": "--expect-concurrency", "rps": "--expect-rps"}
+    parts += [f"{names[unit]} {demand:g}" for unit, demand in case.demand.items()]
+    return " ".join([*parts, "--repeats 3"])
+
+
+def _next_loads(case: Case, cap: Capacity, opened: bool) -> list[float]:
+    """What held, the middle of the bracket, what broke, and the demand, in the sweep's unit."""
+    if not case.points:
+        return []
+    found, top = case.curve.slo_capacity, case.points[-1].load
+    knee = curves.knee_point(case.points, case.t)
+    low = found.lo if found else (knee.load if knee else top)
+    high = found.hi if found else None
+    if low is None:
+        loads = [case.points[0].load / 2, case.points[0].load]
+    elif high is not None:
+        loads = [low, (low + high) / 2, high]
+    else:
+        loads = [low, top] if case.curve.saturated else [top, 2 * top]
+    demand = case.demand.get("rps" if opened else "concurrency")
+    loads += [demand] if demand else []
+    if not opened:
+        loads = [float(max(1, round(load))) for load in loads]
+    return sorted(set(loads))
+
+
+def _overturned_by(finding: str) -> str:
+    return {
+        "UNDER_SIZED": "a repeated level at the declared demand that meets the SLO, or a smaller"
+        " demand than declared",
+        "RIGHT_SIZED": "an observed peak above the capacity, longer prompts or answers than were"
+        " measured, or other flags, model or driver",
+        "BORDERLINE": "repeats that narrow the interval to one side of the demand",
+        "INFEASIBLE_SLO": "a run at concurrency 1 that meets the SLO",
+        "CAPACITY_ONLY": "other prompt or answer lengths, other flags, model or driver",
+    }.get(finding, "a valid measurement of the levels that matter")

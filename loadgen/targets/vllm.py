@@ -29,6 +29,7 @@ from loadgen.targets.in_vllm.tiny_model import MAX_POSITIONS, VERSION
 from loadgen.targets.process import Started, StartError, running
 
 SERVED_NAME = "tiny"
+CPU_BLOCK_TOKENS = 32
 START_TIMEOUT_S = 600.0  # 30 s on a laptop; a GPU build on a cold disk takes minutes
 _SCRIPTS = Path(__file__).parent / "in_vllm"
 _INSTALL = (
@@ -168,7 +169,7 @@ def arguments(options: VllmOptions, *, model: Path, port: int, is_cpu_build: boo
         "--max-model-len", str(options.max_model_len), "--enforce-eager",
     ]  # fmt: skip
     if is_cpu_build:
-        argv += ["--block-size", "32"]
+        argv += ["--block-size", str(CPU_BLOCK_TOKENS)]
     elif options.kvcache_gib is not None:
         argv += ["--kv-cache-memory-bytes", str(options.kvcache_gib << 30)]
     for flag, value in (
@@ -194,7 +195,8 @@ def environment(options: VllmOptions, *, is_cpu_build: bool) -> dict[str, str]:
     return env
 
 
-_CAUSE = re.compile(r"\b([A-Za-z_.]*(?:Error|Exception): .*)")
+# An error that begins its line, after the process's name and the logger's prefix where they are.
+_CAUSE = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?([\w.]*(?:Error|Exception): .*)")
 
 
 def cause(log: Path) -> str | None:
@@ -202,7 +204,7 @@ def cause(log: Path) -> str | None:
     try:
         with log.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if found := _CAUSE.search(line):
+                if found := _CAUSE.match(line):
                     return found[1].strip()[:300]
     except OSError:
         pass
@@ -210,6 +212,7 @@ def cause(log: Path) -> str | None:
 
 
 def _check(options: VllmOptions) -> None:
+    """Raises UsageError for what vLLM would refuse only after a quarter of a minute."""
     for name, value, least in (
         ("--max-model-len", options.max_model_len, 1),
         ("--max-num-seqs", options.max_num_seqs, 1),
@@ -222,6 +225,16 @@ def _check(options: VllmOptions) -> None:
         raise UsageError(f"--max-model-len can be at most {MAX_POSITIONS} with the built-in model")
 
 
+def _check_blocks(options: VllmOptions) -> None:
+    """vLLM keeps one block for itself and wants the rest to hold one request of full length."""
+    needed = 1 + -(-options.max_model_len // CPU_BLOCK_TOKENS)
+    if options.num_gpu_blocks is not None and options.num_gpu_blocks < needed:
+        raise UsageError(
+            f"--num-gpu-blocks {options.num_gpu_blocks} cannot hold one request of "
+            f"--max-model-len {options.max_model_len}: at least {needed}"
+        )
+
+
 @contextmanager
 def serve(options: VllmOptions | None = None) -> Iterator[Started]:
     """Runs vLLM for as long as the block lasts, from the moment its `/health` answers.
@@ -232,9 +245,12 @@ def serve(options: VllmOptions | None = None) -> Iterator[Started]:
     options = options or VllmOptions()
     _check(options)
     vllm = find_vllm(options.python)
+    if vllm.is_cpu_build:
+        _check_blocks(options)
     port = free_port(options.host, options.port)
     model = make_model(vllm.python, options.model_dir or cache_dir() / f"tiny-model-v{VERSION}")
     log = options.log or Path(tempfile.mkstemp(prefix="servefit-vllm-", suffix=".log")[1])
+    keep_log = options.log is not None
     script = [str(_SCRIPTS / "server.py"), "--exit-with-parent"]
     if vllm.is_cpu_build:
         script.append("--text-only")
@@ -250,12 +266,14 @@ def serve(options: VllmOptions | None = None) -> Iterator[Started]:
             name=f"vLLM {vllm.version}",
         ) as started:
             yield started
-        if options.log is None:
-            log.unlink(missing_ok=True)
     except StartError as error:
+        keep_log = True
         raise TargetError(
             f"vLLM {vllm.version} did not start: {cause(log) or error}. Its log: {log}"
         ) from error
+    finally:
+        if not keep_log:
+            log.unlink(missing_ok=True)
 
 
 def _connectable(host: str) -> str:

@@ -1,0 +1,155 @@
+"""Fixtures that start real servers, and the list of the real parts that were missing.
+
+Everything here is a process on a free port of 127.0.0.1, started once a session and stopped at
+its end. `make real-parts` installs what is needed; a test that lacks a part skips and says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.targets.process import running
+from loadgen.targets.vllm import VllmOptions, free_port, serve
+from tests.support import require
+
+PHOENIX_START_TIMEOUT_S = 180.0
+
+
+def real_dir() -> Path:
+    """Where tests/real/install.sh puts the real parts."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SERVEFIT_REAL") or cache / "servefit" / "real")
+
+
+def find_vllm_python() -> str | None:
+    """The interpreter that has vLLM: the one named, the one installed for the tests, else ours."""
+    if named := os.environ.get("LOADGEN_VLLM_PYTHON"):
+        return named
+    installed = real_dir() / "vllm" / "bin" / "python"
+    if installed.exists():
+        return str(installed)
+    return sys.executable if importlib.util.find_spec("vllm") else None
+
+
+def find_phoenix() -> Path | None:
+    command = real_dir() / "phoenix" / "bin" / "phoenix"
+    return command if command.exists() else None
+
+
+def find_chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+# ------------------------------------------------------------------------------------------ vLLM
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The path of an interpreter that has vLLM."""
+    python = find_vllm_python()
+    require(python, "vLLM (make real-parts)")
+    assert python is not None
+    return python
+
+
+@pytest.fixture(scope="session")
+def real_vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a real vLLM on the tiny model, shared by all tests of the session.
+
+    It is up after about 30 s and holds 2.5 GB. Other tests have asked it things before: compare
+    counters by their increase. Its admission cap and KV cache are vLLM's own defaults.
+    """
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    with serve(VllmOptions(python=vllm_python, log=log)) as started:
+        yield started.url
+
+
+# --------------------------------------------------------------------------------------- Phoenix
+
+
+@dataclass(frozen=True)
+class Phoenix:
+    """A running Arize Phoenix. `otlp_endpoint` is what `--otlp-endpoint` takes."""
+
+    url: str
+
+    @property
+    def otlp_endpoint(self) -> str:
+        return self.url
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+            return json.load(reply)
+
+    def spans(self, project: str = "default") -> list[dict[str, Any]]:
+        """Every span that arrived for `project`, page by page; none where it is not known."""
+        found: list[dict[str, Any]] = []
+        cursor = ""
+        while True:
+            page = self.get(f"/v1/projects/{project}/spans?limit=1000{cursor}")
+            found += page["data"]
+            if not page["next_cursor"]:
+                return found
+            cursor = f"&cursor={page['next_cursor']}"
+
+
+@pytest.fixture(scope="session")
+def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
+    """A real trace back end (up after about 20 s, 0.6 GB); tests tell their spans by trace id."""
+    command = find_phoenix()
+    require(command, "Arize Phoenix (make real-parts)")
+    folder = tmp_path_factory.mktemp("phoenix")
+    port = free_port("127.0.0.1", 0)
+    env = {
+        **os.environ,
+        "PHOENIX_HOST": "127.0.0.1",
+        "PHOENIX_PORT": str(port),
+        "PHOENIX_GRPC_PORT": str(free_port("127.0.0.1", 0)),
+        "PHOENIX_WORKING_DIR": str(folder),
+        "PHOENIX_TELEMETRY_ENABLED": "false",
+    }
+    with running(
+        [str(command), "serve"],
+        url=f"http://127.0.0.1:{port}",
+        health="/healthz",
+        timeout_s=PHOENIX_START_TIMEOUT_S,
+        env=env,
+        log=folder / "phoenix.log",
+        name="Phoenix",
+    ) as started:
+        yield Phoenix(started.url)
+
+
+# --------------------------------------------------------------------------------------- summary
+
+
+def missing_parts() -> list[str]:
+    """The real parts that are not on this machine, each with what brings it."""
+    parts = {
+        "a real vLLM (make real-parts)": find_vllm_python(),
+        "Arize Phoenix (make real-parts)": find_phoenix(),
+        "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
+        "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),
+        "an NVIDIA GPU": Path("/dev/nvidiactl").exists(),
+    }
+    return [part for part, there in parts.items() if not there]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = missing_parts()
+    terminalreporter.section("real parts")
+    if not missing:
+        terminalreporter.write_line("all there")
+    for part in missing:
+        terminalreporter.write_line(f"missing: {part}")

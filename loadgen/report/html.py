@@ -149,11 +149,12 @@ def _number(value: float | None) -> str:
     """Three significant digits, thousands grouped, never an exponent."""
     if value is None:
         return NOTHING
-    if abs(value) >= 100 or float(value).is_integer():
+    size = abs(value)
+    if size >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
-    digits = 2 if abs(value) >= 10 else 3
-    text = f"{value:.1f}" if digits == 2 else f"{value:#.3g}"
-    return f"{value:.6f}".rstrip("0").rstrip(".") if "e" in text else text.rstrip(".")
+    if size >= 1:
+        return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
 
 
 def _percent(value: float | None) -> str:
@@ -252,9 +253,10 @@ def _qualifier(verdict: Verdict) -> str:
 
 
 def _tile(label: str, value: str, unit: str = "", sub: str = "") -> str:
+    kind = "" if value[-1:].isdigit() or value.endswith("%") else ' class="word"'
     of = f' <span class="of">{escape(unit)}</span>' if unit else ""
     under = f'<dd class="sub">{escape(sub)}</dd>' if sub else ""
-    return f"<div><dt>{escape(label)}</dt><dd>{escape(value)}{of}</dd>{under}</div>"
+    return f"<div><dt>{escape(label)}</dt><dd{kind}>{escape(value)}{of}</dd>{under}</div>"
 
 
 def _tiles(sweep: Sweep) -> str:
@@ -267,9 +269,14 @@ def _valid(level: Level) -> bool:
     return level.measurement is None or level.measurement.valid
 
 
-def _best(sweep: Sweep) -> Level | None:
-    known = [lv for lv in sweep.levels if _valid(lv) and lv.output_tokens_per_s is not None]
+def _most(levels: Iterable[Level]) -> Level | None:
+    known = [lv for lv in levels if _valid(lv) and lv.output_tokens_per_s is not None]
     return max(known, key=lambda lv: lv.output_tokens_per_s or 0.0, default=None)
+
+
+def _working(sweep: Sweep) -> Level | None:
+    """The level one would run at: the most output that keeps the SLO, or the most there is."""
+    return _most(lv for lv in sweep.levels if lv.slo_met is not False) or _most(sweep.levels)
 
 
 def _load(level: Level) -> str:
@@ -279,19 +286,25 @@ def _load(level: Level) -> str:
 
 
 def _tile_best(sweep: Sweep) -> str:
-    best = _best(sweep)
+    best = _most(sweep.levels)
     if best is None:
         return ""
-    return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", f"at {_load(best)}")
+    sub = f"at {_load(best)}" + (", SLO missed" if best.slo_met is False else "")
+    return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", sub)
 
 
 def _tile_knee(sweep: Sweep) -> str:
+    """In an open loop the knee is named by the rate that was offered there, as in the chart."""
     knee = sweep.curve.knee
     if knee is None:
         return ""
-    where = "concurrent" if sweep.curve.saturated else "concurrent, not yet saturated"
-    sub = f"{_number(knee.output_tokens_per_s)} tokens/s; more load adds under 5 %"
-    return _tile("Knee", _number(knee.concurrency), where, sub)
+    more = "more load adds under 5 %" if sweep.curve.saturated else "not yet saturated"
+    sub = f"{_number(knee.output_tokens_per_s)} tokens/s; {more}"
+    for level in sweep.levels:
+        at_knee = level.output_tokens_per_s == knee.output_tokens_per_s
+        if level.mode == "rate" and at_knee and level.offered_rps is not None:
+            return _tile("Knee", _number(level.offered_rps), "requests/s", sub)
+    return _tile("Knee", _number(knee.concurrency), "concurrent", sub)
 
 
 def _tile_capacity(sweep: Sweep) -> str:
@@ -323,19 +336,19 @@ def _tile_ratio(sweep: Sweep) -> str:
 
 
 def _tile_energy(sweep: Sweep) -> str:
-    best = _best(sweep)
+    best = _working(sweep)
     if best is None or best.energy_j_per_output_token is None:
         return ""
     value = _number(best.energy_j_per_output_token)
-    return _tile("Energy", value, "J per output token", f"at {_load(best)}")
+    return _tile("Energy", value, "J/token", f"at {_load(best)}")
 
 
 def _tile_cost(sweep: Sweep) -> str:
-    best = _best(sweep)
+    best = _working(sweep)
     if best is None or best.cost_usd_per_million_output_tokens is None:
         return ""
     value = _number(best.cost_usd_per_million_output_tokens)
-    return _tile("Cost", value, "USD per million tokens", f"at {_load(best)}")
+    return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}")
 
 
 TILES = (
@@ -506,7 +519,7 @@ COLUMNS = (
     Column("Server", "running", _of_server("running_mean")),
     Column("Server", "waiting", _of_server("waiting_mean")),
     Column("Server", "KV max", _of_server("kv_usage_max", _percent)),
-    Column("Server", "preempted", _of_server("preemptions")),
+    Column("Server", "preempt.", _of_server("preemptions")),
     Column("Power", "W", _watts),
     Column("Power", "J/token", lambda lv: _number(lv.energy_j_per_output_token)),
     Column("Cost", "USD/M", lambda lv: _number(lv.cost_usd_per_million_output_tokens)),
@@ -518,9 +531,11 @@ def _table(sweep: Sweep) -> str:
     columns = [c for c in COLUMNS if any(c.show(lv) != NOTHING for lv in sweep.levels)]
     rows = "".join(_row(level, columns) for level in sweep.levels)
     badge = f" {BADGE}" if sweep.run.simulated else ""
+    wide = ' class="wide"' if len(columns) > 8 else ""
     return (
         '<section aria-labelledby="h-levels"><h2 id="h-levels">All levels</h2>'
-        '<div class="card scroll" role="region" tabindex="0" aria-labelledby="h-levels"><table>'
+        '<div class="card scroll" role="region" tabindex="0" aria-label="Table of all levels">'
+        f"<table{wide}>"
         f"<caption><span>{_caption(sweep)}{badge}</span></caption>"
         f"<thead>{_head(sweep, columns)}</thead><tbody>{rows}</tbody></table></div></section>"
     )
@@ -528,7 +543,7 @@ def _table(sweep: Sweep) -> str:
 
 def _caption(sweep: Sweep) -> str:
     bad = sum(not _valid(level) for level in sweep.levels)
-    text = f"{len(sweep.levels)} load points"
+    text = f"{len(sweep.levels)} load point" + ("" if len(sweep.levels) == 1 else "s")
     if bad:
         text += f", {bad} not valid: shown, but no part of the curve"
     return escape(text + (f". SLO: {_slo(sweep)}." if sweep.slo else "."))
@@ -567,17 +582,18 @@ def _first(columns: Sequence[Column], index: int) -> str:
 def _row(level: Level, columns: Sequence[Column]) -> str:
     valid = _valid(level)
     load = _number(level.offered_rps if level.mode == "rate" else level.concurrency)
-    tag = "" if valid else ' <span class="badge bad">not valid</span>'
     cells = "".join(_cell(level, columns, i) for i in range(len(columns)))
-    remark = _remark(level)
-    under = (
-        f'<tr class="note"><td class="remark" colspan="{len(columns) + 1}">'
-        f"<span>{escape(remark)}</span></td></tr>"
-        if remark
-        else ""
-    )
     kind = "" if valid else ' class="invalid"'
-    return f'<tr{kind}><th scope="row">{tag}{load}</th>{cells}</tr>{under}'
+    return f'<tr{kind}><th scope="row">{load}</th>{cells}</tr>{_under(level, len(columns) + 1)}'
+
+
+def _under(level: Level, width: int) -> str:
+    """A second row for what is to be said of a level in words."""
+    tag = "" if _valid(level) else '<b class="badge bad">not valid</b> '
+    remark = escape(_remark(level))
+    if not tag and not remark:
+        return ""
+    return f'<tr><td class="remark" colspan="{width}"><span>{tag}{remark}</span></td></tr>'
 
 
 def _cell(level: Level, columns: Sequence[Column], index: int) -> str:
@@ -590,7 +606,7 @@ def _remark(level: Level) -> str:
     """Why a level is not valid or what else should be known of it, and its errors by kind."""
     notes = list(level.measurement.reasons) if level.measurement else []
     if not _valid(level) and not notes:
-        notes = ["not valid; no reason was recorded"]
+        notes = ["no reason was recorded"]
     if level.requests and level.requests.errors:
         kinds = sorted(level.requests.errors.items())
         notes.append("errors: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds))
@@ -608,7 +624,7 @@ def _achieved(sweep: Sweep, pick: Callable[[Level], Stats]) -> float | None:
 
 
 def _lengths(asked: str, achieved: float | None) -> str:
-    return f"{asked} asked" + (f", {_number(achieved)} achieved in the mean" if achieved else "")
+    return f"{asked} asked" + (f", {_number(achieved)} measured on average" if achieved else "")
 
 
 def _workload(sweep: Sweep) -> list[tuple[str, str | None]]:

@@ -4,7 +4,7 @@
    A chart is described by a plain object (see `specs.js` for how a sweep becomes one):
 
      {id, title, unit, format, summary, simulated, tall,
-      x: {label, name, values, log},      values ascend
+      x: {label, name, values, log, whole?},      values ascend; whole: ticks are integers
       y: {max?},                          a fixed top, such as 1 for a ratio
       series: [{key, label, color, dash?, width?, values, ci?: [[lo, hi] | null]}],
       valid: [bool], met: [bool | null], notes: [text],       one for each x
@@ -16,7 +16,7 @@
 window.servefitCharts = (() => {
   const mounted = new Map();
   const SYNC = "servefit-load";
-  const FONT = '11.5px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+  const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
   const LOG_X_SPAN = 8; // a load axis that spans this factor is logarithmic
   const LOG_Y_SPAN = 30;
   const FAR_BOUND = 2.5; // a bound this far above the data would flatten it: named, not drawn
@@ -72,7 +72,8 @@ window.servefitCharts = (() => {
   function rangeX({ values, log }) {
     const [lo, hi] = [values[0], values.at(-1)];
     if (log) return [lo / 1.2, hi * 1.2];
-    const pad = (hi - lo || hi || 1) * 0.05;
+    if (lo === hi) return [0, 2 * hi || 1];
+    const pad = (hi - lo) * 0.05;
     return [Math.max(0, lo - pad), hi + pad];
   }
 
@@ -99,9 +100,11 @@ window.servefitCharts = (() => {
 
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  /** Runs `draw` with a clean canvas state, in canvas pixels. */
+  /** Runs `draw` in canvas pixels, whatever alignment the axes have left behind. */
   function drawing(u, draw) {
     u.ctx.save();
+    u.ctx.textAlign = "left";
+    u.ctx.textBaseline = "alphabetic";
     draw(u.ctx, uPlot.pxRatio);
     u.ctx.restore();
   }
@@ -131,7 +134,7 @@ window.servefitCharts = (() => {
     drawing(u, (ctx, ratio) => {
       ctx.strokeStyle = ctx.fillStyle = color("--slo");
       ctx.lineWidth = 1.25 * ratio;
-      ctx.font = FONT.replace("11.5px", `${10.5 * ratio}px`);
+      ctx.font = FONT.replace("12px", `${11 * ratio}px`);
       for (const line of spec.lines.filter((l) => boundInSight(spec, l))) {
         const y = py(u, line.y);
         ctx.setLineDash([6 * ratio, 4 * ratio]);
@@ -144,7 +147,7 @@ window.servefitCharts = (() => {
   /** Vertical marks; their names stand in rows above the plot, where no data can be under them. */
   function drawMarks(u, spec) {
     drawing(u, (ctx, ratio) => {
-      ctx.font = FONT.replace("11.5px", `600 ${11.5 * ratio}px`);
+      ctx.font = FONT.replace("12px", `600 ${12 * ratio}px`);
       ctx.lineWidth = 1.25 * ratio;
       spec.marks.forEach((mark, row) => {
         const x = px(u, mark.x);
@@ -216,6 +219,15 @@ window.servefitCharts = (() => {
     return Array.from({ length: count }, (_, i) => 2 ** (first + i));
   }
 
+  /** 1, 2, 5, 10, 20 … inside the range, or the powers of ten alone where those are too many. */
+  function decimals(lo, hi) {
+    const from = Math.floor(Math.log10(lo));
+    const decades = Array.from({ length: Math.ceil(Math.log10(hi)) - from + 1 }, (_, i) => from + i);
+    const steps = decades.length > 4 ? [1] : [1, 2, 5];
+    const all = decades.flatMap((d) => steps.map((s) => Number(`${s}e${d}`)));
+    return all.filter((v) => v >= lo * 0.999 && v <= hi * 1.001);
+  }
+
   /** Drops labels, not grid lines, where a narrow screen has no room for each. */
   function thinned(u, splits) {
     const room = Math.max(1, Math.floor(u.bbox.width / uPlot.pxRatio / 30));
@@ -237,13 +249,18 @@ window.servefitCharts = (() => {
       x.filter = (u, splits) => splits;
     } else {
       x.values = (u, splits) => splits.map(number);
+      x.space = 64;
+      if (spec.x.whole) x.incrs = [1, 2, 5].flatMap((s) => [0, 1, 2, 3, 4].map((d) => s * 10 ** d));
     }
     const tick = TICKS[spec.format];
     const y = {
-      ...common, size: axisSize, gap: 6, space: 34,
+      ...common, size: axisSize, gap: 6, space: 38,
       values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))),
     };
-    if (logY) y.filter = (u, splits) => splits.map((v) => (/^[125]/.test(v.toExponential(0)) ? v : null));
+    if (logY) {
+      y.splits = (u) => decimals(u.scales.y.min, u.scales.y.max);
+      y.filter = (u, splits) => splits;
+    }
     return [x, y];
   }
 
@@ -295,8 +312,7 @@ window.servefitCharts = (() => {
   }
 
   function sizeOf(spec, host) {
-    const width = Math.max(200, host.clientWidth);
-    return { width, height: spec.tall ? Math.min(400, Math.max(280, width * 0.5)) : 216 };
+    return { width: Math.max(200, host.clientWidth), height: spec.tall ? host.clientHeight : 216 };
   }
 
   // --------------------------------------------------------------------------- elements and tooltip
@@ -333,32 +349,39 @@ window.servefitCharts = (() => {
     );
   }
 
-  /** Only the chart under the pointer or the focus speaks; the others show the crosshair alone. */
-  function showTip(u, spec, host) {
+  /** Only the chart under the pointer or the focus speaks; the others show the crosshair alone.
+      The tip keeps out of the way: beside the level, and in the half that its point is not in. */
+  function showTip(u, spec, host, i = u.cursor.idx) {
     const tip = host.querySelector(".tip");
-    const i = u.cursor.idx;
-    const awake = host.matches(":hover") || host.contains(document.activeElement);
-    const shown = awake && i !== null && i !== undefined && u.cursor.left >= 0;
-    tip.hidden = !shown;
-    if (!shown) return;
+    const awake = host.matches(":hover") || host === document.activeElement;
+    tip.hidden = !(awake && Number.isInteger(i) && u.cursor.left >= 0);
+    if (tip.hidden) return;
     fillTip(tip, tipLines(spec, i));
     const x = u.valToPos(spec.x.values[i], "x") + u.over.offsetLeft;
     const left = x + 14 + tip.offsetWidth > host.clientWidth ? x - 14 - tip.offsetWidth : x + 14;
     tip.style.left = `${Math.max(0, left)}px`;
-    tip.style.top = `${u.over.offsetTop + 8}px`;
+    const high = u.valToPos(spec.series[0].values[i] ?? 0, "y") < u.over.clientHeight / 2;
+    const top = high ? u.over.clientHeight - tip.offsetHeight - 8 : 8;
+    tip.style.top = `${Math.max(0, u.over.offsetTop + top)}px`;
   }
 
-  /** Left and right walk the levels and are spoken through the page's status line; Escape ends. */
-  function onKey(event, u, spec) {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (event.key === "Escape") u.setCursor({ left: -10, top: -10 });
-    if (!step) return;
-    event.preventDefault();
-    const last = spec.x.values.length - 1;
-    const at = u.cursor.left >= 0 ? u.cursor.idx + step : step > 0 ? 0 : last;
-    const i = Math.min(last, Math.max(0, at));
-    u.setCursor({ left: u.valToPos(spec.x.values[i], "x"), top: 10 }, true);
-    say(tipText(tipLines(spec, i)));
+  /** Left and right walk the levels and are spoken through the page's status line; Escape ends.
+      The place is kept here and not read from the cursor, which cannot tell repeats apart. */
+  function walkByKeys(u, spec, host) {
+    let at = -1;
+    const leave = () => { at = -1; u.setCursor({ left: -10, top: -10 }); };
+    host.addEventListener("blur", leave);
+    host.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") leave();
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const last = spec.x.values.length - 1;
+      at = at < 0 && step < 0 ? last : Math.min(last, Math.max(0, at + step));
+      u.setCursor({ left: u.valToPos(spec.x.values[at], "x"), top: 10 }, true);
+      showTip(u, spec, host, at);
+      say(tipText(tipLines(spec, at)));
+    });
   }
 
   const tipText = ({ head, rows, state }) =>
@@ -430,8 +453,7 @@ window.servefitCharts = (() => {
     const data = [spec.x.values, ...spec.series.map((s) => lineValues(spec, s))];
     const plot = new uPlot(options(spec, host), data, host);
     host.append(element("div", { class: "tip", hidden: "" }));
-    host.addEventListener("keydown", (event) => onKey(event, plot, spec));
-    host.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
+    walkByKeys(plot, spec, host);
     mounted.set(spec.id, { spec, plot, host });
     new ResizeObserver(() => plot.setSize(sizeOf(spec, host))).observe(host);
   }

@@ -29,6 +29,7 @@
   /** Paper is light whatever the screen is, and narrower: the canvases are drawn again for it. */
   function printing(on) {
     document.documentElement.classList.toggle("paper", on);
+    for (const details of document.querySelectorAll("details")) details.open = on;
     charts.redraw();
   }
 

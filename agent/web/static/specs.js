@@ -33,7 +33,7 @@ window.servefitSpecs = (() => {
     return {
       mode, levels, simulated: sweep.run.simulated === true,
       x: {
-        values, log: wantsLogX(values),
+        values, log: wantsLogX(values), whole: !rate,
         label: rate ? "offered rate, requests/s" : "concurrency, streams",
         name: rate ? "offered requests/s" : "concurrency",
       },
@@ -57,12 +57,13 @@ window.servefitSpecs = (() => {
   const closing = (base) =>
     `${base.simulated ? " Simulated." : ""} The table of all levels holds the numbers.`;
 
-  /** First, highest and last value of the most telling series, in words. */
-  function summarize(base, title, series, unit) {
-    const known = series.values.filter((v) => v !== null);
-    if (!known.length) return `${title}: not measured.`;
+  /** First, highest and last valid value of the most telling series, in words. */
+  function summarize(base, title, series, unit, more = []) {
+    const known = series.values.filter((v, i) => v !== null && base.valid[i]);
+    if (!known.length) return `${title}: no valid measurement.`;
     return `${title} over ${span(base)}. ${series.label}: ${number(known[0])} at first, ` +
-      `${number(known.at(-1))} at last, highest ${number(Math.max(...known))} ${unit}.${closing(base)}`;
+      `${number(known.at(-1))} at last, highest ${number(Math.max(...known))} ${unit}.` +
+      more.filter(Boolean).map((part) => ` ${part}.`).join("") + closing(base);
   }
 
   // ------------------------------------------------------------------------------------- the curve
@@ -84,10 +85,12 @@ window.servefitSpecs = (() => {
   function marksOf(sweep, base) {
     const [knee, capacity] = [kneeAt(sweep, base), capacityAt(sweep, base)];
     const marks = [];
+    const unit = base.mode === "rate" ? " requests/s" : "";
     const least = sweep.curve.slo_capacity?.bracketed ? "" : "≥ ";
-    if (knee !== null) marks.push({ x: knee, label: `knee ${number(knee)}`, color: "--knee" });
+    if (knee !== null) marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
     if (capacity !== null) {
-      marks.push({ x: capacity, label: `SLO capacity ${least}${number(capacity)}`, color: "--capacity" });
+      const label = `SLO capacity ${least}${number(capacity)}${unit}`;
+      marks.push({ x: capacity, label, color: "--capacity" });
     }
     return marks;
   }
@@ -112,8 +115,8 @@ window.servefitSpecs = (() => {
       format: "number", series: [rate], marks, bands: bandsOf(sweep), showsMet: true,
       note: limit ? `limit: ${limit}` : "",
     };
-    spec.summary = summarize(base, "Throughput", rate, "tokens per second") +
-      marks.map((m) => ` ${m.label}.`).join("") + (limit ? ` Limit: ${limit}.` : "");
+    spec.summary = summarize(base, "Throughput", rate, "tokens per second",
+      [...marks.map((m) => m.label), limit && `Limit: ${limit}`]);
     return spec;
   }
 
@@ -141,7 +144,7 @@ window.servefitSpecs = (() => {
     const told = series.find((s) => s.key === (slos[0]?.statistic ?? "p95"));
     return {
       ...base, id: metric, title, unit: short, format: "ms", series, lines,
-      summary: summarize(base, title, told, "ms") + lines.map((l) => ` ${l.label}.`).join(""),
+      summary: summarize(base, title, told, "ms", lines.map((l) => l.label)),
     };
   }
 

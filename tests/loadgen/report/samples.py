@@ -13,7 +13,6 @@ from agent.model import (
     Level,
     Measurement,
     Overhead,
-    Ratio,
     Reason,
     Recommendation,
     Requests,
@@ -144,7 +143,6 @@ def verdict() -> Verdict:
                 },
             )
         ],
-        ratio=Ratio(0.61, 0.55, 0.7),
         rests_on=["11 valid levels of 62 s"],
         stability={"ttft_p99_over_p50": 2.57, "itl_p99_over_p50": 2.03},
         recommendation=Recommendation(

@@ -295,17 +295,17 @@ def _value(series: Series, by_name: dict[str, list[Sample]]) -> float | None:
 
 
 def _from_labels(source: FromLabels, by_name: dict[str, list[Sample]]) -> float | None:
-    products = []
-    for one in by_name.get(source.name, ()):
-        factors = [_figure(one.labels.get(label)) for label in source.labels]
+    products = [
         # vLLM writes Python's "None" before the cache is sized.
-        products.append(math.nan if None in factors else math.prod(f for f in factors if f))
+        math.prod(_figure(one.labels.get(label, "")) for label in source.labels)
+        for one in by_name.get(source.name, ())
+    ]
     usable = [product for product in products if math.isfinite(product) and product > 0]
     return _AGGREGATES[source.aggregate](usable) if usable else None
 
 
-def _figure(text: str | None) -> float | None:
-    return float(text) if text and _NUMBER.match(text.encode()) else None
+def _figure(text: str) -> float:
+    return float(text) if _NUMBER.match(text.encode()) else math.nan
 
 
 def _mean(values: list[float]) -> float:

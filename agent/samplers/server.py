@@ -149,7 +149,8 @@ class ServerSampler:
         if status == 200:
             return
         if 300 <= status < 400:
-            where = _without_secrets(response.headers.get("Location", "nowhere")[:200])
+            to = response.headers.get("Location")
+            where = _without_secrets(str(response.url.join(URL(to))))[:200] if to else "nowhere"
             raise SamplerError(
                 f"{self._shown}: HTTP {status}, moved to {where}; redirects are not followed"
             )

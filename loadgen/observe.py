@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
-from agent.model import Reading
+from agent.model import Reading, UsageError
 from agent.samplers import Sampler, SamplerError
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ async def discover(
 
     `metrics_url` None: beside the API, then at the root of its address; 'none': not at all. `note`
     says in one line why there is no sampler. The target's `headers` (its API key) are sent to its
-    own scheme, host and port only. The version is null where the server does not tell it.
+    own scheme, host and port only. The version is null where the server does not tell it. Raises
+    UsageError for a `metrics_url` that is no address.
     """
     if metrics_url == "none":
         return None, "switched off (--metrics-url none)", None, None
@@ -133,8 +134,8 @@ async def discover(
 
     target = URL(target_url)
     note = None
-    for url in [URL(metrics_url)] if metrics_url else _metrics_urls(target):
-        own = url.is_absolute() and url.origin() == target.origin()
+    for url in [_http_url(metrics_url)] if metrics_url else _metrics_urls(target):
+        own = url.origin() == target.origin()
         sampler = ServerSampler(str(url), headers=headers if own else None, ssl=ssl, model=model)
         try:
             await sampler.sample()
@@ -145,6 +146,16 @@ async def discover(
         version = await _version(sampler, url)
         return sampler, None, sampler.engine, version
     return None, note, None, None
+
+
+def _http_url(text: str) -> URL:
+    try:
+        url = URL(text)
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"--metrics-url {text!r} is no address: http://HOST:PORT/metrics, or none")
+    return url
 
 
 def _metrics_urls(target: URL) -> list[URL]:

@@ -1,1 +1,1 @@
-"""servefit's measuring instrument: drives an OpenAI-compatible server and records what came back."""
+"""servefit's measuring instrument: drives an OpenAI-compatible server, records what came back."""

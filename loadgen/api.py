@@ -1,0 +1,156 @@
+"""The OpenAI-compatible API: what goes into a request and what a reply means. No I/O.
+
+Every event is decoded by msgspec into typed structs that skip all other members: 0.7 µs for a chunk
+of vLLM's, a quarter of what looking for its members in the bytes costs in Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Endpoint = Literal["chat", "completions"]
+
+PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+DONE = b"[DONE]"
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """Which optional members the server takes; found out by the first probe."""
+
+    limit_member: str = "max_tokens"  # or max_completion_tokens
+    ignore_eos: bool = True  # ignore_eos and min_tokens, so that the output has the asked length
+    usage_in_stream: bool = True  # stream_options.include_usage
+
+
+# Tried in this order until the server accepts one.
+DIALECTS = (
+    Dialect(),
+    Dialect(ignore_eos=False),
+    Dialect(limit_member="max_completion_tokens", ignore_eos=False),
+    Dialect(ignore_eos=False, usage_in_stream=False),
+)
+
+
+def body(
+    endpoint: str,
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    *,
+    stream: bool,
+    dialect: Dialect,
+) -> bytes:
+    """The JSON of one request."""
+    members: dict[str, Any] = {"model": model}
+    if endpoint == "chat":
+        members["messages"] = [{"role": "user", "content": prompt}]
+    else:
+        members["prompt"] = prompt
+    members[dialect.limit_member] = max_tokens
+    if dialect.ignore_eos:
+        members["ignore_eos"] = True
+        members["min_tokens"] = max_tokens
+    if stream:
+        members["stream"] = True
+        if dialect.usage_in_stream:
+            members["stream_options"] = {"include_usage": True}
+    return msgspec.json.encode(members)
+
+
+# ------------------------------------------------------------------------------------- replies
+
+
+class _Details(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    completion_tokens_details: _Details | None = None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        details = self.completion_tokens_details
+        return (details.reasoning_tokens or 0) if details else 0
+
+
+class _Part(msgspec.Struct):
+    """A delta or a message; `text` of a plain completion stands in the choice itself."""
+
+    content: str | list[Any] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Part | None = None
+    message: _Part | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class Reply(msgspec.Struct):
+    """One streamed chunk, or the whole of a reply that is not streamed."""
+
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+    @property
+    def error_text(self) -> str | None:
+        """The server's words, where the reply is an error object; None where it is not."""
+        if isinstance(self.error, dict):
+            return str(self.error.get("message") or self.error.get("type") or "error")
+        return None if self.error is None else str(self.error)
+
+
+# What a chunk carries, as bits.
+ANSWER, REASONING, FINISH = 1, 2, 4
+
+
+def meaning(reply: Reply) -> int:
+    """ANSWER, REASONING and FINISH as far as the chunk carries them.
+
+    A role-only or empty delta carries nothing. Content, refusals and tool calls are an answer.
+    """
+    bits = 0
+    for choice in reply.choices or ():
+        part = choice.delta or choice.message
+        if choice.text:
+            bits |= ANSWER
+        if part is not None:
+            if part.content or part.refusal or part.tool_calls or part.function_call:
+                bits |= ANSWER
+            if part.reasoning_content or part.reasoning:
+                bits |= REASONING
+        if choice.finish_reason:
+            bits |= FINISH
+    return bits
+
+
+_decoder = msgspec.json.Decoder(Reply)
+
+
+def decode(data: bytes) -> Reply:
+    """Raises msgspec.MsgspecError (a ValueError) where `data` is not JSON of a reply's shape."""
+    return _decoder.decode(data)
+
+
+def error_message(data: bytes) -> str:
+    """What a refusing server says, in one line; the start of the body where it is no JSON."""
+    try:
+        value = msgspec.json.decode(data)
+    except msgspec.MsgspecError:
+        return " ".join(data[:200].decode("utf-8", "replace").split())
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and value.get(key):
+            value = value[key]
+    if isinstance(value, dict):
+        value = value.get("message") or value
+    return " ".join(str(value).split())[:300]

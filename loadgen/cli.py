@@ -1,0 +1,525 @@
+"""`loadgen`: parse, wire, exit code. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent import __version__
+
+if TYPE_CHECKING:
+    from agent.model import Sweep
+    from agent.store import Store
+    from loadgen.config import Options
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="loadgen")
+def cli() -> None:
+    """Measures an LLM inference server and says how its hardware fits the load.
+
+    \b
+    loadgen sweep --demo                          a simulated server, nothing else needed
+    loadgen sweep http://127.0.0.1:8000           throughput and latency against concurrency
+    loadgen sweep http://HOST:8000 --concurrency 1,4,16,64 --slo 'ttft:p95<500ms' --html out.html
+    loadgen run http://127.0.0.1:8000 --concurrency 8      one load point
+    """
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that LOADGEN_NAME in the environment sets too."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = long.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=f"LOADGEN_{variable}", **settings)
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Options from a TOML file: the names of the flags, `_` or `-`, lists where lists are asked."""
+    if path is None:
+        return
+    import difflib
+    import tomllib
+
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.UsageError(f"--config {path}: {error}") from error
+    known = {
+        flag.removeprefix("--").replace("-", "_"): parameter.name or ""
+        for parameter in context.command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts, parameter.name or "")
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise click.UsageError(f"--config {path}: unknown key {key!r}, nearest is {near[0]!r}")
+        if isinstance(value, list) and name != "header":
+            value = ",".join(str(item) for item in value)
+        defaults[known[name]] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+_LOAD_OPTIONS = [
+    click.option("--config", is_eager=True, expose_value=False, callback=_read_config,
+                 metavar="FILE", envvar="LOADGEN_CONFIG", help="Options from a TOML file; flags win."),
+    _option("--model", help="Model to ask for.  [default: the first of /v1/models]"),
+    _option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat",
+            show_default=True, help="API to drive."),
+    _option("--stream/--no-stream", default=True, show_default=True,
+            help="Stream the replies; without, there is no TTFT and no ITL."),
+    _option("--arrival", default="poisson", show_default=True,
+            help="Arrivals of the open loop: poisson or constant."),
+    _option("--input-tokens", type=click.IntRange(1), default=None, metavar="N",
+            help="Prompt length.  [default: 512]"),
+    _option("--output-tokens", type=click.IntRange(1), default=None, metavar="N",
+            help="Reply length.  [default: 128]"),
+    _option("--reuse-prompts", is_flag=True,
+            help="One prompt for all requests: a prefix cache may answer."),
+    _option("--requests", type=click.IntRange(1), metavar="N",
+            help="Requests per level.  [default: 5 a stream, at least 20]"),
+    _option("--duration", metavar="TIME",
+            help="Time per level instead.  [open loop default: 30s]"),
+    _option("--warmup", default="0", show_default=True, metavar="N|TIME",
+            help="Requests, or time, before each level's measurement."),
+    _option("--slo", metavar="RULES", help="Such as 'ttft:p95<500ms,itl:p95<50ms,e2e:p99<30s'."),
+    _option("--timeout", default="300s", show_default=True, metavar="TIME",
+            help="Limit for one request."),
+    _option("--api-key-file", metavar="FILE", help="Key to send; else OPENAI_API_KEY."),
+    _option("--header", multiple=True, metavar="'NAME: VALUE'", help="Further header; repeatable."),
+    _option("--ca-file", metavar="FILE", help="CA certificates to trust."),
+    _option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
+    _option("--metrics-url", metavar="URL|none",
+            help="The server's metrics page.  [default: found on the target]"),
+    _option("--seed", type=int, default=0, show_default=True, help="Seed of lengths and arrivals."),
+    _option("--expect-concurrency", type=click.FloatRange(0, min_open=True), metavar="N",
+            help="Judge against this many requests at once."),
+    _option("--expect-rps", type=click.FloatRange(0, min_open=True), metavar="X",
+            help="Judge against this many requests a second."),
+    _option("--fail-on", metavar="RULE",
+            help="Exit 1 on: slo, invalid, or a finding such as UNDER_SIZED; several by commas."),
+    _option("--db", metavar="FILE", help="Database.  [default: in your data directory]"),
+    _option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON."),
+    _option("--html", "html_file", metavar="FILE", help="Write the report, one HTML file."),
+    _option("--csv", "csv_file", metavar="FILE|-", help="Write the levels as CSV."),
+    _option("--otlp-endpoint", metavar="URL", help="Send a span per request there, OTLP/HTTP."),
+    _option("--yes", is_flag=True, help="Go on although the server is busy with others."),
+    _option("--quiet", is_flag=True, help="No progress and no table."),
+    _option("--no-progress", is_flag=True, help="Plain lines instead of a live display."),
+]  # fmt: skip
+
+
+def _load_options(function: Any) -> Any:
+    for option in reversed(_LOAD_OPTIONS):
+        function = option(function)
+    return function
+
+
+@cli.command()
+@click.argument("url", required=False)
+@_option("--concurrency", metavar="N,N,…",
+         help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
+@_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
+@click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
+@_load_options
+@click.pass_context
+def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) -> None:
+    """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
+
+    URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
+    sim:h100-sxm/llama-3.1-8b.
+    """
+    if demo:
+        url, given = _demo(url, given)
+    if url is None:
+        raise click.UsageError("give the URL of a server, or --demo")
+    context.exit(_measure(url, given))
+
+
+@cli.command()
+@click.argument("url")
+@_option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
+@_option("--rate", metavar="X", help="Requests per second (open loop).")
+@_load_options
+@click.pass_context
+def run(context: click.Context, /, url: str, **given: Any) -> None:
+    """Measure one load point; the same options and output as sweep, with one level."""
+    for option in ("concurrency", "rate"):
+        if given[option] and "," in given[option]:
+            raise click.UsageError(f"run takes one --{option}; sweep takes a list")
+    if not given["concurrency"] and not given["rate"]:
+        given["concurrency"] = "1"
+    context.exit(_measure(url, given, single=True))
+
+
+def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    from loadgen import config
+
+    if url is not None:
+        raise click.UsageError("--demo brings its own target: leave the URL away")
+
+    if not given["concurrency"] and not given["rate"]:
+        given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY)
+    if given["duration"] is None and given["requests"] is None:
+        given["duration"] = f"{config.DEMO_DURATION_S}s"
+    given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
+    given["output_tokens"] = given["output_tokens"] or config.DEMO_OUTPUT_TOKENS
+    given["slo"] = given["slo"] or config.DEMO_SLO
+    return config.DEMO_SPEC, given
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+def _options(url: str, given: dict[str, Any]) -> Options:
+    from agent.sizing.curve import parse_slo
+    from loadgen import config
+
+    warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
+    headers = config.parse_headers(given["header"])
+    key = config.api_key(given["api_key_file"])
+    if key and not any(name.lower() == "authorization" for name in headers):
+        headers["Authorization"] = f"Bearer {key}"
+    concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
+    rates = config.parse_rates(given["rate"]) if given["rate"] else ()
+    if not concurrency and not rates:
+        concurrency = config.DEFAULT_CONCURRENCY
+        if given["requests"] is not None:
+            concurrency = tuple(n for n in concurrency if n <= given["requests"])
+    duration = given["duration"]
+    return config.check(
+        config.Options(
+            url=url,
+            model=given["model"],
+            endpoint=given["endpoint"],
+            stream=given["stream"],
+            concurrency=concurrency,
+            rates_rps=rates,
+            arrival=given["arrival"],
+            input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
+            output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
+            reuse_prompts=given["reuse_prompts"],
+            requests=given["requests"],
+            duration_s=config.parse_duration(duration, "--duration") if duration else None,
+            warmup_requests=warmup_requests,
+            warmup_s=warmup_s,
+            slo=tuple(parse_slo(given["slo"])) if given["slo"] else (),
+            timeout_s=config.parse_duration(given["timeout"], "--timeout"),
+            headers=headers,
+            ca_file=given["ca_file"],
+            insecure=given["insecure"],
+            metrics_url=given["metrics_url"],
+            seed=given["seed"],
+            expect_concurrency=given["expect_concurrency"],
+            expect_rps=given["expect_rps"],
+            fail_on=config.parse_fail_on(given["fail_on"]),
+            otlp_endpoint=given["otlp_endpoint"],
+            yes=given["yes"],
+            command=_command(),
+        )
+    )
+
+
+def _command() -> str:
+    """The command as it was typed, without the values of headers: they may be secrets."""
+    words = ["loadgen", *sys.argv[1:]]
+    for i, word in enumerate(words):
+        if word == "--header" and i + 1 < len(words):
+            words[i + 1] = words[i + 1].partition(":")[0] + ": …"
+        elif word.startswith("--header="):
+            words[i] = word.partition(":")[0] + ": …"
+    return shlex.join(words)
+
+
+def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
+    """Runs it all; returns the exit code."""
+    from loadgen import config
+    from loadgen.outcome import exit_code
+
+    files = {name: given[f"{name}_file"] for name in ("json", "html", "csv")}
+    for name, path in files.items():
+        config.check_writable(path, f"--{name}")
+    options = _options(url, given)
+    with _target(options) as (reached, simulated), _store(given["db"]) as store:
+        result = _run_session(options, reached, simulated, store, given)
+    failed = _write_all(result, files)
+    if not given["quiet"]:
+        _show(result, sys.stderr if "-" in files.values() else sys.stdout)
+    return 2 if failed else exit_code(result, options.fail_on, single=single)
+
+
+@contextmanager
+def _target(options: Options) -> Iterator[tuple[str, bool]]:
+    """The address to measure, and whether it is simulated: sim: starts its server for as long."""
+    if not options.url.startswith("sim:"):
+        yield options.url, False
+        return
+    from loadgen.targets.process import started
+
+    with started(options.url) as url:
+        yield url, True
+
+
+@contextmanager
+def _store(path: str | None) -> Iterator[Store | None]:
+    """The database; where the default one cannot be used, that is said and the run goes on."""
+    from agent.model import StoreError
+    from agent.store import Store
+
+    try:
+        store = Store(Path(path) if path else None)
+    except StoreError as error:
+        if path is not None:
+            raise
+        click.echo(f"loadgen: {error}; this run is not kept", err=True)
+        yield None
+        return
+    with store:
+        yield store
+
+
+def _run_session(
+    options: Options, reached: str, simulated: bool, store: Store | None, given: dict[str, Any]
+) -> Sweep:
+    import asyncio
+    import signal
+
+    import msgspec
+    import uvloop
+
+    from loadgen.report.terminal import Progress
+    from loadgen.sweep import Session
+
+    progress = Progress(quiet=given["quiet"], live=False if given["no_progress"] else None)
+    reachable = msgspec.structs.replace(options, url=reached)
+
+    async def main() -> Sweep:
+        session = Session(
+            reachable, progress, store=store, simulated=simulated, shown_url=options.url
+        )
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, session.interrupt)
+        return await session.run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+# ---------------------------------------------------------------------------------------- output
+
+
+def _render(sweep: Sweep, form: str) -> bytes:
+    if form == "json":
+        from agent.model import encode
+
+        return encode(sweep) + b"\n"
+    if form == "csv":
+        from loadgen.report.table import levels_csv
+
+        return levels_csv(sweep).encode()
+    from loadgen.report.html import render
+
+    return render(sweep).encode()
+
+
+def _write_all(sweep: Sweep, files: dict[str, str | None]) -> bool:
+    """Writes what was asked for; True where a file could not be written."""
+    failed = False
+    for form, path in files.items():
+        if path is not None:
+            failed |= not _write(_render(sweep, form), path)
+    return failed
+
+
+def _write(data: bytes, path: str) -> bool:
+    if path == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+        return True
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        rescued = _rescue(data, Path(path).name)
+        click.echo(f"loadgen: {path}: {error.strerror}; {rescued}", err=True)
+        return False
+    click.echo(f"wrote {path}", err=True)
+    return True
+
+
+def _rescue(data: bytes, name: str) -> str:
+    """A result that cannot go where it should goes to the temporary directory instead."""
+    import tempfile
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            prefix="servefit-", suffix=f"-{name}", delete=False
+        ) as out:
+            out.write(data)
+        return f"it is kept as {out.name}"
+    except OSError:
+        return "`loadgen export` gives it again once there is room"
+
+
+def _show(sweep: Sweep, out: Any) -> None:
+    from loadgen.report.terminal import show
+
+    show(sweep, out)
+
+
+# ------------------------------------------------------------------------------------ from the store
+
+
+@cli.command()
+@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def runs(db: str | None, limit: int, as_json: bool) -> None:
+    """List the runs in the store, newest first."""
+    with _reading(db) as store:
+        rows = store.runs(limit)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(rows, indent=2))
+    elif rows:
+        from loadgen.report.terminal import run_table
+
+        run_table(rows)
+    else:
+        click.echo("no runs yet: `loadgen sweep --demo` makes one", err=True)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", default="latest")
+@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@click.option("--html", "html_file", metavar="FILE", help="Write the report, one HTML file.")
+def report(run: str, db: str | None, html_file: str | None) -> None:
+    """Show a run again: its table and verdict, or its HTML report.
+
+    RUN is an id, the beginning of one, or latest.
+    """
+    with _reading(db) as store:
+        sweep = store.load(run)
+    if html_file is None:
+        _show(sweep, sys.stdout)
+    else:
+        _export(sweep, "html", html_file)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", default="latest")
+@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json",
+              show_default=True)  # fmt: skip
+@click.option("--output", "-o", default="-", metavar="FILE|-", help="Where to.  [default: -]")
+def export(run: str, db: str | None, form: str, output: str) -> None:
+    """Write a run from the store as JSON or CSV."""
+    with _reading(db) as store:
+        sweep = store.load(run)
+    _export(sweep, form, output)
+
+
+def _export(sweep: Sweep, form: str, path: str) -> None:
+    from loadgen import config
+
+    config.check_writable(path, "the output file")
+    if not _write(_render(sweep, form), path):
+        raise click.exceptions.Exit(2)
+
+
+@contextmanager
+def _reading(db: str | None) -> Iterator[Store]:
+    from agent.model import UsageError
+    from agent.store import Store, default_path
+
+    path = Path(db) if db else default_path()
+    if db and not path.exists():
+        raise UsageError(f"--db {db}: no such file")
+    with Store(path) as store:
+        yield store
+
+
+# ----------------------------------------------------------------------------------------- targets
+
+
+@cli.group()
+def serve() -> None:
+    """Start a local target: the simulated engine, or a real vLLM with a small dummy model."""
+
+
+_host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+
+
+@serve.command("sim")
+@click.argument("spec", default="sim:h100-sxm/llama-3.1-8b", metavar="[SPEC]")
+@_host
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+              help="0 takes any free port.")  # fmt: skip
+def serve_sim(spec: str, host: str, port: int) -> None:
+    """The simulated engine: continuous batching, paged KV cache, vLLM's API and metric names.
+
+    SPEC is sim:GPU/MODEL[?key=value&…], such as sim:l4/llama-3.1-8b?max_num_seqs=8.
+    """
+    from loadgen.targets.sim import main as serve_main
+
+    raise click.exceptions.Exit(serve_main([spec, "--host", host, "--port", str(port)]))
+
+
+@serve.command("vllm")
+@_host
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0 takes any free port.",
+)
+@click.option(
+    "--python",
+    envvar="LOADGEN_VLLM_PYTHON",
+    metavar="PATH",
+    help="The interpreter that has vLLM.  [default: this one]",
+)
+@click.option("--model-dir", type=click.Path(path_type=Path), help="A model of your own.")
+@click.option("--max-model-len", type=click.IntRange(16), default=2048, show_default=True)
+@click.option("--max-num-seqs", type=click.IntRange(1), help="Admission cap.")
+@click.option("--num-gpu-blocks", type=click.IntRange(1), help="KV blocks: makes KV the limit.")
+@click.option("--log", type=click.Path(path_type=Path), help="Where vLLM's own output goes.")
+@click.option("--otlp-traces-endpoint", metavar="URL", help="vLLM's own spans go there.")
+@click.argument("extra", nargs=-1, metavar="[-- VLLM_ARGUMENTS…]")
+def serve_vllm_command(extra: tuple[str, ...], **given: Any) -> None:
+    """A real vLLM with a small dummy-weight model that it makes itself; on CPU or GPU."""
+    from loadgen.targets.vllm import VllmOptions, serve_vllm
+
+    serve_vllm(VllmOptions(**given, extra=extra))
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: every failure of ours is one line on stderr and an exit code."""
+    sys.exit(_guarded(argv))
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    from agent.failures import guarded
+
+    return guarded("loadgen", lambda: cli.main(argv, prog_name="loadgen", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,483 @@
+"""A recording, and the readings of the same instants, to a `Level`: every definition of the README.
+
+Pure: the same recording always gives the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.model import GpuView, Lag, Level, Measurement, Requests, ServerView, Slo, Stats, Tokens
+from agent.sizing.curve import slo_met
+from agent.stats import batch_means_ci95, lag, summary
+from loadgen.recorder import CANCELLED, FAILED, OK, Recording
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Beyond these the client, not the server, was measured. Each is printed beside its number."""
+
+    send_lag_p99_ms: float = 10.0
+    loop_lag_p99_ms: float = 10.0
+    client_cpu_share: float = 0.95  # of one core per client process
+    achieved_over_offered: float = 0.99
+    in_flight_over_concurrency: float = 0.9
+    littles_law_error: float = 0.1
+    failed_share: float = 0.1
+    foreign_share: float = 0.01  # and at least two requests
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a level was asked to do; `loadgen.run` does it."""
+
+    mode: str  # "concurrency" or "rate"
+    concurrency: int | None = None
+    rate_rps: float | None = None
+    arrival: str = "poisson"
+    requests: int | None = None  # after the warm-up; either this …
+    duration_s: float | None = None  # … or this ends the level
+    warmup_requests: int = 0
+    warmup_s: float = 0.0
+    timeout_s: float = 300.0
+    stream: bool = True
+    processes: int = 1
+
+    @property
+    def load(self) -> float:
+        """Concurrency or requests/s, whichever the mode is of."""
+        value = self.concurrency if self.mode == "concurrency" else self.rate_rps
+        return float(value or 0)
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The steady window, ns of the monotonic clock."""
+
+    start_ns: int
+    end_ns: int
+    steady: bool  # false: too short to be steady, the whole level is used
+
+    @property
+    def seconds(self) -> float:
+        return max(self.end_ns - self.start_ns, 0) / 1e9
+
+
+def span(rec: Recording) -> tuple[int, int]:
+    """First request sent and last reply ended, of the level after its warm-up (else of all)."""
+    rows = rec.warmup == 0
+    if not rows.any():
+        rows = np.ones(rec.n, dtype=bool)
+    if not rows.any():
+        return 0, 0
+    started = np.where(rec.sent_ns > 0, rec.sent_ns, rec.due_ns)
+    return int(started[rows].min()), int(rec.end_ns[rows].max())
+
+
+def steady_window(rec: Recording) -> Window:
+    """From the ramp's end to the first slot not refilled, or the whole level where that is short.
+
+    Shorter than twice the mean E2E time a window sees mostly the ramp's own cohort of requests.
+    """
+    start, end = span(rec)
+    e2e = _e2e_ms(rec)[_ok(rec)]
+    low, high = rec.ramp_end_ns, rec.refill_end_ns
+    if low and high and e2e.size and (high - low) / 1e6 >= 2 * e2e.mean():
+        return Window(low, high, True)
+    return Window(start, end, False)
+
+
+def _ok(rec: Recording) -> Mask:
+    rows: Mask = (rec.outcome == OK) & (rec.warmup == 0)
+    return rows
+
+
+def _first_ns(rec: Recording) -> NDArray[np.int64]:
+    """First token-bearing chunk of every request; 0 where there was none."""
+    return _edge_ns(rec, np.cumsum(rec.chunks) - rec.chunks)
+
+
+def _last_ns(rec: Recording) -> NDArray[np.int64]:
+    return _edge_ns(rec, np.cumsum(rec.chunks) - 1)
+
+
+def _edge_ns(rec: Recording, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    if rec.stamps_ns.size == 0:
+        return np.zeros(rec.n, dtype=np.int64)
+    stamps = rec.stamps_ns[np.clip(at, 0, rec.stamps_ns.size - 1)]
+    return np.where(rec.chunks > 0, stamps, 0)
+
+
+def _e2e_ms(rec: Recording) -> Floats:
+    """Last token-bearing chunk − sent; a reply that was not streamed ends with its body."""
+    last = np.where(rec.chunks > 0, _last_ns(rec), rec.end_ns)
+    return (last - rec.sent_ns) / 1e6
+
+
+def _since_ms(until_ns: NDArray[np.int64], since_ns: NDArray[np.int64]) -> Floats:
+    """NaN where the event never came."""
+    return np.where(until_ns > 0, (until_ns - since_ns) / 1e6, np.nan)
+
+
+def _tpot_ms(rec: Recording) -> Floats:
+    tokens = rec.output_tokens
+    gap = (_last_ns(rec) - _first_ns(rec)) / 1e6
+    return np.where((rec.chunks > 1) & (tokens > 1), gap / np.maximum(tokens - 1, 1), np.nan)
+
+
+def _gaps(rec: Recording) -> tuple[Floats, NDArray[np.int64]]:
+    """All gaps between consecutive token-bearing chunks of one request, in ms, and whose they are.
+
+    A chunk that the server says carries k tokens is k gaps of one k-th each.
+    """
+    if rec.stamps_ns.size < 2:
+        return np.empty(0), np.empty(0, dtype=np.int64)
+    owner = np.repeat(np.arange(rec.n), rec.chunks)
+    same = owner[1:] == owner[:-1]
+    gaps = (np.diff(rec.stamps_ns) / 1e6)[same]
+    owner = owner[1:][same]
+    if not rec.chunks_counted.any():
+        return gaps, owner
+    counted = rec.chunks_counted[owner] == 1
+    k = np.where(counted, np.maximum(rec.weights[1:][same], 1), 1).astype(np.int64)
+    return np.repeat(gaps / k, k), np.repeat(owner, k)
+
+
+def _stats(values: Floats, rows: Mask) -> Stats:
+    chosen = values[rows]
+    return summary(chosen[~np.isnan(chosen)])
+
+
+# ------------------------------------------------------------------------------------------ rates
+
+
+def _tokens_per_s(rec: Recording, low_ns: int, high_ns: int) -> float:
+    """Output tokens that arrived in the half-open interval, per second.
+
+    Tokens of replies that were not streamed arrive with the body.
+    """
+    if high_ns <= low_ns:
+        return 0.0
+    inside = (rec.stamps_ns > low_ns) & (rec.stamps_ns <= high_ns)
+    whole = (rec.chunks == 0) & (rec.end_ns > low_ns) & (rec.end_ns <= high_ns)
+    tokens = float(rec.weights[inside].sum()) + float(rec.output_tokens[whole].sum())
+    return tokens * 1e9 / (high_ns - low_ns)
+
+
+def _interval(rec: Recording, window: Window, mean_e2e_ms: float) -> tuple[float, float] | None:
+    """95 % interval of output tokens/s by batch means; 4 to 20 batches, if possible of one E2E."""
+    if window.seconds <= 0 or not window.steady:
+        return None
+    batches = int(np.clip(window.seconds * 1e3 / max(mean_e2e_ms, 1e-3), 4, 20))
+    edges = np.linspace(window.start_ns, window.end_ns, batches + 1).astype(np.int64)
+    rates = [_tokens_per_s(rec, int(low), int(high)) for low, high in pairwise(edges)]
+    return batch_means_ci95(np.array(rates))
+
+
+def _in_flight_mean(rec: Recording, window: Window) -> float | None:
+    if window.seconds <= 0:
+        return None
+    rows = rec.sent_ns > 0
+    low = np.maximum(rec.sent_ns[rows], window.start_ns)
+    high = np.minimum(rec.end_ns[rows], window.end_ns)
+    return float(np.maximum(high - low, 0).sum()) / (window.end_ns - window.start_ns)
+
+
+# -------------------------------------------------------------------------------------------- SLO
+
+
+def _request_meets(rec: Recording, slo: Sequence[Slo]) -> Mask:
+    """Which requests met every target.
+
+    Of ITL, a request's own statistic over its own gaps is taken; of the others, the request's one
+    value, whatever statistic the target names.
+    """
+    meets: Mask = rec.outcome == OK
+    first = _first_ns(rec)
+    values = {
+        "ttft": _since_ms(first, rec.sent_ns),
+        "ttfo": _since_ms(rec.answer_ns, rec.sent_ns),
+        "tpot": _tpot_ms(rec),
+        "e2e": _e2e_ms(rec),
+    }
+    for target in slo:
+        value = (
+            _itl_of_requests(rec, target.statistic)
+            if target.metric == "itl"
+            else values[target.metric]
+        )
+        meets &= ~(value > target.bound_ms)  # not measurable (NaN) is not a miss
+    return meets
+
+
+def _itl_of_requests(rec: Recording, statistic: str) -> Floats:
+    gaps, owner = _gaps(rec)
+    result = np.full(rec.n, np.nan)
+    if owner.size == 0:
+        return result
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+    for at, part in zip(starts, np.split(gaps, starts[1:]), strict=True):
+        result[owner[at]] = _statistic(part, statistic)
+    return result
+
+
+def _statistic(sample: Floats, name: str) -> float:
+    if name == "mean":
+        return float(sample.mean())
+    if name == "max":
+        return float(sample.max())
+    return float(np.quantile(sample, float(name[1:]) / 100))
+
+
+# ------------------------------------------------------------------------------------- validity
+
+
+def _measurement(
+    rec: Recording,
+    plan: Plan,
+    window: Window,
+    server: ServerView | None,
+    bounds: Bounds,
+) -> Measurement:
+    sent = (rec.sent_ns > 0) & (rec.warmup == 0)
+    send_lag = lag((rec.sent_ns - rec.due_ns)[sent] / 1e6)
+    loop_lag = lag(rec.loop_lag_ns / 1e6)
+    in_flight = _in_flight_mean(rec, window)
+    overloaded = plan.mode == "rate" and _open_loop_overloaded(rec, window)
+    achieved = _achieved_over_offered(rec, plan, window)
+    littles = None if overloaded else _littles_law_error(rec, window, in_flight)
+    foreign = _foreign(rec, server)
+    cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
+    total = int((rec.warmup == 0).sum())
+    failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
+    checks = [
+        _above("send_lag_p99_ms", send_lag.p99, bounds.send_lag_p99_ms, "client_limited"),
+        _above("loop_lag_p99_ms", loop_lag.p99, bounds.loop_lag_p99_ms, "client_limited"),
+        _above("client_cpu", cpu, bounds.client_cpu_share * plan.processes, "client_limited"),
+        _below("achieved_over_offered", achieved, bounds.achieved_over_offered, "client_limited"),
+        _above("littles_law_error", littles, bounds.littles_law_error, "unsteady"),
+        _above("failed_share", failed / total if total else None, bounds.failed_share, "errors"),
+        _foreign_reason(foreign, total, bounds),
+    ]
+    if plan.mode == "concurrency" and in_flight is not None and window.steady:
+        share = in_flight / (plan.concurrency or 1)
+        checks.append(
+            _below("in_flight_over_concurrency", share, bounds.in_flight_over_concurrency,
+                   "client_limited")
+        )  # fmt: skip
+    reasons = [reason for reason in checks if reason]
+    if total == 0 or not (rec.outcome[rec.warmup == 0] == OK).any():
+        reasons.append("errors: no request of the level was completed")
+    valid = not reasons
+    notes = []
+    if not window.steady:
+        notes.append(
+            "window: the steady window is shorter than twice the mean E2E time; "
+            "the whole level is used"
+        )
+    if overloaded:
+        notes.append("saturated: more was offered than the server completed; no steady state")
+    return Measurement(
+        valid=valid,
+        reasons=reasons + notes,
+        send_lag_ms=send_lag,
+        loop_lag_ms=loop_lag,
+        client_cpu=cpu,
+        achieved_over_offered=achieved,
+        in_flight_mean=in_flight,
+        littles_law_error=littles,
+        foreign_requests=foreign,
+    )
+
+
+def _above(name: str, value: float | None, bound: float, code: str) -> str | None:
+    if value is None or value <= bound:
+        return None
+    return f"{code}: {name} {value:.3g} is above its bound {bound:g}"
+
+
+def _below(name: str, value: float | None, bound: float, code: str) -> str | None:
+    if value is None or value >= bound:
+        return None
+    return f"{code}: {name} {value:.3g} is below its bound {bound:g}"
+
+
+def _achieved_over_offered(rec: Recording, plan: Plan, window: Window) -> float | None:
+    """Open loop: of the requests due in the window, the share that were sent in it too."""
+    if plan.mode != "rate":
+        return None
+    due = (rec.due_ns >= window.start_ns) & (rec.due_ns <= window.end_ns)
+    if not due.any():
+        return None
+    # One loop lag of grace, or the very last arrival of every window would count as not achieved.
+    sent = due & (rec.sent_ns > 0) & (rec.sent_ns <= window.end_ns + 10_000_000)
+    return float(sent.sum()) / float(due.sum())
+
+
+def _open_loop_overloaded(rec: Recording, window: Window) -> bool:
+    """In flight at the window's end clearly more than in its middle: the queue only grows."""
+
+    def in_flight_between(low: float, high: float) -> float:
+        part = Window(int(low), int(high), True)
+        return _in_flight_mean(rec, part) or 0.0
+
+    quarter = (window.end_ns - window.start_ns) / 4
+    if quarter <= 0:
+        return False
+    second = in_flight_between(window.start_ns + quarter, window.start_ns + 2 * quarter)
+    last = in_flight_between(window.end_ns - quarter, window.end_ns)
+    return last > 1.5 * second + 2
+
+
+def _littles_law_error(rec: Recording, window: Window, in_flight: float | None) -> float | None:
+    """|in-flight / (throughput · mean E2E) − 1| in a steady window.
+
+    Throughput is output tokens/s over mean output tokens: it has no edges of whole requests.
+    """
+    rows = _ok(rec)
+    if not window.steady or not in_flight or not rows.any():
+        return None
+    inside = rows & (rec.sent_ns >= window.start_ns) & (rec.sent_ns <= window.end_ns)
+    if not inside.any():
+        return None
+    mean_tokens = float(rec.output_tokens[rows].mean())
+    if mean_tokens <= 0 or (rec.outcome == FAILED).any():
+        return None
+    throughput = _tokens_per_s(rec, window.start_ns, window.end_ns) / mean_tokens
+    expected = throughput * float(_e2e_ms(rec)[inside].mean()) / 1e3
+    return abs(in_flight / expected - 1) if expected > 0 else None
+
+
+def _foreign(rec: Recording, server: ServerView | None) -> int | None:
+    """Requests that the server finished and that were not ours, warm-up included."""
+    if server is None or server.requests_total is None:
+        return None
+    ours = int((rec.outcome == OK).sum())
+    # A request of ours that was cut off may or may not have been counted by the server.
+    unsure = int((rec.outcome == FAILED).sum() + (rec.outcome == CANCELLED).sum())
+    excess = server.requests_total - ours
+    return max(0, excess - unsure) if excess > 0 else 0
+
+
+def _foreign_reason(foreign: int | None, total: int, bounds: Bounds) -> str | None:
+    if foreign is None or foreign < 2 or foreign <= bounds.foreign_share * total:
+        return None
+    return (
+        f"foreign_traffic: the server finished {foreign} requests that were not ours, "
+        f"above the bound of {bounds.foreign_share:.0%} of {total}"
+    )
+
+
+# ------------------------------------------------------------------------------------- the level
+
+
+def summarise(
+    rec: Recording,
+    plan: Plan,
+    *,
+    started_at: str,
+    slo: Sequence[Slo] = (),
+    server: ServerView | None = None,
+    gpu: Sequence[GpuView] = (),
+    bounds: Bounds | None = None,
+) -> Level:
+    """The level's figures. Rates are of the steady window, latencies of the requests sent in it."""
+    window = steady_window(rec)
+    start, end = span(rec)
+    level_rows: Mask = rec.warmup == 0
+    in_window = (rec.sent_ns >= window.start_ns) & (rec.sent_ns <= window.end_ns)
+    rows = _ok(rec) & in_window
+    e2e = _e2e_ms(rec)
+    mean_e2e = float(e2e[rows].mean()) if rows.any() else 0.0
+    first = _first_ns(rec)
+    gaps, owner = _gaps(rec)
+    output_rate = _tokens_per_s(rec, window.start_ns, window.end_ns)
+    tokens = _tokens(rec, level_rows)
+    due = level_rows & (rec.due_ns >= window.start_ns) & (rec.due_ns <= window.end_ns)
+    meets = _request_meets(rec, slo) & due if slo else None
+    energy = _energy_j(gpu)
+    level = Level(
+        mode="concurrency" if plan.mode == "concurrency" else "rate",
+        concurrency=plan.concurrency,
+        offered_rps=plan.rate_rps,
+        started_at=started_at,
+        duration_s=(end - start) / 1e9,
+        window_s=window.seconds,
+        requests=_requests(rec, level_rows),
+        tokens=tokens,
+        request_throughput=_completions_per_s(rec, window),
+        output_tokens_per_s=output_rate,
+        total_tokens_per_s=output_rate + _prompt_tokens_per_s(rec, window, first),
+        output_tokens_per_s_ci95=_interval(rec, window, mean_e2e),
+        ttft_ms=_stats(_since_ms(first, rec.sent_ns), rows),
+        ttft_from_due_ms=_stats(_since_ms(first, rec.due_ns), rows),
+        ttfo_ms=_stats(_since_ms(rec.answer_ns, rec.sent_ns), rows),
+        itl_ms=summary(gaps[rows[owner]]),
+        tpot_ms=_stats(_tpot_ms(rec), rows),
+        e2e_ms=_stats(e2e, rows),
+        connect_ms=summary(rec.connect_ns[rec.connect_ns > 0] / 1e6),
+        prompt_tokens=summary(
+            rec.prompt_tokens[_ok(rec) & (rec.prompt_tokens >= 0)].astype(np.float64)
+        ),
+        output_tokens=summary(rec.output_tokens[_ok(rec)].astype(np.float64)),
+        goodput_rps=float(meets.sum()) / window.seconds
+        if meets is not None and window.seconds
+        else None,
+        slo_attainment=float(meets.sum()) / float(due.sum())
+        if meets is not None and due.any()
+        else None,
+        measurement=_measurement(rec, plan, window, server, bounds or Bounds()),
+        server=server,
+        gpu=list(gpu),
+        energy_j_per_output_token=energy / tokens.output if energy and tokens.output else None,
+    )
+    return msgspec.structs.replace(level, slo_met=slo_met(level, slo)) if slo else level
+
+
+def _requests(rec: Recording, rows: Mask) -> Requests:
+    failed = rows & (rec.outcome == FAILED)
+    counts = np.bincount(rec.error[failed], minlength=len(rec.error_kinds))
+    return Requests(
+        ok=int((rows & (rec.outcome == OK)).sum()),
+        failed=int(failed.sum()),
+        cancelled=int((rows & (rec.outcome == CANCELLED)).sum()),
+        errors={kind: int(n) for kind, n in zip(rec.error_kinds, counts, strict=True) if n},
+    )
+
+
+def _tokens(rec: Recording, rows: Mask) -> Tokens:
+    return Tokens(
+        prompt=int(np.maximum(rec.prompt_tokens[rows], 0).sum()),
+        output=int(rec.output_tokens[rows].sum()),
+        reasoning=int(rec.reasoning_tokens[rows].sum()),
+        source="usage" if rec.usage_rows else "events",
+    )
+
+
+def _completions_per_s(rec: Recording, window: Window) -> float | None:
+    if window.seconds <= 0:
+        return None
+    ended = (rec.end_ns > window.start_ns) & (rec.end_ns <= window.end_ns)
+    return float(((rec.outcome == OK) & ended).sum()) / window.seconds
+
+
+def _prompt_tokens_per_s(rec: Recording, window: Window, first: NDArray[np.int64]) -> float:
+    """Prompt tokens are worked off when the first token comes."""
+    if window.seconds <= 0:
+        return 0.0
+    at = np.where(first > 0, first, rec.end_ns)
+    inside = (at > window.start_ns) & (at <= window.end_ns) & (rec.outcome == OK)
+    return float(np.maximum(rec.prompt_tokens[inside], 0).sum()) / window.seconds
+
+
+def _energy_j(gpu: Sequence[GpuView]) -> float | None:
+    energies = [view.energy_j for view in gpu if view.energy_j is not None]
+    return sum(energies) if energies else None
+
+
+__all__ = ["Bounds", "Lag", "Plan", "Window", "span", "steady_window", "summarise"]

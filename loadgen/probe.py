@@ -1,0 +1,276 @@
+"""What is at the URL: found out with a few small requests before the first level.
+
+Who cannot be used at all is refused here (`TargetError`, exit code 4); what fails later is data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import ssl
+from random import Random
+from typing import Any
+
+import msgspec
+
+from agent.model import TargetError
+from loadgen import api, workload
+from loadgen.client import (
+    Address,
+    Connection,
+    Dialer,
+    Exchange,
+    connect_error_kind,
+    request_head,
+    wire,
+)
+
+PROBE_TIMEOUT_S = 60.0
+COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.5, 4.0), "nonce_letter": (0.5, 4.0)}
+LENGTH_TOLERANCE = 0.02
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What `/v1/models` says."""
+
+    ids: list[str]
+    simulated: bool = False  # the target is our own simulated engine, whoever started it
+
+
+class Probed(msgspec.Struct):
+    """What the probes found out, and what they cost the server."""
+
+    dialect: api.Dialect = api.Dialect()
+    costs: workload.Costs = workload.DEFAULT_COSTS
+    requests: int = 0
+    tokens: int = 0
+    notes: list[str] = []
+
+
+# ---------------------------------------------------------------------------------------- models
+
+
+async def models(address: Address, headers: dict[str, str], tls: ssl.SSLContext | None) -> Known:
+    """What `/v1/models` lists; nothing where the server has no such page. Raises TargetError."""
+    import aiohttp
+
+    url = f"{address.origin}/v1/models"
+    timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S, connect=10)
+    try:
+        async with (
+            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            session.get(url, ssl=tls if tls is not None else True) as reply,
+        ):
+            body = await reply.read()
+            return _known(url, reply.status, body)
+    except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+        raise TargetError(_tls_advice(address, error)) from error
+    except aiohttp.ClientConnectorError as error:
+        raise TargetError(
+            f"no connection to {address.origin}: {error.os_error.strerror or error}; "
+            "is the server up, and is the port right?"
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise TargetError(
+            f"{url}: {error or type(error).__name__}; is this an OpenAI-compatible server?"
+        ) from error
+    except TimeoutError as error:
+        raise TargetError(f"{url}: no answer within {PROBE_TIMEOUT_S:.0f} s") from error
+
+
+def _tls_advice(address: Address, error: BaseException) -> str:
+    reason = getattr(error, "certificate_error", None) or error
+    text = getattr(reason, "verify_message", "") or str(getattr(reason, "reason", "") or reason)
+    return (
+        f"TLS with {address.origin} failed: {text}; give the server's CA by --ca-file, "
+        "or --insecure if you mean it; a server without TLS is http://"
+    )
+
+
+def _known(url: str, status: int, body: bytes) -> Known:
+    _refuse_status(url, status, body, missing_is_fatal=False)
+    if status == 404:
+        return Known([])
+    if status != 200:
+        raise TargetError(f"{url} answered {status}: {api.error_message(body)}")
+    try:
+        reply = msgspec.json.decode(body)
+        ids = [str(entry["id"]) for entry in reply["data"]]
+        simulated = any(entry.get("owned_by") == "servefit-sim" for entry in reply["data"])
+    except (msgspec.MsgspecError, TypeError, KeyError, AttributeError) as error:
+        raise TargetError(_not_an_api(url, body)) from error
+    if not ids:
+        raise TargetError(f"{url} lists no models: load one on the server first")
+    return Known(ids, simulated)
+
+
+def _not_an_api(url: str, body: bytes) -> str:
+    what = "HTML" if body.lstrip()[:1] == b"<" else "something else than JSON of this API"
+    return f"{url} answers {what}: this is not an OpenAI-compatible API; check host, port and path"
+
+
+def _refuse_status(url: str, status: int, body: bytes, *, missing_is_fatal: bool) -> None:
+    said = api.error_message(body)
+    if status == 401:
+        raise TargetError(
+            f"{url} answered 401 ({said}): give a key by --api-key-file or OPENAI_API_KEY"
+        )
+    if status == 403:
+        raise TargetError(f"{url} answered 403 ({said}): this key or address may not use it")
+    if status == 404 and missing_is_fatal:
+        raise TargetError(f"{url} answered 404 ({said})")
+
+
+def choose_model(asked: str | None, known: list[str]) -> str:
+    """The model to ask for. Raises TargetError that names the nearest known one."""
+    if asked is None:
+        if not known:
+            raise TargetError("the server lists no models at /v1/models: name one by --model")
+        return known[0]
+    if known and asked not in known:
+        near = difflib.get_close_matches(asked, known, n=1, cutoff=0.0)
+        raise TargetError(
+            f"no model {asked!r} on this server; nearest is {near[0]!r} "
+            f"(of {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''})"
+        )
+    return asked
+
+
+# ---------------------------------------------------------------------------------------- probes
+
+
+class Prober:
+    """Sends single requests over the very path that the levels use, with one token each."""
+
+    def __init__(
+        self,
+        address: Address,
+        dial: Dialer,
+        headers: dict[str, str],
+        endpoint: str,
+        model: str,
+        *,
+        stream: bool,
+    ) -> None:
+        self._url = address.origin + api.PATHS[endpoint]
+        self._address = address
+        self._dial = dial
+        self._head = request_head(address, api.PATHS[endpoint], headers)
+        self._endpoint = endpoint
+        self._model = model
+        self._stream = stream
+        self.found = Probed(notes=[])
+
+    async def run(self, input_tokens: int, rng: Random) -> Probed:
+        """Dialect first, then the costs of prompt parts, then a prompt of the asked length."""
+        texts = workload.probe_prompts(rng)
+        first = await self._agree(texts[0])
+        if first.error is not None:
+            self.found.notes.append(
+                f"the probe failed ({first.error}: {first.error_text[:120]}); "
+                "prompt lengths are assumed at one token a word"
+            )
+            return self.found
+        exchanges = [first, *[await self._ask(text) for text in texts[1:]]]
+        counts = [e.prompt_tokens for e in exchanges if e.error is None and e.prompt_tokens >= 0]
+        if len(counts) < len(texts):
+            self.found.notes.append(
+                "the server does not say how long a prompt was; lengths are assumed at one token "
+                "a word"
+            )
+            return self.found
+        costs = workload.costs_of(counts)
+        if not _plausible(costs):
+            self.found.notes.append(
+                "the server's prompt token counts do not follow the prompts; lengths are assumed "
+                "at one token a word"
+            )
+            return self.found
+        self.found.costs = costs
+        await self._verify(input_tokens, rng)
+        return self.found
+
+    async def _verify(self, tokens: int, rng: Random) -> None:
+        """Asks for a prompt as the levels will send it, and corrects the fixed cost by its error"""
+        prompt = workload.Prompts(tokens, self.found.costs, rng).next()
+        exchange = await self._ask(prompt)
+        if exchange.error is not None:
+            raise TargetError(
+                f"{self._url} refuses a prompt of {tokens} tokens "
+                f"({exchange.error}: {exchange.error_text}); try a smaller --input-tokens"
+            )
+        expected = workload.expected_tokens(
+            workload.shape_of(tokens, self.found.costs), self.found.costs
+        )
+        off = exchange.prompt_tokens - expected
+        if abs(off) >= 1:
+            costs = self.found.costs
+            self.found.costs = msgspec.structs.replace(costs, fixed=costs.fixed + off)
+            exchange = await self._ask(workload.Prompts(tokens, self.found.costs, rng).next())
+        if abs(exchange.prompt_tokens - tokens) > LENGTH_TOLERANCE * tokens:
+            self.found.notes.append(
+                f"prompts come out at {exchange.prompt_tokens} tokens where {tokens} were asked for"
+            )
+
+    async def _agree(self, prompt: str) -> Exchange:
+        """The first dialect that the server accepts."""
+        for dialect in api.DIALECTS:
+            self.found.dialect = dialect
+            exchange = await self._ask(prompt)
+            if exchange.error not in ("http_400", "http_422"):
+                return exchange
+        raise TargetError(
+            f"{self._url} refuses every form of request, the last with {exchange.status}: "
+            f"{exchange.error_text}"
+        )
+
+    async def _ask(self, prompt: str) -> Exchange:
+        """One request of one output token. Raises TargetError where nobody can use the target."""
+        ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+
+        def done(connection: Connection, exchange: Exchange) -> None:
+            connection.close()
+            if not ended.done():
+                ended.set_result(exchange)
+
+        try:
+            connection = await self._dial(done)
+        except (OSError, TimeoutError) as error:
+            if connect_error_kind(error) == "tls":
+                raise TargetError(_tls_advice(self._address, error)) from error
+            raise TargetError(f"no connection to {self._address.origin}: {error}") from error
+        body = api.body(
+            self._endpoint, self._model, prompt, 1, stream=self._stream, dialect=self.found.dialect
+        )
+        connection.start(Exchange(0, 0), wire(self._head, body), PROBE_TIMEOUT_S,
+                         stream=self._stream)  # fmt: skip
+        exchange = await ended
+        self._count(exchange)
+        self._refuse(exchange)
+        return exchange
+
+    def _count(self, exchange: Exchange) -> None:
+        if exchange.error is None:
+            self.found.requests += 1
+            known = exchange.output_tokens >= 0
+            self.found.tokens += exchange.output_tokens if known else len(exchange.stamps)
+
+    def _refuse(self, exchange: Exchange) -> None:
+        body = exchange.error_text.encode()
+        _refuse_status(self._url, exchange.status, body, missing_is_fatal=True)
+        if exchange.error == "bad_reply":
+            raise TargetError(
+                f"{self._url} answers, but not as an OpenAI-compatible API: {exchange.error_text}"
+            )
+        if exchange.error == "timeout":
+            raise TargetError(
+                f"{self._url} took the request and gave no answer within {PROBE_TIMEOUT_S:.0f} s: "
+                "is the engine alive? see the server's log"
+            )
+
+
+def _plausible(costs: workload.Costs) -> bool:
+    values: dict[str, Any] = msgspec.structs.asdict(costs)
+    return costs.fixed >= 0 and all(
+        low <= values[name] <= high for name, (low, high) in COST_BOUNDS.items()
+    )

@@ -56,6 +56,11 @@ REASONS = {
     "POWER_CAPPED": "power cap",
     "THROTTLED": "throttled clocks",
     "RETRY_INFLATED": "inflated by retries",
+    "SLO_BROKEN_ALONE": "SLO broken by one request alone",
+    "FOREIGN_TRAFFIC": "foreign traffic",
+    "ERRORS": "failed requests",
+    "UNSTEADY": "not steady",
+    "INVALID": "not valid",
     "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
 }
 
@@ -270,8 +275,12 @@ def _valid(level: Level) -> bool:
 
 
 def _most(levels: Iterable[Level]) -> Level | None:
-    known = [lv for lv in levels if _valid(lv) and lv.output_tokens_per_s is not None]
-    return max(known, key=lambda lv: lv.output_tokens_per_s or 0.0, default=None)
+    return max(filter(_valid, levels), key=_throughput, default=None)
+
+
+def _throughput(level: Level) -> tuple[float, float]:
+    """Output tokens/s; where there are none, as with embeddings, requests/s decide."""
+    return level.output_tokens_per_s or 0.0, level.request_throughput or 0.0
 
 
 def _working(sweep: Sweep) -> Level | None:
@@ -279,18 +288,34 @@ def _working(sweep: Sweep) -> Level | None:
     return _most(lv for lv in sweep.levels if lv.slo_met is not False) or _most(sweep.levels)
 
 
+def _open_loop(sweep: Sweep) -> bool:
+    """Is the axis of the charts a rate? The mode of most valid levels decides."""
+    sound = [level for level in sweep.levels if _valid(level)]
+    return 2 * sum(map(_is_open, sound)) > len(sound)
+
+
+def _is_open(level: Level) -> bool:
+    return level.mode == "rate" or level.concurrency is None
+
+
+def _offered(level: Level) -> float | None:
+    """The load in the unit of its mode."""
+    return level.offered_rps if _is_open(level) else level.concurrency
+
+
 def _load(level: Level) -> str:
-    if level.mode == "rate":
-        return f"{_number(level.offered_rps)} requests/s"
-    return f"concurrency {_number(level.concurrency)}"
+    shown = _number(_offered(level))
+    return f"{shown} requests/s" if _is_open(level) else f"concurrency {shown}"
 
 
 def _tile_best(sweep: Sweep) -> str:
     best = _most(sweep.levels)
-    if best is None:
+    if best is None or not any(_throughput(best)):
         return ""
     sub = f"at {_load(best)}" + (", SLO missed" if best.slo_met is False else "")
-    return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", sub)
+    if best.output_tokens_per_s:
+        return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", sub)
+    return _tile("Most answered", _number(best.request_throughput), "requests/s", sub)
 
 
 def _tile_knee(sweep: Sweep) -> str:
@@ -298,27 +323,31 @@ def _tile_knee(sweep: Sweep) -> str:
     knee = sweep.curve.knee
     if knee is None:
         return ""
-    more = "more load adds under 5 %" if sweep.curve.saturated else "not yet saturated"
-    sub = f"{_number(knee.output_tokens_per_s)} tokens/s; {more}"
-    for level in sweep.levels:
-        at_knee = level.output_tokens_per_s == knee.output_tokens_per_s
-        if level.mode == "rate" and at_knee and level.offered_rps is not None:
-            return _tile("Knee", _number(level.offered_rps), "requests/s", sub)
-    return _tile("Knee", _number(knee.concurrency), "concurrent", sub)
+    sub = "more load adds under 5 %" if sweep.curve.saturated else "not yet saturated"
+    if knee.output_tokens_per_s:
+        sub = f"{_number(knee.output_tokens_per_s)} tokens/s; {sub}"
+    if not _open_loop(sweep):
+        return _tile("Knee", _number(knee.concurrency), "concurrent", sub)
+    wanted = knee.output_tokens_per_s
+    offered = [lv for lv in sweep.levels if lv.offered_rps and lv.output_tokens_per_s]
+    at = min(offered, key=lambda lv: abs((lv.output_tokens_per_s or 0.0) - wanted), default=None)
+    return _tile("Knee", _number(at.offered_rps if at else None), "requests/s", sub)
 
 
 def _tile_capacity(sweep: Sweep) -> str:
     capacity = sweep.curve.slo_capacity
     if capacity is None:
         return ""
-    rate = capacity.concurrency is None
-    value = capacity.rps if rate else capacity.concurrency
+    unit = "requests/s" if _open_loop(sweep) else "concurrent"
+    value = capacity.rps if _open_loop(sweep) else capacity.concurrency
+    if capacity.lo is None:
+        sub = "broken at the lowest load that was tried"
+        return _tile("SLO capacity", f"< {_number(capacity.hi)}", unit, sub)
     if capacity.bracketed:
-        sub = f"between {_number(capacity.lo or 0)} and {_number(capacity.hi)}"
-    else:
-        sub = "a lower bound: the SLO was never broken"
-    shown = ("" if capacity.bracketed or value is None else "≥ ") + _number(value)
-    return _tile("SLO capacity", shown, "requests/s" if rate else "concurrent", sub)
+        sub = f"between {_number(capacity.lo)} and {_number(capacity.hi)}"
+        return _tile("SLO capacity", _number(value), unit, sub)
+    sub = "a lower bound: the SLO was never broken"
+    return _tile("SLO capacity", f"≥ {_number(value)}", unit, sub)
 
 
 def _tile_limit(sweep: Sweep) -> str:
@@ -568,10 +597,10 @@ def _value_name(column: Column) -> str:
 
 
 def _load_name(sweep: Sweep) -> str:
-    modes = {level.mode for level in sweep.levels}
-    return {"rate": "Requests/s", "concurrency": "Concurrency"}.get(
-        modes.pop() if len(modes) == 1 else "", "Load"
-    )
+    modes = {_is_open(level) for level in sweep.levels}
+    if len(modes) != 1:
+        return "Load"
+    return "Offered/s" if modes.pop() else "Concurrency"
 
 
 def _first(columns: Sequence[Column], index: int) -> str:
@@ -581,7 +610,7 @@ def _first(columns: Sequence[Column], index: int) -> str:
 
 def _row(level: Level, columns: Sequence[Column]) -> str:
     valid = _valid(level)
-    load = _number(level.offered_rps if level.mode == "rate" else level.concurrency)
+    load = _number(_offered(level))
     cells = "".join(_cell(level, columns, i) for i in range(len(columns)))
     kind = "" if valid else ' class="invalid"'
     return f'<tr{kind}><th scope="row">{load}</th>{cells}</tr>{_under(level, len(columns) + 1)}'

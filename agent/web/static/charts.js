@@ -11,7 +11,8 @@
       lines: [{y, label}], marks: [{x, label, color}], bands: [{lo, hi, label}]}
 
    Colours are names of CSS custom properties, looked up at every draw: a change of theme needs a
-   redraw and nothing else. All text goes through textContent or the canvas, never through markup. */
+   redraw and nothing else. All text goes through textContent or the canvas, never through markup.
+*/
 "use strict";
 window.servefitCharts = (() => {
   const mounted = new Map();
@@ -54,8 +55,8 @@ window.servefitCharts = (() => {
   const finite = (values) => values.filter((v) => v !== null && Number.isFinite(v));
 
   function drawnValues(spec) {
-    const all = spec.series.flatMap((s) => [...s.values, ...(s.ci ?? []).flatMap((ci) => ci ?? [])]);
-    return finite(all);
+    const ends = (s) => (s.ci ?? []).flatMap((ci) => ci ?? []);
+    return finite(spec.series.flatMap((s) => [...s.values, ...ends(s)]));
   }
 
   /** Wide ranges of load are read in doublings, narrow ones in steps. */
@@ -176,10 +177,12 @@ window.servefitCharts = (() => {
     });
   }
 
+  const DIAMOND = [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]];
+
   function outline(ctx, x, y, r, diamond) {
     ctx.beginPath();
     if (!diamond) ctx.arc(x, y, r, 0, 2 * Math.PI);
-    else [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]].forEach(([a, b]) => ctx.lineTo(x + a * r, y + b * r));
+    else DIAMOND.forEach(([a, b]) => ctx.lineTo(x + a * r, y + b * r));
     ctx.closePath();
   }
 
@@ -222,7 +225,8 @@ window.servefitCharts = (() => {
   /** 1, 2, 5, 10, 20 … inside the range, or the powers of ten alone where those are too many. */
   function decimals(lo, hi) {
     const from = Math.floor(Math.log10(lo));
-    const decades = Array.from({ length: Math.ceil(Math.log10(hi)) - from + 1 }, (_, i) => from + i);
+    const count = Math.ceil(Math.log10(hi)) - from + 1;
+    const decades = Array.from({ length: count }, (_, i) => from + i);
     const steps = decades.length > 4 ? [1] : [1, 2, 5];
     const all = decades.flatMap((d) => steps.map((s) => Number(`${s}e${d}`)));
     return all.filter((v) => v >= lo * 0.999 && v <= hi * 1.001);
@@ -242,7 +246,10 @@ window.servefitCharts = (() => {
       grid: { stroke: () => color("--grid"), width: 1 },
       ticks: { show: false },
     };
-    const x = { ...common, label: spec.x.label, labelFont: FONT, labelSize: 18, labelGap: 0, size: 24, gap: 6 };
+    const x = {
+      ...common, size: 24, gap: 6,
+      label: spec.x.label, labelFont: FONT, labelSize: 18, labelGap: 0,
+    };
     if (spec.x.log) {
       x.splits = (u) => doublings(u.scales.x.min, u.scales.x.max);
       x.values = thinned;
@@ -264,8 +271,17 @@ window.servefitCharts = (() => {
     return [x, y];
   }
 
-  /** The line's data: what is not valid is left out and bridged, never a corner of the curve. */
-  const lineValues = (spec, series) => series.values.map((v, i) => (spec.valid[i] ? v : null));
+  /** The line's data: what is not valid is left out and bridged, never a corner of the curve, and
+      repeats of one load count once, by their mean. */
+  function lineValues(spec, series) {
+    const xs = spec.x.values;
+    const good = xs.map((_, i) => spec.valid[i] && series.values[i] !== null);
+    return xs.map((x, i) => {
+      const same = xs.flatMap((other, j) => (other === x && good[j] ? [j] : []));
+      if (same[0] !== i) return null;
+      return same.reduce((total, j) => total + series.values[j], 0) / same.length;
+    });
+  }
 
   function lineOptions(series) {
     return {
@@ -315,7 +331,7 @@ window.servefitCharts = (() => {
     return { width: Math.max(200, host.clientWidth), height: spec.tall ? host.clientHeight : 216 };
   }
 
-  // --------------------------------------------------------------------------- elements and tooltip
+  // -------------------------------------------------------------------------- elements and tooltip
 
   /** element("p", {class: "note"}, "text", child …): text is always text. */
   function element(name, attributes = {}, ...children) {
@@ -340,8 +356,8 @@ window.servefitCharts = (() => {
   }
 
   function fillTip(tip, { head, rows, state }) {
-    const body = rows.map((row) =>
-      element("div", { class: "row" }, element("span", {}, row.label), element("b", {}, row.value)));
+    const body = rows.map(({ label, value }) =>
+      element("div", { class: "row" }, element("span", {}, label), element("b", {}, value)));
     tip.replaceChildren(
       element("div", { class: "head" }, head),
       ...body,
@@ -428,7 +444,8 @@ window.servefitCharts = (() => {
     const head = element("div", { class: "title" }, element("b", {}, spec.title));
     if (spec.unit) head.append(" ", element("span", { class: "unit" }, spec.unit));
     if (spec.note) head.append(" ", element("span", { class: "pill" }, spec.note));
-    if (spec.simulated) head.append(" ", element("span", { class: "badge simulated" }, "simulated"));
+    const badge = element("span", { class: "badge simulated" }, "simulated");
+    if (spec.simulated) head.append(" ", badge);
     const legend = element("ul", { class: "legend" });
     for (const [kind, name, label] of legendEntries(spec)) {
       legend.append(element("li", {}, swatch(kind, name), label));
@@ -442,13 +459,15 @@ window.servefitCharts = (() => {
 
   /** Puts the chart into `grid` as a figure. A chart without a single value is one line of text. */
   function mount(grid, spec) {
-    const figure = element("figure", { class: spec.tall ? "chart tall" : "chart", id: `chart-${spec.id}` });
+    const kind = spec.tall ? "chart tall" : "chart";
+    const figure = element("figure", { class: kind, id: `chart-${spec.id}` });
     grid.append(figure);
     if (!hasValues(spec)) {
       figure.append(element("figcaption", {}, `${spec.title}: not measured.`));
       return;
     }
-    const host = element("div", { class: "plot", role: "img", tabindex: "0", "aria-label": spec.summary });
+    const spoken = { role: "img", tabindex: "0", "aria-label": spec.summary };
+    const host = element("div", { class: "plot", ...spoken });
     figure.append(caption(spec), host);
     const data = [spec.x.values, ...spec.series.map((s) => lineValues(spec, s))];
     const plot = new uPlot(options(spec, host), data, host);

@@ -2,7 +2,9 @@
 "use strict";
 window.servefitSpecs = (() => {
   const { number, wantsLogX } = window.servefitCharts;
-  const RAMP = { p50: "--p50", mean: "--p50", p90: "--p95", p95: "--p95", p99: "--p99", max: "--p99" };
+  const RAMP = {
+    p50: "--p50", mean: "--p50", p90: "--p95", p95: "--p95", p99: "--p99", max: "--p99",
+  };
   const METRICS = {
     ttft: ["Time to first token", "TTFT"],
     ttfo: ["Time to first output", "TTFO, after reasoning"],
@@ -12,19 +14,20 @@ window.servefitSpecs = (() => {
   };
 
   const orNull = (value) => value ?? null;
+  const isValid = (level) => level.measurement?.valid ?? true;
   const sum = (values) => values.reduce((a, b) => a + b, 0);
 
   /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
   function ordered(sweep) {
-    const rates = sweep.levels.filter((l) => l.mode === "rate");
-    const mode = rates.length > sweep.levels.length / 2 ? "rate" : "concurrency";
+    const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
+    const sound = sweep.levels.filter(isValid);
+    const rates = sound.filter((l) => modeOf(l) === "rate");
+    const mode = 2 * rates.length > sound.length ? "rate" : "concurrency";
     const load = (l) => (mode === "rate" ? l.offered_rps : l.concurrency);
-    const levels = sweep.levels.filter((l) => (l.mode ?? "concurrency") === mode && load(l) != null);
+    const levels = sweep.levels.filter((l) => modeOf(l) === mode && load(l) != null);
     levels.sort((a, b) => load(a) - load(b));
     return { mode, levels, values: levels.map(load) };
   }
-
-  const isValid = (level) => level.measurement?.valid ?? true;
 
   /** What all charts of a sweep have in common. */
   function frame(sweep) {
@@ -68,13 +71,15 @@ window.servefitSpecs = (() => {
 
   // ------------------------------------------------------------------------------------- the curve
 
-  /** Knees carry a concurrency; on an axis of rates the level with that throughput is the place. */
+  /** Knees carry a concurrency; on an axis of rates the place is the level nearest in output. */
   function kneeAt(sweep, base) {
     const knee = sweep.curve.knee;
     if (!knee) return null;
     if (base.mode === "concurrency") return knee.concurrency;
-    const i = base.levels.findIndex((l) => l.output_tokens_per_s === knee.output_tokens_per_s);
-    return i < 0 ? null : base.x.values[i];
+    if (!knee.output_tokens_per_s) return null;
+    const off = base.levels.map((l) =>
+      Math.abs((l.output_tokens_per_s ?? Infinity) - knee.output_tokens_per_s));
+    return orNull(base.x.values[off.indexOf(Math.min(...off))]);
   }
 
   function capacityAt(sweep, base) {
@@ -87,7 +92,9 @@ window.servefitSpecs = (() => {
     const marks = [];
     const unit = base.mode === "rate" ? " requests/s" : "";
     const least = sweep.curve.slo_capacity?.bracketed ? "" : "≥ ";
-    if (knee !== null) marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
+    if (knee !== null) {
+      marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
+    }
     if (capacity !== null) {
       const label = `SLO capacity ${least}${number(capacity)}${unit}`;
       marks.push({ x: capacity, label, color: "--capacity" });
@@ -97,25 +104,34 @@ window.servefitSpecs = (() => {
 
   function bandsOf(sweep) {
     const capacity = sweep.curve.slo_capacity;
-    if (!capacity?.bracketed) return [];
-    const [lo, hi] = [orNull(capacity.lo), orNull(capacity.hi)];
-    const label = `SLO capacity between ${lo === null ? "0" : number(lo)} and ${number(hi)}`;
-    return [{ lo, hi, label }];
+    const [lo, hi] = [orNull(capacity?.lo), orNull(capacity?.hi)];
+    if (hi === null) return []; // never broken: the capacity is only known to be at least `lo`
+    const known = lo === null ? `below ${number(hi)}` : `between ${number(lo)} and ${number(hi)}`;
+    return [{ lo, hi, label: `SLO capacity ${known}` }];
+  }
+
+  /** Output tokens/s; for embeddings and reranking, which have none, requests/s. */
+  function throughput(base) {
+    if (!base.levels.some((l) => l.output_tokens_per_s)) {
+      return seriesOf(base, "request_throughput", "requests/s", "--s1",
+        (l) => l.request_throughput, { width: 2.25 });
+    }
+    return seriesOf(base, "output_tokens_per_s", "output tokens/s", "--s1",
+      (l) => l.output_tokens_per_s,
+      { width: 2.25, ci: base.levels.map((l) => orNull(l.output_tokens_per_s_ci95)) });
   }
 
   function curve(sweep, labels) {
     const base = frame(sweep);
-    const rate = seriesOf(base, "output_tokens_per_s", "output tokens/s", "--s1",
-      (l) => l.output_tokens_per_s,
-      { width: 2.25, ci: base.levels.map((l) => orNull(l.output_tokens_per_s_ci95)) });
+    const rate = throughput(base);
     const marks = marksOf(sweep, base);
     const limit = labels[sweep.curve.limit] ?? sweep.curve.limit;
     const spec = {
-      ...base, id: "curve", title: "Throughput", unit: "output tokens/s against load", tall: true,
+      ...base, id: "curve", title: "Throughput", unit: `${rate.label} against load`, tall: true,
       format: "number", series: [rate], marks, bands: bandsOf(sweep), showsMet: true,
       note: limit ? `limit: ${limit}` : "",
     };
-    spec.summary = summarize(base, "Throughput", rate, "tokens per second",
+    spec.summary = summarize(base, "Throughput", rate, rate.label,
       [...marks.map((m) => m.label), limit && `Limit: ${limit}`]);
     return spec;
   }
@@ -134,13 +150,15 @@ window.servefitSpecs = (() => {
     const base = frame(sweep);
     const [title, short] = METRICS[metric];
     const slos = sweep.slo.filter((s) => s.metric === metric);
+    const field = `${metric}_ms`;
     const series = statistics(slos).map((name) =>
-      seriesOf(base, name, name, RAMP[name], (l) => l[`${metric}_ms`]?.[name], { dash: DASH[name] }));
+      seriesOf(base, name, name, RAMP[name], (l) => l[field]?.[name], { dash: DASH[name] }));
     if (metric === "ttft" && base.mode === "rate") {
       series.push(seriesOf(base, "due_p95", "p95 from due", "--s2",
         (l) => l.ttft_from_due_ms?.p95, { dash: [4, 3] }));
     }
-    const lines = slos.map((s) => ({ y: s.bound_ms, label: `SLO ${s.statistic} < ${number(s.bound_ms)} ms` }));
+    const bound = (s) => `SLO ${s.statistic} < ${number(s.bound_ms)} ms`;
+    const lines = slos.map((s) => ({ y: s.bound_ms, label: bound(s) }));
     const told = series.find((s) => s.key === (slos[0]?.statistic ?? "p95"));
     return {
       ...base, id: metric, title, unit: short, format: "ms", series, lines,
@@ -195,5 +213,10 @@ window.servefitSpecs = (() => {
       [["energy_j_per_output_token", "J per token", "--s4", (l) => l.energy_j_per_output_token]]);
   }
 
-  return { curve, latencies, server: (s) => [kv(s), queue(s)], energy: (s) => [power(s), energy(s)] };
+  return {
+    curve,
+    latencies,
+    server: (sweep) => [kv(sweep), queue(sweep)],
+    energy: (sweep) => [power(sweep), energy(sweep)],
+  };
 })();

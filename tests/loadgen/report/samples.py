@@ -186,7 +186,7 @@ def sweep(*, simulated: bool = False, server: bool = True, gpu: bool = True) -> 
         curve=Curve(
             knee=Knee(128, 8604.2),
             saturated=True,
-            slo_capacity=SloCapacity(131.0, None, 128.0, 192.0, True),
+            slo_capacity=SloCapacity(131.0, 33.7, 128.0, 192.0, True),
             limit="KV_MEMORY",
         ),
         verdict=verdict(),
@@ -200,7 +200,7 @@ def by_rate() -> Sweep:
         msgspec.structs.replace(lv, mode="rate", concurrency=None, offered_rps=rate)
         for rate, lv in zip(rates, sweep(server=False, gpu=False).levels, strict=False)
     ]
-    capacity = SloCapacity(None, 6.0, 6.0, None, False)
+    capacity = SloCapacity(31.0, 6.0, 6.0, None, False)
     curve = Curve(Knee(5.8, levels[-1].output_tokens_per_s or 0.0), False, capacity, None)
     base = sweep(server=False, gpu=False)
     workload = msgspec.structs.replace(base.workload, arrival="poisson")

@@ -160,7 +160,7 @@ def _rate(level: Level) -> float | None:
 
 def _point(load: float, levels: list[Level], tokens: bool, t: Thresholds) -> Point:
     # Sorted by content, so that the order in which the levels came cannot matter.
-    levels = sorted(levels, key=lambda lv: (-_sample(lv), msgspec.json.encode(lv)))
+    levels = sorted(levels, key=lambda lv: (-sample_size(lv), repr(lv)))
     rates = [(lv.output_tokens_per_s if tokens else lv.request_throughput) or 0 for lv in levels]
     mean = float(np.mean(rates))
     spread = max(abs(rate - mean) for rate in rates) / mean if mean > 0 else 0.0
@@ -176,7 +176,8 @@ def _point(load: float, levels: list[Level], tokens: bool, t: Thresholds) -> Poi
     )
 
 
-def _sample(level: Level) -> int:
+def sample_size(level: Level) -> int:
+    """Completed requests that the level's figures rest on; 0 where they were not counted."""
     return level.requests.ok if level.requests else level.e2e_ms.n
 
 
@@ -357,7 +358,7 @@ def _overloaded(level: Level, t: Thresholds) -> bool:
         return True
     if not level.offered_rps or level.request_throughput is None:
         return False
-    noise = 2 / math.sqrt(max(1, _sample(level)))
+    noise = 2 / math.sqrt(max(1, sample_size(level)))
     return level.request_throughput / level.offered_rps < min(t.achieved_share_min, 1 - noise)
 
 

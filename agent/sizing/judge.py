@@ -135,7 +135,9 @@ def _tightness(demand: float, cap: Capacity, ratio: Ratio | None) -> tuple[bool,
 
 def _ratio(demand: float, cap: Capacity) -> Ratio | None:
     if not cap.value:
-        return None
+        # Broken at the smallest load tested: the ratio is at least this, and has no upper end.
+        least = demand / cap.hi if cap.hi and demand >= cap.hi else None
+        return None if least is None else Ratio(value=least, lo=least)
     return Ratio(
         value=demand / cap.value,
         lo=demand / cap.hi if cap.hi else None,
@@ -147,11 +149,15 @@ def _capacity(case: Case, unit: Unit) -> Capacity:
     """K in the unit of the demand, from the SLO where there is one, else from the knee."""
     if not case.points:
         return Capacity(unit, None, None, None, "highest level tested")
-    cap = _slo_capacity(case, unit) if case.slo else _bare_capacity(case, unit)
+    # An SLO that was not measured cannot be judged; what the server holds at all still can.
+    bare = not case.slo or (_slo_unmeasured(case) and not case.demand)
+    cap = _bare_capacity(case, unit) if bare else _slo_capacity(case, unit)
     ceiling = _ceiling(case) if unit == "rps" else None
     if ceiling is None or (cap.hi is not None and cap.hi <= ceiling):
         return cap
     # No rate above the saturation throughput is served, whatever the latencies were.
+    if cap.value is None:
+        return Capacity(unit, ceiling, cap.lo, ceiling, "throughput")
     return msgspec.structs.replace(cap, hi=ceiling)
 
 
@@ -160,9 +166,18 @@ def _slo_capacity(case: Case, unit: Unit) -> Capacity:
     if found is None:
         return Capacity(unit, None, None, None, "slo")
     value = found.concurrency if unit == "concurrency" else found.rps
-    return Capacity(
-        unit, value, _lower(case, found.lo, unit), _convert(case, found.hi, unit, +1), "slo"
-    )
+    high = _convert(case, _sure_break(case, found.hi), unit, +1)
+    return Capacity(unit, value, _lower(case, found.lo, unit), high, "slo")
+
+
+def _sure_break(case: Case, first: float | None) -> float | None:
+    """The first load, from the one where the curve breaks the SLO on, that surely breaks it."""
+    for point in case.points if first is not None else ():
+        if point.load >= (first or 0.0) and any(
+            _surely_breaks(point.level, target, case.t) for target in case.slo
+        ):
+            return point.load
+    return None
 
 
 def _bare_capacity(case: Case, unit: Unit) -> Capacity:
@@ -241,7 +256,7 @@ def _finding(case: Case, cap: Capacity, ratio: Ratio | None) -> str:
     if not case.demand:
         if _end_unknown(case) and _invalid_above(case):
             return "INVALID_MEASUREMENT"
-        return "INSUFFICIENT_DATA" if _slo_unmeasured(case) else "CAPACITY_ONLY"
+        return "CAPACITY_ONLY"
     demand = case.demand[cap.unit]
     if cap.hi is not None and demand >= cap.hi:
         return "UNDER_SIZED"
@@ -301,14 +316,23 @@ def _infeasible(case: Case) -> bool:
     return any(_surely_breaks(first.level, target, case.t) for target in case.slo)
 
 
+_TAIL = {"p50": 2, "p90": 10, "p95": 20, "p99": 100}
+
+
 def _surely_breaks(level: Level, target: Slo, t: Thresholds) -> bool:
+    """Is the target broken by more than a few unlucky requests?
+
+    Either the typical request breaks it, or there are enough of them for the statistic to be more
+    than the worst one (a p99 takes 100). Too many failures, and figures of unknown size, count.
+    """
     value = curves.slo_value(level, target)
     if value is None or value < target.bound_ms:
         return False
     stats: Stats = getattr(level, f"{target.metric}_ms")
+    if stats.n == 0 or stats.n >= max(t.requests_few, _TAIL.get(target.statistic, 0)):
+        return True
     typical = stats.p50 if stats.p50 is not None else stats.mean
-    enough = stats.n == 0 or stats.n >= t.requests_few
-    return enough or (typical is not None and typical >= target.bound_ms)
+    return typical is not None and typical >= target.bound_ms
 
 
 # ---------------------------------------------------------------------------------------- verdict
@@ -443,10 +467,12 @@ def _summary(
     case: Case, finding: str, cap: Capacity, ratio: Ratio | None, reasons: list[Reason]
 ) -> str:
     text = _sentence(case, finding, cap, ratio, reasons)
-    if case.slo or finding in ("INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
-        judged = ""
-    else:
-        judged = " Latency was not judged: no SLO was given."
+    judged = ""
+    if finding not in ("INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
+        if not case.slo:
+            judged = " Latency was not judged: no SLO was given."
+        elif _slo_unmeasured(case):
+            judged = " Latency was not judged: a statistic of the SLO was measured at no level."
     return f"{'Simulated: ' if case.simulated else ''}{text}{judged}"
 
 
@@ -462,9 +488,11 @@ def _sentence(
         return f"One request alone already breaks the SLO: {reasons[0].because}."
     if finding == "CAPACITY_ONLY":
         return _capacity_sentence(case, cap)
-    if finding == "INSUFFICIENT_DATA" or ratio is None or cap.value is None:
+    if finding == "INSUFFICIENT_DATA" or ratio is None:
         return f"The sweep cannot tell: {_missing(case, finding, cap)[0]}."
     demand = f"the declared {_n(case.demand[cap.unit])} {unit}"
+    if cap.value is None:
+        return f"Too small: {demand} are not held, the SLO was broken at {_n(cap.hi or 0)} already."
     holds = f"{_n(cap.value)} {unit} {_basis(cap)}"
     if finding == "UNDER_SIZED":
         return (
@@ -495,7 +523,7 @@ def _capacity_sentence(case: Case, cap: Capacity) -> str:
     unit, knee = UNIT_NAMES[cap.unit], case.curve.knee
     limit = f"; the limit is {case.curve.limit}" if case.curve.limit else ""
     best = f" ({_n(knee.output_tokens_per_s)} output tokens/s at the knee)" if knee else ""
-    if case.slo and cap.value is None:
+    if cap.basis == "slo" and cap.value is None:
         lowest = _n(case.points[0].load)
         return f"The SLO is broken at the smallest load tested, {lowest} {unit}{best}{limit}."
     value = _n(cap.value) if cap.value is not None else "an unknown number of"
@@ -574,7 +602,7 @@ def _confidence(case: Case, finding: str, operating: Point | None) -> Confidence
 
 def _caps(case: Case, finding: str, operating: Point | None) -> list[tuple[int, str]]:
     t, found = case.t, case.curve.slo_capacity
-    requests = sum(curves._sample(lv) for lv in operating.levels) if operating else 0
+    requests = sum(curves.sample_size(lv) for lv in operating.levels) if operating else 0
     checks = [
         (1, case.simulated, "simulated: no real server was measured"),
         (1, len(case.points) < t.levels_few, f"only {len(case.points)} valid level(s)"),

@@ -72,7 +72,11 @@ class Thresholds(msgspec.Struct, frozen=True):
     """ITL counts as flat across the saturated levels within this factor."""
     ttft_rise: float = 1.5
     """TTFT counts as rising across the saturated levels from this factor."""
-    itl_intercept_min: float = 0.5
+    itl_growth_unsaturated: float = 3.0
+    """The same, where throughput still grows: at least two thirds of a step are per-sequence."""
+    batch_pays_half: float = 0.5
+    """… and the last growth of the batch bought less than this share of proportional growth."""
+    itl_intercept_min: float = 0.75
     """Decode step extrapolated to an empty batch over the step alone: 1 for memory reads (weights
     + batch · cache), 0 for compute (proportional to the batch)."""
     burst_z: float = 1.645
@@ -119,11 +123,13 @@ def limits(evidence: Evidence) -> list[Reason]:
 
 def missing(evidence: Evidence) -> list[str]:
     """What would have to be measured to say more about the limit. Empty once one is proven."""
-    if not evidence.levels or limits(evidence):
+    if not evidence.levels:
         return []
-    if not evidence.saturated:
+    if not evidence.saturated and not evidence.client_limited:
         return ["what limits the server: throughput was still growing at the highest level tested"]
-    end = _server(evidence.levels[-1])
+    if limits(evidence):
+        return []
+    end = evidence.levels[-1].server
     if end is None:
         return ["what limits the server: no server metrics (--metrics-url), so neither the KV cache"
                 " nor the queue was seen"]  # fmt: skip
@@ -141,10 +147,6 @@ def missing(evidence: Evidence) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------- evidence
-
-
-def _server(level: Level) -> ServerView | None:
-    return level.server
 
 
 def _reason(code: str, template: str, **evidence: Any) -> Reason:
@@ -252,7 +254,7 @@ def kv_memory(evidence: Evidence) -> Reason | None:
     a larger batch and no throughput. Preemptions are thrown-away work and count in any case.
     """
     t = evidence.thresholds
-    if not evidence.saturated or (server := _server(evidence.levels[-1])) is None:
+    if not evidence.saturated or (server := evidence.levels[-1].server) is None:
         return None
     if server.kv_usage_max is None:
         return None
@@ -268,11 +270,11 @@ def kv_memory(evidence: Evidence) -> Reason | None:
     shape = ""
     if ttft_ratio and itl_ratio and ttft_ratio >= t.ttft_rise and itl_ratio <= t.itl_flat:
         shape = (
-            "; past the knee TTFT rose {ttft_ratio:.2g}-fold while ITL changed {itl_ratio:.2g}-fold"
+            "; past the knee TTFT rose {ttft_ratio:.1f}-fold while ITL changed {itl_ratio:.1f}-fold"
         )
     return _reason(
         "KV_MEMORY",
-        "KV cache {kv_usage_max:.0%} full at {at:g} {unit}, {waiting_mean:.3g} requests waiting"
+        "KV cache {kv_usage_max:.0%} full at {at:g} {unit}, {waiting_mean:.1f} requests waiting"
         " and {preemptions} preemptions" + shape,
         **_at(evidence, -1),
         kv_usage_max=server.kv_usage_max,
@@ -311,7 +313,7 @@ def admission_cap(evidence: Evidence) -> Reason | None:
     a smaller batch to compare with, at least two levels must stand at the same maximum.
     """
     t = evidence.thresholds
-    if not evidence.saturated or (server := _server(evidence.levels[-1])) is None:
+    if not evidence.saturated or (server := evidence.levels[-1].server) is None:
         return None
     if server.kv_usage_max is None or server.kv_usage_max >= t.kv_free:
         return None
@@ -323,7 +325,7 @@ def admission_cap(evidence: Evidence) -> Reason | None:
     return _reason(
         "ADMISSION_CAP",
         "the batch stands at {running_max:g} requests over {plateau_levels} level(s) while"
-        " {waiting_mean:.3g} wait at {at:g} {unit} and the KV cache is only {kv_usage_max:.0%}"
+        " {waiting_mean:.1f} wait at {at:g} {unit} and the KV cache is only {kv_usage_max:.0%}"
         " used: the admission cap (--max-num-seqs) binds, not the hardware",
         **_at(evidence, -1),
         running_max=plateau[1],
@@ -361,8 +363,8 @@ def compute_prefill(evidence: Evidence) -> Reason | None:
     return _reason(
         "COMPUTE_PREFILL",
         "prefill takes {prefill_busy:.0%} of the engine's time at {at:g} {unit}"
-        " ({request_throughput:.3g} req/s, {prefill_alone_ms:.4g} ms of prefill each when alone),"
-        " and a prompt takes {delay:.2g} times as long there",
+        " ({request_throughput:.2f} req/s, {prefill_alone_ms:.1f} ms of prefill each when alone),"
+        " and a prompt takes {delay:.1f} times as long there",
         **_at(evidence, -1),
         prefill_busy=busy,
         request_throughput=end.request_throughput,
@@ -395,8 +397,24 @@ def _intercept(evidence: Evidence) -> float | None:
     return (top[1] - slope * top[0]) / base
 
 
+def _ceased_to_pay(evidence: Evidence, payoff: float, itl_growth: float) -> bool:
+    """Does a larger batch buy too little, because each step takes so much longer for it?
+
+    Reads of weights and cache never stop throughput dead, they bend it. Where it still grows a
+    little and nothing waits, the bend itself is the evidence, and has to be pronounced.
+    """
+    t = evidence.thresholds
+    if evidence.saturated:
+        return payoff < t.batch_pays and itl_growth >= t.itl_growth_min
+    if _queued(evidence.levels[-1].server, t):
+        return False
+    return payoff < t.batch_pays_half and itl_growth >= t.itl_growth_unsaturated
+
+
 def mem_bandwidth(evidence: Evidence) -> Reason | None:
     """MEM_BANDWIDTH: the batch grows, nothing stops it, and each decode step takes longer for it.
+
+    The one rule that may speak before throughput has stopped growing (`_ceased_to_pay`).
 
     Decode step = weights + batch · cache read: a straight line that starts
     at the step of one request alone. Compute-bound decode is a line through zero instead, and a
@@ -405,23 +423,23 @@ def mem_bandwidth(evidence: Evidence) -> Reason | None:
     """
     t = evidence.thresholds
     alone, busy, payoff = _alone(evidence), prefill_busy(evidence), batch_payoff(evidence)
-    if not evidence.saturated or alone is None or busy is None or payoff is None:
+    if alone is None or busy is None or payoff is None:
         return None
     end = evidence.levels[-1]
     server, first, last = end.server, step_ms(alone), step_ms(end)
     if server is None or not first or not last or server.kv_usage_mean is None:
         return None
+    if server.preemptions or busy > t.decode_busy_prefill_max:
+        return None
+    if not _ceased_to_pay(evidence, payoff, last / first):
+        return None
     intercept = _intercept(evidence)
-    if payoff >= t.batch_pays or busy > t.decode_busy_prefill_max:
-        return None
-    if server.preemptions or server.kv_usage_mean < t.kv_read_min:
-        return None
-    if last < t.itl_growth_min * first or intercept is None or intercept < t.itl_intercept_min:
+    if server.kv_usage_mean < t.kv_read_min or (intercept or 0.0) < t.itl_intercept_min:
         return None
     return _reason(
         "MEM_BANDWIDTH",
-        "decode reads more per step than the memory delivers: from one request alone to {at:g}"
-        " {unit} the step grew from {itl_alone_ms:.3g} to {itl_ms:.3g} ms in a straight line with"
+        "decode waits for reads of weights and KV cache: from one request alone to {at:g}"
+        " {unit} the step grew from {itl_alone_ms:.2f} to {itl_ms:.2f} ms in a straight line with"
         " the batch, with {kv_usage_mean:.0%} of the KV cache in use and {prefill_busy:.0%} of the"
         " time in prefill",
         **_at(evidence, -1),

@@ -24,9 +24,9 @@ import msgspec
 from agent.model import UsageError
 
 if TYPE_CHECKING:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext
 
@@ -162,7 +162,7 @@ class _Spans:
             level.name,
             context=_context(level.trace_id, level.span_id),
             resource=self._resource,
-            attributes={**self._common(level), **level.attributes},
+            attributes=self._of_level(level),
             kind=SpanKind.INTERNAL,
             start_time=level.start_unix_ns,
             end_time=level.end_unix_ns,
@@ -189,6 +189,12 @@ class _Spans:
             end_time=row.end_unix_ns,
             instrumentation_scope=self._scope,
         )
+
+    def _of_level(self, level: LevelSpan) -> dict[str, Value]:
+        """Nothing of gen_ai: a back end would take the level for one more call of the model."""
+        values = {"address": level.server_address, "port": level.server_port}
+        place = {self._names[key]: value for key, value in values.items() if value is not None}
+        return {**place, "servefit.model": level.model, **level.attributes}
 
     def _common(self, level: LevelSpan) -> dict[str, Value]:
         values: dict[str, Value | None] = {
@@ -246,7 +252,7 @@ class _Exporter:
         self._rejected_why = ""
         session = requests.Session()
         session.hooks["response"].append(self._look_at)
-        self._exporter: OTLPSpanExporter = OTLPSpanExporter(
+        self._exporter: SpanExporter = OTLPSpanExporter(
             endpoint=url, headers=dict(headers) if headers else None, session=session
         )
         # Its log lines would land in the middle of the progress display; we say it in one line.

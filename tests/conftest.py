@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,16 +93,32 @@ class Phoenix:
         with urllib.request.urlopen(self.url + path, timeout=30) as reply:
             return json.load(reply)
 
-    def spans(self, project: str = "default") -> list[dict[str, Any]]:
-        """Every span that arrived for `project`, page by page; none where it is not known."""
+    def spans(self, trace_id: int) -> list[dict[str, Any]]:
+        """Every span of one trace that has arrived, page by page, in Phoenix's own shape."""
         found: list[dict[str, Any]] = []
         cursor = ""
         while True:
-            page = self.get(f"/v1/projects/{project}/spans?limit=1000{cursor}")
+            page = self.get(
+                f"/v1/projects/default/spans?limit=1000&trace_id={trace_id:032x}{cursor}"
+            )
             found += page["data"]
             if not page["next_cursor"]:
                 return found
             cursor = f"&cursor={page['next_cursor']}"
+
+    def wait_for_spans(
+        self, trace_id: int, n: int, timeout_s: float = 60.0
+    ) -> list[dict[str, Any]]:
+        """The spans of one trace once there are `n`, or what there is in the end.
+
+        Phoenix answers before it has written, so what was delivered appears seconds later.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.spans(trace_id)
+            if len(found) >= n or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")

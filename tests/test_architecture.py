@@ -1,0 +1,149 @@
+"""Who may import whom: read from the sources, so that a lazy import inside a function counts."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Modules that compute and touch nothing: the standard library, numpy, msgspec and each other only.
+PURE = {
+    "agent.model",
+    "agent.metrics",
+    "agent.stats",
+    "agent.join",
+    "agent.samplers.dialects",
+    "loadgen.arrival",
+    "loadgen.workload",
+    "loadgen.api",
+    "loadgen.sse",
+    "loadgen.level",
+    "loadgen.recorder",
+} | {
+    f"agent.sizing.{path.stem}"
+    for path in (ROOT / "agent/sizing").glob("*.py")
+    if path.stem != "__init__"
+}
+PURE_MAY_IMPORT = {"numpy", "msgspec"} | sys.stdlib_module_names
+# What touches the world has no place in a pure module, standard library or not.
+NOT_PURE = {"asyncio", "socket", "subprocess", "threading", "urllib", "http", "sqlite3", "ssl"}
+
+LOADGEN_MAY_IMPORT = (
+    "agent.model",
+    "agent.metrics",
+    "agent.stats",
+    "agent.store",
+    "agent.join",
+    "agent.failures",
+    "agent.sizing",
+    "agent.samplers",
+)
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(package: str) -> dict[str, Path]:
+    return {name_of(path): path for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+SOURCES = modules("agent") | modules("loadgen")
+
+
+def type_checking_lines(tree: ast.Module) -> set[int]:
+    """The lines under `if TYPE_CHECKING:`; nothing there is imported when the program runs."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in node.body
+        for line in range(child.lineno, (child.end_lineno or child.lineno) + 1)
+    }
+
+
+def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import; `from package import module` names the module."""
+    tree = ast.parse(path.read_text("utf-8"))
+    only_types = type_checking_lines(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute here"
+            base = node.module or ""
+            inner = [f"{base}.{a.name}" for a in node.names if f"{base}.{a.name}" in SOURCES]
+            yield from ((node.lineno, module) for module in inner)
+            if len(inner) < len(node.names):
+                yield node.lineno, base
+
+
+def violations(names: Iterator[str], is_allowed: object) -> list[str]:
+    assert callable(is_allowed)
+    return [
+        f"{name}:{line} imports {module}"
+        for name in names
+        for line, module in imports(name, SOURCES[name])
+        if not is_allowed(module)
+    ]
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == p or module.startswith(p + ".") for p in packages)
+
+
+def test_the_agent_knows_nothing_of_the_load_generator() -> None:
+    agents = (name for name in SOURCES if is_within(name, ("agent",)))
+    assert not violations(agents, lambda module: not is_within(module, ("loadgen",)))
+
+
+def test_the_load_generator_uses_the_agents_parts_but_not_its_daemon_or_page() -> None:
+    ours = (name for name in SOURCES if is_within(name, ("loadgen",)))
+
+    def is_allowed(module: str) -> bool:
+        return (
+            not is_within(module, ("agent",))
+            or module == "agent"  # its version
+            or is_within(module, LOADGEN_MAY_IMPORT)
+        )
+
+    assert not violations(ours, is_allowed)
+
+
+@pytest.mark.parametrize("name", sorted(PURE & set(SOURCES)))
+def test_a_pure_module_imports_nothing_that_acts(name: str) -> None:
+    def is_allowed(module: str) -> bool:
+        top = module.split(".")[0]
+        return module in PURE or (top in PURE_MAY_IMPORT and top not in NOT_PURE)
+
+    assert not violations(iter([name]), is_allowed)
+
+
+def test_the_scripts_for_vllm_need_nothing_but_its_interpreter() -> None:
+    scripts = (name for name in SOURCES if name.startswith("loadgen.targets.in_vllm."))
+    allowed = {"tokenizers"} | sys.stdlib_module_names
+    assert not violations(scripts, lambda module: module.split(".")[0] in allowed)
+
+
+def test_the_walk_sees_what_it_must(tmp_path: Path) -> None:
+    source = tmp_path / "m.py"
+    source.write_text(
+        "from typing import TYPE_CHECKING\nimport json, socket\nfrom agent import model, other\n"
+        "if TYPE_CHECKING:\n    import aiohttp\ndef f():\n    from agent.web.app import run\n"
+    )
+    assert set(imports("m", source)) == {
+        (1, "typing"),
+        (2, "json"),
+        (2, "socket"),
+        (3, "agent.model"),
+        (3, "agent"),
+        (7, "agent.web.app"),
+    }

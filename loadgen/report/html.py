@@ -558,7 +558,8 @@ COLUMNS = (
 def _table(sweep: Sweep) -> str:
     """Every level, valid or not: the charts' alternative in words and numbers."""
     columns = [c for c in COLUMNS if any(c.show(lv) != NOTHING for lv in sweep.levels)]
-    rows = "".join(_row(level, columns) for level in sweep.levels)
+    known = _common(sweep)
+    rows = "".join(_row(level, columns, known) for level in sweep.levels)
     badge = f" {BADGE}" if sweep.run.simulated else ""
     wide = ' class="wide"' if len(columns) > 8 else ""
     return (
@@ -575,7 +576,16 @@ def _caption(sweep: Sweep) -> str:
     text = f"{len(sweep.levels)} load point" + ("" if len(sweep.levels) == 1 else "s")
     if bad:
         text += f", {bad} not valid: shown, but no part of the curve"
-    return escape(text + (f". SLO: {_slo(sweep)}." if sweep.slo else "."))
+    text += f". SLO: {_slo(sweep)}." if sweep.slo else "."
+    return escape(" ".join((text, *(f"At every level: {note}." for note in _common(sweep)))))
+
+
+def _common(sweep: Sweep) -> list[str]:
+    """What is to be said of every level alike, so that it is said once."""
+    reasons = [level.measurement.reasons if level.measurement else [] for level in sweep.levels]
+    if len(reasons) < 2 or not all(map(_valid, sweep.levels)):
+        return []
+    return [note for note in reasons[0] if all(note in others for others in reasons)]
 
 
 def _head(sweep: Sweep, columns: Sequence[Column]) -> str:
@@ -608,18 +618,20 @@ def _first(columns: Sequence[Column], index: int) -> str:
     return ' class="first"' if new else ""
 
 
-def _row(level: Level, columns: Sequence[Column]) -> str:
+def _row(level: Level, columns: Sequence[Column], known: Sequence[str]) -> str:
     valid = _valid(level)
     load = _number(_offered(level))
     cells = "".join(_cell(level, columns, i) for i in range(len(columns)))
     kind = "" if valid else ' class="invalid"'
-    return f'<tr{kind}><th scope="row">{load}</th>{cells}</tr>{_under(level, len(columns) + 1)}'
+    return (
+        f'<tr{kind}><th scope="row">{load}</th>{cells}</tr>{_under(level, known, len(columns) + 1)}'
+    )
 
 
-def _under(level: Level, width: int) -> str:
+def _under(level: Level, known: Sequence[str], width: int) -> str:
     """A second row for what is to be said of a level in words."""
     tag = "" if _valid(level) else '<b class="badge bad">not valid</b> '
-    remark = escape(_remark(level))
+    remark = escape(_remark(level, known))
     if not tag and not remark:
         return ""
     return f'<tr><td class="remark" colspan="{width}"><span>{tag}{remark}</span></td></tr>'
@@ -631,9 +643,10 @@ def _cell(level: Level, columns: Sequence[Column], index: int) -> str:
     return f"<td{_first(columns, index)}>{colored}</td>"
 
 
-def _remark(level: Level) -> str:
+def _remark(level: Level, known: Sequence[str]) -> str:
     """Why a level is not valid or what else should be known of it, and its errors by kind."""
-    notes = list(level.measurement.reasons) if level.measurement else []
+    reasons = level.measurement.reasons if level.measurement else []
+    notes = [note for note in reasons if note not in known]
     if not _valid(level) and not notes:
         notes = ["no reason was recorded"]
     if level.requests and level.requests.errors:

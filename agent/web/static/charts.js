@@ -19,7 +19,7 @@ window.servefitCharts = (() => {
   const SYNC = "servefit-load";
   const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
   const LOG_X_SPAN = 8; // a load axis that spans this factor is logarithmic
-  const LOG_Y_SPAN = 30;
+  const LOG_Y_SPAN = 12;
   const FAR_BOUND = 2.5; // a bound this far above the data would flatten it: named, not drawn
 
   // ------------------------------------------------------------------------------ numbers as text

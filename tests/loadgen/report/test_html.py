@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.model import Level, Ratio, SloCapacity, Sweep, Verdict
+from agent.model import Level, Measurement, Ratio, SloCapacity, Sweep, Verdict
 from loadgen.report.html import render
 from tests.loadgen.report import samples
 from tests.support import require
@@ -136,6 +136,16 @@ def test_invalid_level_is_shown_with_its_reason() -> None:
     assert row.startswith('<th scope="row">256</th>')
     assert "send lag p99 34 ms is above the bound of 5 ms" in row.split("</tr>")[1]
     assert page.count("not valid</b>") == 1
+
+
+def test_what_is_true_of_every_level_is_said_once() -> None:
+    sweep = samples.sweep()
+    note = "window: shorter than twice the mean E2E time"
+    measured = Measurement(valid=True, reasons=[note])
+    levels = [replace(level, measurement=measured) for level in sweep.levels]
+    body = render(replace(sweep, levels=levels)).split("</main>")[0]
+    assert body.count(note) == 1
+    assert f"At every level: {note}." in body
 
 
 def test_command_facts_and_interruption() -> None:

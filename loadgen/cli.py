@@ -74,7 +74,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
 
 _LOAD_OPTIONS = [
     click.option("--config", is_eager=True, expose_value=False, callback=_read_config,
-                 metavar="FILE", envvar="LOADGEN_CONFIG", help="Options from a TOML file; flags win."),
+                 metavar="FILE", envvar="LOADGEN_CONFIG", help="Options from TOML; flags win."),
     _option("--model", help="Model to ask for.  [default: the first of /v1/models]"),
     _option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat",
             show_default=True, help="API to drive."),
@@ -177,6 +177,8 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
     given["output_tokens"] = given["output_tokens"] or config.DEMO_OUTPUT_TOKENS
     given["slo"] = given["slo"] or config.DEMO_SLO
+    if given["expect_concurrency"] is None and given["expect_rps"] is None:
+        given["expect_concurrency"] = config.DEMO_EXPECT_CONCURRENCY
     return config.DEMO_SPEC, given
 
 
@@ -368,9 +370,9 @@ def _rescue(data: bytes, name: str) -> str:
             prefix="servefit-", suffix=f"-{name}", delete=False
         ) as out:
             out.write(data)
-        return f"it is kept as {out.name}"
     except OSError:
         return "`loadgen export` gives it again once there is room"
+    return f"it is kept as {out.name}"
 
 
 def _show(sweep: Sweep, out: Any) -> None:

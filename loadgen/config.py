@@ -28,12 +28,14 @@ DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
 CONCURRENCY_MAX = 100_000
 
-DEMO_SPEC = "sim:l4/llama-3.1-8b"
-DEMO_INPUT_TOKENS = 512
-DEMO_OUTPUT_TOKENS = 128
-DEMO_CONCURRENCY = (1, 4, 16, 32, 64, 128)
-DEMO_DURATION_S = 6.0
-DEMO_SLO = "ttft:p95<1s,itl:p95<50ms"
+# A consumer card with a KV cache made small: its knee and its limit show within seconds.
+DEMO_SPEC = "sim:rtx-4090/llama-3.1-8b?precision=fp8&num_gpu_blocks=768"
+DEMO_INPUT_TOKENS = 256
+DEMO_OUTPUT_TOKENS = 64
+DEMO_CONCURRENCY = (1, 4, 16, 32, 48, 64)
+DEMO_DURATION_S = 4.0
+DEMO_SLO = "ttft:p95<500ms,itl:p95<60ms"
+DEMO_EXPECT_CONCURRENCY = 20
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -309,8 +309,8 @@ class Session:
                 plan, self._dial, wires, arrival.instants(plan.arrival, plan.load, rng)
             )
         started_at = _iso(datetime.now(UTC))
-        before_ns = time.monotonic_ns()
         async with self._observer.watching():
+            before_ns = time.monotonic_ns()
             self._running = runner
             ticker = asyncio.get_running_loop().create_task(self._tick(runner))
             try:
@@ -320,7 +320,7 @@ class Session:
                 ticker.cancel()
             if not self._interrupted and runner.gave_up is None:
                 await self._settle(recording)
-        after_ns = time.monotonic_ns()
+            after_ns = time.monotonic_ns()
         level = self._join(recording, plan, started_at, before_ns, after_ns)
         self._keep(level, recording)
         self._watcher.level_ended(number, level)
@@ -431,6 +431,7 @@ class Session:
             expect_concurrency=options.expect_concurrency,
             expect_rps=options.expect_rps,
             simulated=self._simulated,
+            target=self._shown_url,
         )  # fmt: skip
         self.sweep = msgspec.structs.replace(self.sweep, curve=curve, verdict=verdict)
         self._save()

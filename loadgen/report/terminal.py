@@ -7,13 +7,14 @@ together with the server.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from agent.model import Level, Sweep, Verdict
+from agent.model import Level, Sweep
+from agent.words import ms, number, verdict_lines
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
 
     from loadgen.level import Plan
@@ -135,42 +136,37 @@ def _plus_minus(level: Level) -> str:
     return f" ±{(interval[1] - interval[0]) / 2 / rate:.0%}"
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, thousands separated; a dash where nothing was measured."""
-    if value is None:
-        return "–"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def ms(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1000:.2f} s" if value >= 10_000 else f"{number(value)} ms"
-
-
 # -------------------------------------------------------------------------------------- the table
 
 
 def show(sweep: Sweep, out: TextIO | None = None) -> None:
     """Prints the closing table and the verdict."""
-    from rich.console import Console
+    from rich.padding import Padding
 
-    console = Console(file=out or sys.stdout, highlight=False)
+    console = _console(out)
     console.print(heading(sweep), markup=False)
     if sweep.levels:
-        _print_table(console, level_table(sweep))
+        console.print(level_table(sweep, console.width))
     if sweep.verdict is not None:
-        for line in verdict_lines(sweep.verdict):
-            console.print(line, markup=False)
+        first, *rest = verdict_lines(sweep.verdict)
+        console.print(first, markup=False)
+        for line in rest:
+            console.print(Padding(escaped(line), (0, 0, 0, 2)))
 
 
-def _print_table(console: Console, table: RenderableType) -> None:
-    if console.is_terminal:
-        console.print(table)
-    else:  # a file or a pipe has no width to fit into
-        console.print(table, width=200, no_wrap=True)
+def _console(out: TextIO | None) -> Console:
+    """As wide as the terminal; a file or a pipe has no width to fit into."""
+    from rich.console import Console
+
+    file = out or sys.stdout
+    return Console(file=file, highlight=False, width=None if file.isatty() else 240)
+
+
+def escaped(text: str) -> str:
+    """Text from outside, so that its brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def heading(sweep: Sweep) -> str:
@@ -181,35 +177,93 @@ def heading(sweep: Sweep) -> str:
     return f"SIMULATED · {text}" if run.simulated else text
 
 
-def level_table(sweep: Sweep) -> Table:
+class Column(NamedTuple):
+    """A column of the table; the highest `rank` goes first where there is no room for all."""
+
+    title: str
+    rank: int
+    cell: Callable[[Level], str]
+
+
+def _columns_of(levels: Sequence[Level]) -> list[Column]:
+    """The columns that have something to show."""
+    columns = [
+        Column("req/s asked" if levels[0].mode == "rate" else "streams", 0, _load_cell),
+        Column("tok/s", 0, lambda level: number(level.output_tokens_per_s)),
+        Column("±95%", 6, lambda level: _plus_minus(level).strip(" ±") or "–"),
+        Column("req/s", 5, lambda level: number(level.request_throughput)),
+        Column("TTFT p50", 3, lambda level: ms(level.ttft_ms.p50)),
+        Column("TTFT p95", 1, lambda level: ms(level.ttft_ms.p95)),
+        Column("ITL p50", 4, lambda level: ms(level.itl_ms.p50)),
+        Column("ITL p95", 1, lambda level: ms(level.itl_ms.p95)),
+        Column("E2E p95", 7, lambda level: ms(level.e2e_ms.p95)),
+    ]
+    if any(level.server for level in levels):
+        columns += [
+            Column("running", 8, lambda level: _server_cell(level, "running_mean")),
+            Column("waiting", 4, lambda level: _server_cell(level, "waiting_max")),
+            Column("KV max", 2, _kv_cell),
+        ]
+    if any(level.gpu for level in levels):
+        columns += [
+            Column("W", 5, _power_cell),
+            Column("J/token", 5, lambda level: number(level.energy_j_per_output_token)),
+        ]
+    if any(level.requests and level.requests.failed for level in levels):
+        columns.append(
+            Column("failed", 1, lambda level: str(level.requests.failed if level.requests else "–"))
+        )
+    if not all(_valid(level) for level in levels):
+        columns.append(Column("valid", 0, lambda level: "yes" if _valid(level) else "NO"))
+    return columns
+
+
+def _load_cell(level: Level) -> str:
+    load = level.offered_rps if level.mode == "rate" else level.concurrency
+    return f"{load:g}" if load is not None else "–"
+
+
+def _server_cell(level: Level, name: str) -> str:
+    return number(getattr(level.server, name)) if level.server else "–"
+
+
+def _kv_cell(level: Level) -> str:
+    usage = level.server.kv_usage_max if level.server else None
+    return "–" if usage is None else f"{usage:.1%}" if usage < 0.1 else f"{usage:.0%}"
+
+
+def _power_cell(level: Level) -> str:
+    watts = [view.power_w_mean for view in level.gpu if view.power_w_mean is not None]
+    return number(sum(watts)) if watts else "–"
+
+
+def level_table(sweep: Sweep, width: int) -> Table:
+    """The levels, with as many columns as `width` characters hold."""
     from rich import box
     from rich.table import Table
 
+    columns = _columns_of(sweep.levels)
+    while len(columns) > 1 and _width(columns, sweep.levels) > width:
+        columns.remove(max(columns, key=lambda column: column.rank))
     title = "simulated" if sweep.run.simulated else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    rate_mode = sweep.levels[0].mode == "rate"
-    has_server = any(level.server for level in sweep.levels)
-    has_power = any(level.gpu for level in sweep.levels)
-    columns = ["req/s asked" if rate_mode else "streams", "tok/s", "±95 %", "req/s",
-               "TTFT p50", "p95", "ITL p50", "p95", "E2E p95"]  # fmt: skip
-    if has_server:
-        columns += ["running", "waiting", "KV max"]
-    if has_power:
-        columns += ["W", "J/token"]
-    columns += ["failed", "valid"]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
     for level in sweep.levels:
-        table.add_row(*_cells(level, has_server=has_server, has_power=has_power),
-                      style=None if _valid(level) else "dim")  # fmt: skip
+        style = None if _valid(level) else "dim"
+        table.add_row(*(column.cell(level) for column in columns), style=style)
     return table
+
+
+def _width(columns: Sequence[Column], levels: Sequence[Level]) -> int:
+    """Characters that the table takes: its cells and two between each."""
+    cells = (max(len(c.title), *(len(c.cell(level)) for level in levels)) for c in columns)
+    return sum(cells) + 2 * len(columns)
 
 
 def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None:
     """The list of `loadgen runs`."""
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -219,54 +273,9 @@ def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None
         finding = row["finding"] or ("interrupted" if row["interrupted"] else "unfinished")
         started = str(row["started_at"])[:16].replace("T", " ")
         cells = (row["id"], started, row["model"], row["url"], str(row["levels"]), finding)
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    _print_table(Console(file=out or sys.stdout, highlight=False), table)
+        table.add_row(*(escaped(str(cell)) for cell in cells))
+    _console(out).print(table)
 
 
 def _valid(level: Level) -> bool:
     return level.measurement is None or level.measurement.valid
-
-
-def _cells(level: Level, *, has_server: bool, has_power: bool) -> list[str]:
-    load = level.offered_rps if level.mode == "rate" else level.concurrency
-    cells = [
-        f"{load:g}" if load is not None else "–",
-        number(level.output_tokens_per_s),
-        _plus_minus(level).strip(" ±") or "–",
-        number(level.request_throughput),
-        ms(level.ttft_ms.p50),
-        ms(level.ttft_ms.p95),
-        ms(level.itl_ms.p50),
-        ms(level.itl_ms.p95),
-        ms(level.e2e_ms.p95),
-    ]
-    if has_server:
-        server = level.server
-        cells += [
-            number(server.running_mean) if server else "–",
-            number(server.waiting_max) if server else "–",
-            f"{server.kv_usage_max:.1%}" if server and server.kv_usage_max is not None else "–",
-        ]
-    if has_power:
-        watts = [view.power_w_mean for view in level.gpu if view.power_w_mean is not None]
-        cells += [number(sum(watts)) if watts else "–", number(level.energy_j_per_output_token)]
-    cells.append(str(level.requests.failed) if level.requests else "–")
-    cells.append("yes" if _valid(level) else "NO")
-    return cells
-
-
-def verdict_lines(verdict: Verdict) -> Sequence[str]:
-    """The verdict with its evidence, a sentence a line."""
-    lines = [f"{verdict.finding}: {verdict.summary}"]
-    confidence = verdict.confidence
-    lines.append(f"  confidence {confidence.level}, limited by {confidence.limited_by}")
-    lines += [f"  {reason.code}: {reason.because}" for reason in verdict.reasons]
-    recommendation = verdict.recommendation
-    if recommendation is not None:
-        lines.append(f"  do: {recommendation.action}")
-        if recommendation.confirm_with:
-            lines.append(f"  confirm with: {recommendation.confirm_with}")
-        if recommendation.overturned_by:
-            lines.append(f"  overturned by: {recommendation.overturned_by}")
-    lines += [f"  missing: {text}" for text in verdict.missing]
-    return lines

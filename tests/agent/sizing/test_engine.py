@@ -218,9 +218,7 @@ SLIDING = EngineSpec(
     ),
 )  # fmt: skip
 # Arithmetic and memory nearly equal, so that a run of steps crosses from one to the other.
-CROSSING = EngineSpec(
-    H100, model("llama-3.2-1b"), efficiencies=Efficiencies(eta_b=1.0, eta_c=0.12)
-)
+CROSSING = EngineSpec(H100, model("llama-3.2-1b"), efficiencies=Efficiencies(eta_b=1.0, eta_c=0.12))
 
 
 @pytest.mark.parametrize("spec", [SPEC, MOE, SLIDING, CROSSING], ids=["dense", "moe", "swa", "x"])

@@ -63,7 +63,7 @@ def test_ambiguous_name_lists_the_candidates() -> None:
 
 @pytest.mark.parametrize("name", ["h1000-sxm", "", "-"])
 def test_unknown_name_names_the_nearest(name: str) -> None:
-    with pytest.raises(UsageError, match="unknown GPU .* did you mean .*H100"):
+    with pytest.raises(UsageError, match=r"unknown GPU .* did you mean .*H100"):
         gpu(name)
 
 
@@ -76,5 +76,5 @@ def test_precision_without_units_computes_in_16_bits() -> None:
 def test_rate_that_is_not_known_is_refused() -> None:
     with pytest.raises(UsageError, match="A16"):
         gpu("a16").flops_per_s("bf16")
-    with pytest.raises(UsageError, match="did you mean .*fp8"):
+    with pytest.raises(UsageError, match=r"did you mean .*fp8"):
         gpu("l4").flops_per_s("fp9")

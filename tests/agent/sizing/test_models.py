@@ -69,7 +69,7 @@ def test_names(name: str, short: str) -> None:
 
 
 def test_unknown_and_ambiguous_names() -> None:
-    with pytest.raises(UsageError, match="did you mean .*llama-3.1-8b"):
+    with pytest.raises(UsageError, match=r"did you mean .*llama-3\.1-8b"):
         model("llama-3.1-9b")
     with pytest.raises(UsageError, match="gpt-oss-120b or gpt-oss-20b"):
         model("gpt-oss")

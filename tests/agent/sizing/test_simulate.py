@@ -1,0 +1,346 @@
+"""The scheduler keeps its laws whatever is thrown at it, and its times are the model's."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.model import UsageError
+from agent.sizing.engine import (
+    Cost,
+    EngineSpec,
+    attention_flops,
+    decode_step_seconds,
+    prefill_seconds,
+)
+from agent.sizing.hardware import gpu
+from agent.sizing.models import model
+from agent.sizing.simulate import Engine, Step, _weighted, closed_loop, replay
+from agent.stats import summary
+
+SPEC = EngineSpec(gpu("h100-sxm"), model("llama-3.1-8b"))
+
+
+def spec(**change: object) -> EngineSpec:
+    return msgspec.structs.replace(SPEC, **change)
+
+
+SMALL = spec(num_gpu_blocks=12, block_size=4, max_num_seqs=4, max_num_batched_tokens=8)
+
+# Engines so small that every limit is met: seats, token budget and blocks.
+small_specs = st.builds(
+    lambda blocks, size, seats, spare: spec(
+        num_gpu_blocks=blocks,
+        block_size=size,
+        max_num_seqs=seats,
+        max_num_batched_tokens=seats + spare,
+    ),
+    st.integers(2, 20),
+    st.integers(1, 7),
+    st.integers(1, 6),
+    st.integers(0, 12),
+)
+
+
+@st.composite
+def loads(draw: st.DrawFn) -> tuple[EngineSpec, list[tuple[int, int]]]:
+    """An engine and requests (prompt, output) that each fit into it alone."""
+    small = draw(small_specs)
+    longest = min(40, small.num_gpu_blocks * small.block_size)
+    lengths = st.integers(1, longest - 1).flatmap(
+        lambda prompt: st.tuples(st.just(prompt), st.integers(1, longest - prompt))
+    )
+    return small, draw(st.lists(lengths, min_size=1, max_size=12))
+
+
+def run(engine: Engine, max_steps: int = 1) -> list[Step]:
+    """Steps until idle, checking after each what has to hold at any time."""
+    steps = []
+    while (step := engine.step(max_steps, with_ids=max_steps == 1)) is not None:
+        steps.append(step)
+        assert len(steps) < 100_000, "the engine does not come to an end"
+        assert 0 <= engine.blocks_used <= engine.num_blocks
+        assert max(step.blocks) <= engine.num_blocks
+        assert step.running <= engine.spec.max_num_seqs
+        assert step.decoded + step.prefilled <= engine.spec.max_num_batched_tokens
+        assert step.duration_s > 0
+    return steps
+
+
+@given(loads())
+def test_every_request_gets_exactly_its_tokens(
+    load: tuple[EngineSpec, list[tuple[int, int]]],
+) -> None:
+    small, requests = load
+    engine = Engine(small)
+    for index, (prompt, output) in enumerate(requests):
+        engine.submit(index, prompt, output)
+    steps = run(engine)
+    given_tokens = Counter(
+        request_id for step in steps for request_id in (*step.tokens, *step.first, *step.resumed)
+    )
+    assert given_tokens == {index: output for index, (_, output) in enumerate(requests)}
+    for name in ("admitted", "first", "finished"):
+        everyone = sorted(request_id for step in steps for request_id in getattr(step, name))
+        assert everyone == list(range(len(requests)))
+    assert engine.idle
+    assert engine.blocks_used == engine.running == engine.waiting == engine.decoding == 0
+    assert engine.preemptions == sum(len(step.preempted) for step in steps)
+    computed = sum(step.prefilled for step in steps)
+    assert computed >= sum(prompt for prompt, _ in requests)
+    if not engine.preemptions:
+        assert computed == sum(prompt for prompt, _ in requests)
+
+
+@given(loads(), st.integers(2, 50))
+def test_many_steps_at_once_do_what_single_steps_do(
+    load: tuple[EngineSpec, list[tuple[int, int]]], most: int
+) -> None:
+    small, requests = load
+    one, many = Engine(small), Engine(small)
+    for index, (prompt, output) in enumerate(requests):
+        one.submit(index, prompt, output)
+        many.submit(index, prompt, output)
+    at_once = run(many, most)
+    singles = run(one)
+    assert sum(step.steps for step in at_once) == len(singles)
+    assert many.preemptions == one.preemptions
+    single = iter(singles)
+    for step in at_once:
+        same = [next(single) for _ in range(step.steps)]
+        assert step.duration_s == pytest.approx(math.fsum(s.duration_s for s in same))
+        assert {s.decoded for s in same} == {step.decoded}
+        assert (step.blocks[0], step.blocks[1]) == (same[0].blocks[0], same[-1].blocks[1])
+        for name in ("admitted", "first", "resumed", "finished", "preempted"):
+            assert [i for s in same for i in getattr(s, name)] == getattr(step, name)
+
+
+@given(loads(), st.data())
+def test_what_is_aborted_leaves_nothing_behind(
+    load: tuple[EngineSpec, list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    small, requests = load
+    engine = Engine(small)
+    for index, (prompt, output) in enumerate(requests):
+        engine.submit(index, prompt, output)
+    left = set(range(len(requests)))
+    while (step := engine.step(with_ids=True)) is not None:
+        assert not set(step.tokens) - left
+        left -= set(step.finished)
+        victim = data.draw(st.integers(-3, len(requests) - 1))
+        assert engine.abort(victim) == (victim in left)
+        left.discard(victim)
+    assert not left
+    assert engine.blocks_used == engine.running == engine.waiting == engine.decoding == 0
+
+
+@given(loads())
+def test_first_come_is_first_served(load: tuple[EngineSpec, list[tuple[int, int]]]) -> None:
+    small, requests = load
+    engine = Engine(small)
+    for index, (prompt, output) in enumerate(requests):
+        engine.submit(index, prompt, output)
+    admitted = [request_id for step in run(engine) for request_id in step.admitted]
+    assert admitted == sorted(admitted)
+
+
+def test_the_most_recently_admitted_gives_way_and_comes_back_first() -> None:
+    engine = Engine(SMALL)  # 48 tokens in blocks of 4
+    for index in range(4):
+        engine.submit(index, 4, 20)
+    engine.submit(4, 4, 1)
+    steps = run(engine)
+    preempted = [request_id for step in steps for request_id in step.preempted]
+    assert preempted[0] == 3
+    assert 4 not in preempted
+    first = {request_id: at for at, step in enumerate(steps) for request_id in step.first}
+    back = next(at for at, step in enumerate(steps) if 3 in step.resumed)
+    assert back < first[4]  # it was thrown out, but it came before
+
+
+def test_a_long_prompt_is_computed_in_chunks_beside_the_decodes() -> None:
+    engine = Engine(spec(max_num_seqs=4, max_num_batched_tokens=100))
+    engine.submit(0, 10, 50)
+    engine.step()
+    engine.submit(1, 250, 2)
+    prefilled = []
+    while not (step := engine.step(with_ids=True)).first:  # type: ignore[union-attr]
+        assert step is not None
+        prefilled.append(step.prefilled)
+        assert step.tokens == [0]
+    assert [*prefilled, step.prefilled] == [99, 99, 52]
+
+
+def test_a_step_takes_what_the_model_says() -> None:
+    engine = Engine(SPEC)
+    cost = Cost(SPEC)
+    engine.submit(0, 100, 10)
+    engine.submit(1, 300, 10)
+    step = engine.step()
+    assert step is not None
+    flops = attention_flops(SPEC.model, 0, 100) + attention_flops(SPEC.model, 0, 300)
+    assert step.duration_s == cost.step_s(0, 0, 400, flops)
+    step = engine.step()
+    assert step is not None
+    assert step.duration_s == pytest.approx(cost.step_s(2, 402), rel=1e-12)
+
+
+def test_what_cannot_be_served_is_refused_at_once() -> None:
+    engine = Engine(SMALL)
+    with pytest.raises(UsageError, match="max_model_len of 48"):
+        engine.submit(0, 40, 9)
+    with pytest.raises(UsageError, match="at least one"):
+        engine.submit(0, 0, 1)
+    engine.submit(0, 40, 8)
+    with pytest.raises(ValueError, match="already"):
+        engine.submit(0, 1, 1)
+    assert engine.step() is not None
+    with pytest.raises(UsageError, match="max_num_batched_tokens"):
+        Engine(spec(max_num_batched_tokens=1))
+
+
+def test_an_idle_engine_has_no_step() -> None:
+    assert Engine(SPEC).step() is None
+    assert not Engine(SPEC).abort(7)
+
+
+# ----------------------------------------------------------------------------------- virtual time
+
+
+@given(st.integers(1, 4000), st.integers(2, 500))
+@settings(max_examples=30)
+def test_one_client_sees_the_closed_form(prompt: int, output: int) -> None:
+    """At concurrency 1 TTFT is the prefill, a gap the decode step, and the rate one over both."""
+    prefill_s = prefill_seconds(SPEC, prompt)
+    steps_s = [decode_step_seconds(SPEC, 1, prompt + i) for i in range(1, output)]
+    e2e_s = prefill_s + math.fsum(steps_s)
+    level = closed_loop(SPEC, 1, prompt, output, 20.5 * e2e_s)
+    assert level.requests == 21
+    assert level.ttft_ms.mean == pytest.approx(1e3 * prefill_s)
+    assert level.ttft_ms.std == pytest.approx(0, abs=1e-6)
+    assert level.e2e_ms.mean == pytest.approx(1e3 * e2e_s)
+    assert level.itl_ms.mean == pytest.approx(1e3 * math.fsum(steps_s) / (output - 1))
+    assert level.tpot_ms.mean == pytest.approx(level.itl_ms.mean)
+    assert level.output_tokens_per_s == pytest.approx(output / e2e_s, rel=0.06)
+    assert level.running_mean == pytest.approx(1)
+    assert (level.waiting_max, level.preemptions) == (0, 0)
+
+
+def test_the_admission_cap_shows_as_waiting() -> None:
+    level = closed_loop(spec(max_num_seqs=8), 32, 128, 64, 20.0)
+    assert level.running_max == 8
+    assert level.waiting_mean == pytest.approx(24, abs=1)
+    assert level.kv_usage_max < 0.1
+    assert level.output_tokens_per_s == pytest.approx(
+        closed_loop(spec(max_num_seqs=8), 8, 128, 64, 20.0).output_tokens_per_s, rel=0.1
+    )
+
+
+def test_a_small_cache_shows_as_kv_use_preemptions_and_waiting() -> None:
+    level = closed_loop(spec(num_gpu_blocks=256), 64, 128, 128, 30.0)
+    assert level.kv_usage_max > 0.97
+    assert level.preemptions > 0
+    assert level.waiting_mean > 20
+    assert level.running_mean < 32
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 64, 400])
+def test_littles_law(concurrency: int) -> None:
+    """In flight = throughput · mean E2E, which the gauges have to agree with."""
+    level = closed_loop(SPEC, concurrency, 256, 64, 30.0)
+    assert level.running_mean + level.waiting_mean == pytest.approx(concurrency, rel=0.02)
+    assert level.e2e_ms.mean is not None
+    in_flight = level.request_throughput * level.e2e_ms.mean / 1e3
+    assert in_flight == pytest.approx(concurrency, rel=0.05)
+
+
+def test_a_window_too_short_is_the_whole_level() -> None:
+    level = closed_loop(SPEC, 4, 128, 1000, 1.0)
+    assert level.window_s == level.duration_s
+    assert level.requests == 4
+
+
+def test_replay_agrees_with_requests_apart() -> None:
+    """Far apart, each request sees an engine of its own."""
+    arrivals = [(100.0 * i, 100 * (i + 1), 50 + i) for i in range(5)]
+    replayed = replay(SPEC, arrivals)
+    for index, (_, prompt, output) in enumerate(arrivals):
+        prefill_s = prefill_seconds(SPEC, prompt)
+        decode_s = math.fsum(decode_step_seconds(SPEC, 1, prompt + i) for i in range(1, output))
+        assert replayed.queue_s[index] == 0
+        assert replayed.ttft_s[index] == pytest.approx(prefill_s)
+        assert replayed.e2e_s[index] == pytest.approx(prefill_s + decode_s)
+    assert replayed.level.requests == 5
+    assert replayed.level.running_max == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2000), st.integers(1, 600), st.integers(1, 60)),
+        min_size=1,
+        max_size=40,
+    )
+)
+@settings(max_examples=50)
+def test_replay_does_not_depend_on_how_steps_are_joined(
+    requests: list[tuple[int, int, int]],
+) -> None:
+    """The replay, and a plain loop of single steps with its own clock, see the same instants."""
+    small = spec(num_gpu_blocks=64, max_num_seqs=8, max_num_batched_tokens=256)
+    arrivals = [(at_ms / 1e3, prompt, output) for at_ms, prompt, output in sorted(requests)]
+    replayed = replay(small, arrivals)
+    engine, now_s, due = Engine(small), 0.0, 0
+    finished = [math.nan] * len(arrivals)
+    while due < len(arrivals) or not engine.idle:
+        if engine.idle:
+            now_s = max(now_s, arrivals[due][0])
+        while due < len(arrivals) and arrivals[due][0] <= now_s:
+            engine.submit(due, arrivals[due][1], arrivals[due][2])
+            due += 1
+        step = engine.step()
+        assert step is not None
+        now_s += step.duration_s
+        for request_id in step.finished:
+            finished[request_id] = now_s
+    sent = np.array([at_s for at_s, _, _ in arrivals])
+    assert replayed.e2e_s == pytest.approx(np.array(finished) - sent, rel=1e-6, abs=1e-6)
+    total = sum(output for _, _, output in arrivals)
+    level = replayed.level
+    assert level.output_tokens_per_s * level.window_s == pytest.approx(total)
+    assert level.preemptions == engine.preemptions
+    gaps = sum(output - 1 for _, _, output in arrivals)
+    assert level.itl_ms.n == gaps
+
+
+def test_replay_counts_what_it_rejects() -> None:
+    replayed = replay(SMALL, [(0.0, 4, 4), (0.1, 100, 4)])
+    assert replayed.level.rejected == 1
+    assert replayed.level.requests == 1
+    assert math.isnan(replayed.e2e_s[1])
+
+
+def test_replay_refuses_arrivals_that_go_back() -> None:
+    with pytest.raises(UsageError, match="not in order"):
+        replay(SPEC, [(1.0, 1, 1), (0.5, 1, 1)])
+
+
+def test_replay_of_nothing() -> None:
+    level = replay(SPEC, []).level
+    assert (level.requests, level.output_tokens_per_s, level.ttft_ms.n) == (0, 0.0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 5)), min_size=1, max_size=30),
+)
+def test_a_weighted_summary_is_that_of_the_whole_sample(pairs: list[tuple[float, int]]) -> None:
+    values = np.array([value for value, _ in pairs])
+    counts = np.array([count for _, count in pairs])
+    expected = msgspec.structs.asdict(summary(np.repeat(values, counts)))
+    found = msgspec.structs.asdict(_weighted(values, counts.astype(float)))
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-4)

@@ -6,7 +6,8 @@ SHELL := /bin/sh
 .PHONY: help env demo test lint format bench docs wheel real-parts clean distclean FORCE
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# By its real place, because pip writes it into the commands (see place_venv).
+PIP := "$$(cd -P .venv && pwd)/bin/python" -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
 DEMO_REPORT ?= demo-report.html
 
@@ -53,6 +54,7 @@ clean:  ## Remove what was built, and caches; the environment stays
 	@find agent loadgen tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environment too
+	@[ ! -L .venv ] || rm -rf "$$(readlink .venv)"
 	@rm -rf .venv
 
 # The first Python of at least 3.11 that can make an environment.
@@ -70,11 +72,23 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
+# An environment refuses a path with a colon, and its commands one with a character that means
+# something to the shell. Then it lies in the cache directory, and .venv leads to it.
+define place_venv
+place=.venv; \
+case "$$(pwd -P)" in *[':"$$`\']*) \
+  place="$${XDG_CACHE_HOME:-$$HOME/.cache}/servefit/env-$$(pwd -P | cksum | tr ' ' -)"; \
+  mkdir -p "$$place"; rm -rf .venv; ln -s "$$place" .venv ;; \
+esac
+endef
+
 # pip 25.1 is the first that knows dependency groups.
 .venv/.made: pyproject.toml $(MOVED)
-	@$(find_python); \
+	@set -e; $(find_python); \
 	if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
-	  echo "Making the environment with $$python"; "$$python" -m venv --clear .venv; \
+	  echo "Making the environment with $$python"; \
+	  $(place_venv); \
+	  "$$python" -m venv --clear "$$place"; \
 	fi
 	@rm -f .venv/.made .venv/.made-dev
 	@$(PIP) install --quiet --upgrade 'pip>=25.1'

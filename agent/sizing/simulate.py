@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 import msgspec
@@ -545,34 +545,44 @@ def closed_loop(
     duration_s: float,
     *,
     ramp_s: float | None = None,
+    turnaround_s: float = 0.001,
 ) -> VirtualLevel:
     """What `concurrency` clients see that each send their next request when they have the last.
 
     The clients start evenly over `ramp_s` (None: about one request's time), send until
     `duration_s` and then wait for what is under way. Rates are of the steady window, from the last
     client's start to `duration_s`; where that is shorter than two requests, of the whole.
+
+    A client's next request arrives `turnaround_s` after its last token left. That it is more than
+    nothing matters: the engine has begun its next step by then, and the request waits for its end.
     """
     virtual = _Virtual(spec)
     if ramp_s is None:
         ramp_s = _request_s(spec, concurrency, prompt_tokens, output_tokens)
-    starts = [index * ramp_s / concurrency for index in range(concurrency)]
-    due = 0
-    while due < concurrency or not virtual.engine.idle:
-        while due < concurrency and starts[due] <= virtual.now_s:
-            virtual.submit(prompt_tokens, output_tokens, starts[due])
-            due += 1
-        if due < concurrency:
-            until_s = starts[due]
-        else:
-            until_s = duration_s if virtual.now_s < duration_s else math.inf
+    due = deque(index * ramp_s / concurrency for index in range(concurrency))
+    last_start_s = due[-1]
+    while due or not virtual.engine.idle:
+        while due and due[0] <= virtual.now_s:
+            virtual.submit(prompt_tokens, output_tokens, due.popleft())
+        until_s = min(
+            due[0] if due else math.inf, duration_s if virtual.now_s < duration_s else math.inf
+        )
         for _ in virtual.advance(until_s):
-            if virtual.now_s < duration_s:
-                virtual.submit(prompt_tokens, output_tokens, virtual.now_s)
+            next_s = virtual.now_s + turnaround_s
+            if next_s < duration_s:
+                _insert(due, next_s)
     whole = virtual.level(0.0, virtual.now_s)
-    lo_s = starts[-1]
-    if duration_s - lo_s < 2e-3 * (whole.e2e_ms.mean or 0.0):
+    if duration_s - last_start_s < 2e-3 * (whole.e2e_ms.mean or 0.0):
         return whole
-    return virtual.level(lo_s, duration_s)
+    return virtual.level(last_start_s, duration_s)
+
+
+def _insert(due: deque[float], at_s: float) -> None:
+    """Keeps `due` in order; only while the clients still start is it not simply the last."""
+    index = len(due)
+    while index and due[index - 1] > at_s:
+        index -= 1
+    due.insert(index, at_s)
 
 
 def _request_s(spec: EngineSpec, concurrency: int, prompt_tokens: int, output_tokens: int) -> float:

@@ -379,24 +379,28 @@ async def test_one_stream_keeps_the_models_time(http: aiohttp.ClientSession) -> 
 async def test_a_level_is_what_the_simulation_in_virtual_time_says(
     http: aiohttp.ClientSession,
 ) -> None:
-    """The same closed loop on both clocks: the tokens/s of 16 streams within 5 %."""
+    """The same closed loop on both clocks: tokens/s and TTFT of 16 streams."""
     spec = parse_spec(SPEC)
-    tokens = 0
+    before = await metrics(http)
     end_s = time.monotonic() + 3.0
 
     async def client() -> None:
-        nonlocal tokens
         while time.monotonic() < end_s:
             body = {"prompt": [1] * 100, "max_tokens": 50, "ignore_eos": True}
             await post(http, "/v1/completions", body)
-            tokens += 50
 
     started_s = time.monotonic()
     await asyncio.gather(*(client() for _ in range(16)))
-    rate = tokens / (time.monotonic() - started_s)
+    elapsed_s = time.monotonic() - started_s
+    after = await metrics(http)
+    grown = {name: after[name] - before[name] for name in after}
     truth = closed_loop(spec, 16, 100, 50, 3.0, ramp_s=0.0)
-    whole = 50 * truth.requests / truth.duration_s
-    assert rate == pytest.approx(whole, rel=0.08)
+    assert truth.ttft_ms.mean is not None
+    rate = grown["generation_tokens_total"] / elapsed_s
+    assert rate == pytest.approx(50 * truth.requests / truth.duration_s, rel=0.08)
+    name = "time_to_first_token_seconds"
+    ttft_ms = 1e3 * grown[f"{name}_sum"] / grown[f"{name}_count"]
+    assert ttft_ms == pytest.approx(truth.ttft_ms.mean, rel=0.4)
 
 
 async def test_a_full_cache_is_seen_from_outside() -> None:

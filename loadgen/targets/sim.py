@@ -52,20 +52,16 @@ _COMPLETIONS_MAX_TOKENS = 16  # what OpenAI and vLLM take where max_tokens is no
 # ------------------------------------------------------------------------------------------- spec
 
 
-def _integer(text: str) -> int:
-    return int(text)
-
-
 _ENGINE_KEYS: dict[str, Callable[[str], Any]] = {
-    "tp": _integer,
+    "tp": int,
     "precision": str,
     "kv_precision": str,
     "gpu_memory_utilization": float,
-    "max_num_seqs": _integer,
-    "max_num_batched_tokens": _integer,
-    "block_size": _integer,
-    "num_gpu_blocks": _integer,
-    "max_model_len": _integer,
+    "max_num_seqs": int,
+    "max_num_batched_tokens": int,
+    "block_size": int,
+    "num_gpu_blocks": int,
+    "max_model_len": int,
 }
 _EFFICIENCY_KEYS = ("t0_ms", "eta_b", "eta_c", "eta_p")
 
@@ -564,6 +560,11 @@ class _Live:
         self.token = b""  # the chunk of an ordinary token; empty where each is different
 
 
+def _token_with_usage(live: _Live) -> bytes:
+    assert live.chunks is not None
+    return live.chunks.token_with_usage(live.done)
+
+
 class Server:
     """The HTTP front. `app()` gives the aiohttp application; the engine runs while it does."""
 
@@ -615,7 +616,7 @@ class Server:
             start_s, due_s = due_s, due_s + step.duration_s
             for request_id in step.admitted:
                 if live := self._live.get(request_id):
-                    live.admitted_s = start_s
+                    live.admitted_s = max(start_s, live.sent_s)
             await alarm.until(due_s)
             now_s = time.monotonic()
             self._emit(step, now_s)
@@ -639,7 +640,7 @@ class Server:
             if request_id in finished:
                 continue
             if (transport := live.transport) is not None:
-                transport.write(live.token or live.chunks.token_with_usage(live.done))  # type: ignore[union-attr]
+                transport.write(live.token or _token_with_usage(live))
         metrics = self.metrics
         if usual:
             metrics.itl.observe(gap_s, usual)  # those who decode all got their last one together

@@ -116,7 +116,7 @@ class Delivery(msgspec.Struct, frozen=True):
         return text
 
 
-def traces_url(endpoint: str) -> str:
+def traces_url(endpoint: str, option: str = "--otlp-endpoint") -> str:
     """The address that takes traces: `endpoint` is a base URL as OTEL_EXPORTER_OTLP_ENDPOINT is.
 
     Raises UsageError where it is not an http or https URL.
@@ -127,7 +127,7 @@ def traces_url(endpoint: str) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise UsageError(f"--otlp-endpoint {endpoint}: give a URL like http://127.0.0.1:4318")
+        raise UsageError(f"{option} {endpoint}: give a URL like http://127.0.0.1:4318")
     base = endpoint.rstrip("/")
     return base if parts.path.rstrip("/").endswith("/v1/traces") else f"{base}/v1/traces"
 

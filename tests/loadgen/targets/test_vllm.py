@@ -64,12 +64,21 @@ def test_the_recorded_recipe_is_what_starts_by_default() -> None:
 
 
 def test_limits_reach_vllm_and_extra_arguments_come_last() -> None:
-    options = VllmOptions(
-        max_num_seqs=8, num_gpu_blocks=100, otlp_traces_endpoint="grpc://x", extra=("--seed", "3")
-    )
+    options = VllmOptions(max_num_seqs=8, num_gpu_blocks=100, extra=("--seed", "3"))
     assert command(options, cpu=True).endswith(
-        " --max-num-seqs 8 --num-gpu-blocks-override 100 --otlp-traces-endpoint grpc://x --seed 3"
+        " --max-num-seqs 8 --num-gpu-blocks-override 100 --seed 3"
     )
+
+
+def test_traces_go_over_http_unless_the_user_says_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+    monkeypatch.delenv(protocol, raising=False)
+    options = VllmOptions(otlp_traces_endpoint="http://h:4318")
+    assert command(options, cpu=True).endswith("--otlp-traces-endpoint http://h:4318/v1/traces")
+    assert vllm.environment(options, is_cpu_build=True)[protocol] == "http/protobuf"
+    monkeypatch.setenv(protocol, "grpc")
+    assert command(options, cpu=True).endswith("--otlp-traces-endpoint http://h:4318")
+    assert vllm.environment(options, is_cpu_build=True)[protocol] == "grpc"
 
 
 def test_kv_memory_is_an_argument_on_a_gpu_and_a_variable_on_a_cpu() -> None:

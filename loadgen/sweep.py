@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import platform
 import secrets
 import ssl
@@ -52,6 +53,7 @@ PROGRESS_INTERVAL_S = 0.5
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 READY_AHEAD_MAX = 4096
+PRIORITY = -10  # nice value; refused without the right to it, and then left as it is
 
 
 class Watcher(Protocol):
@@ -113,6 +115,7 @@ class Session:
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
         self._running: ClosedLoop | OpenLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
         self._rng = Random(options.seed)
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
@@ -150,12 +153,14 @@ class Session:
     async def run(self) -> Sweep:
         """Raises TargetError and UsageError before the first level, and nothing after it."""
         self._task = asyncio.current_task()
+        _ask_for_the_processor()
         await self._prepare()
         try:
             plans = self.options.plans()
             for number, plan in enumerate(plans, 1):
                 self._watcher.level_began(number, len(plans), plan)
                 why = await self._level(number, plan)
+                self._keeping = False
                 if why is not None:
                     self._watcher.note(f"the server is gone: {why}; no further level is tried")
                     break
@@ -167,6 +172,7 @@ class Session:
             if not self._interrupted:
                 raise
         finally:
+            self._task = None  # what follows is short, and not to be cancelled
             await self._observer.close()
         if self._sink is not None:
             delivery = await asyncio.to_thread(self._sink.close)
@@ -174,13 +180,18 @@ class Session:
         self._conclude()
         return self.sweep
 
+    @property
+    def began(self) -> bool:
+        """Whether there is a level, begun or ended, that an interruption must keep."""
+        return self._running is not None or self._keeping or bool(self.sweep.levels)
+
     def interrupt(self) -> None:
         """Ends the level that is running and keeps it as far as it came."""
         self._interrupted = True
         self._update_run(interrupted=True)
         if self._running is not None:
             self._running.stop()
-        elif self._task is not None:
+        elif self._task is not None and not self._keeping:
             self._task.cancel()
 
     def _update_run(self, **changes: Any) -> None:
@@ -191,7 +202,8 @@ class Session:
 
     async def _prepare(self) -> None:
         options = self.options
-        known = await probe.models(self._address, options.headers, self._tls)
+        limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
+        known = await probe.models(self._address, options.headers, self._tls, limit_s)
         model = probe.choose_model(options.model, known.ids)
         if known.simulated:
             self._simulated = True
@@ -200,7 +212,7 @@ class Session:
         await self._refuse_busy()
         prober = probe.Prober(
             self._address, self._dial, options.headers, options.endpoint, model,
-            stream=options.stream,
+            stream=options.stream, timeout_s=limit_s,
         )  # fmt: skip
         self._probed = await prober.run(options.input_tokens, self._nonces)
         for note in self._probed.notes:
@@ -311,7 +323,7 @@ class Session:
         started_at = _iso(datetime.now(UTC))
         async with self._observer.watching():
             before_ns = time.monotonic_ns()
-            self._running = runner
+            self._running, self._keeping = runner, True
             ticker = asyncio.get_running_loop().create_task(self._tick(runner))
             try:
                 recording = await runner.run()
@@ -353,7 +365,7 @@ class Session:
             return
         ours = int((recording.outcome == OK).sum())
         deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._interrupted:
             with suppress(ServefitError):
                 now = {r.name: r.value for r in await self._server.sample()}
                 if now.get(name, 0.0) - base >= ours:
@@ -466,6 +478,12 @@ def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Ite
             input_tokens=row.prompt_tokens,
             output_tokens=row.output_tokens,
         )
+
+
+def _ask_for_the_processor() -> None:
+    """A client that waits for its turn measures the scheduler; root may ask to be served first."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
 def _fingerprint(*parts: str | None) -> str:

@@ -321,7 +321,7 @@ def serve_vllm(
     try:
         version = find_vllm((options or VllmOptions()).python).version
         echo(
-            f"starting vLLM {version} with a small model of its own; this takes half a minute or more"
+            f"starting vLLM {version} with a small model of its own; it takes half a minute or more"
         )
         with serve(options) as started:
             echo(f"ready {started.url}")

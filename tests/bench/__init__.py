@@ -1,0 +1,1 @@
+"""What the load generator reports, held against a server that knows what it really did."""

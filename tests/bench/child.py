@@ -1,0 +1,79 @@
+"""Runs the real command as a child and says what it cost. Linux only, as the server is.
+
+numpy and the like must not be imported here: at exec a child inherits its parent's peak of resident
+memory, so a fat parent would be measured instead of the child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Ended(NamedTuple):
+    """A child that ended, with what it and its own children cost."""
+
+    stdout: str
+    stderr: str
+    code: int
+    began_ns: int  # monotonic clock, before the child existed
+    wall_s: float
+    cpu_s: float
+    rss_mb: float  # peak of the largest process
+    others_cores: float  # what everybody else on this machine used meanwhile, the server included
+
+
+def loadgen() -> list[str]:
+    """The command that a user starts, of this interpreter's environment."""
+    script = Path(sys.executable).with_name("loadgen")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "loadgen.cli"]
+
+
+def run(command: Sequence[str]) -> Ended:
+    """Runs to the end; wait4 gives the usage of this child alone."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        busy0_s, began_ns = _machine_busy_s(), time.monotonic_ns()
+        process = subprocess.Popen(command, stdout=out, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = (time.monotonic_ns() - began_ns) / 1e9
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        errors.seek(0)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return Ended(
+            stdout=out.read(),
+            stderr=errors.read(),
+            code=process.returncode,
+            began_ns=began_ns,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+            rss_mb=usage.ru_maxrss / 1024,
+            others_cores=max(0.0, _machine_busy_s() - busy0_s - cpu_s) / wall_s,
+        )
+
+
+def _machine_busy_s() -> float:
+    """CPU seconds that all processes have used since the start of the machine."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, _, _, irq, softirq = map(int, first.split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(url: str, database: Path, *options: str) -> tuple[Ended, dict[str, Any]]:
+    """One `loadgen run` and its JSON."""
+    command = [
+        *loadgen(), "run", url, *options, "--metrics-url", "none", "--quiet", "--json", "-",
+        "--db", str(database),
+    ]  # fmt: skip
+    ended = run(command)
+    if ended.code not in (0, 3):  # 3: done, but it calls its own measurement invalid
+        raise RuntimeError(f"{' '.join(command)}: exit code {ended.code}\n{ended.stderr}")
+    report: dict[str, Any] = json.loads(ended.stdout)
+    return ended, report

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
+
+from agent.words import printable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(program: str, command: Callable[[], Any]) -> int:
@@ -15,9 +21,14 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
 
     With SERVEFIT_DEBUG set, an unforeseen exception is raised as it is.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no “–” shows a question mark; it is no reason to end.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         result = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -26,8 +37,7 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say(program, "interrupted", 130)
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing to say, and nothing to flush at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)  # the reader has gone (`| head`)
         return 0
     except Exception as error:
         if os.environ.get("SERVEFIT_DEBUG"):
@@ -36,6 +46,9 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
 
         if isinstance(error, ServefitError):
             return _say(program, str(error), error.exit_code)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            abandon(sys.stdout)  # behind `> FILE`
+            return _say(program, f"the output could not be written: {error.strerror}", 2)
         return _say(
             program,
             f"a defect of ours: {type(error).__name__}: {error}; "
@@ -44,8 +57,18 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
         )
 
 
+def abandon(stream: TextIO | None) -> None:
+    """Lets nothing more go to a stream that takes nothing more, not even the flush at the exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        assert stream is not None
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
 def _say(program: str, text: str, code: int) -> int:
-    print(f"{program}: {' '.join(text.split())}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"{program}: {printable(text)}", file=sys.stderr)
     return code
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from agent.model import Verdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.model import Verdict
+
+
+def printable(text: str) -> str:
+    """One line that cannot steer a terminal, whatever a server, a file or a name put into it."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
 def number(value: float | None) -> str:

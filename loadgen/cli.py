@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agent.store import Store
     from loadgen.config import Options
 
+TOKENS_MAX = 10_000_000
+SEED_MAX = 2**63 - 1
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -37,6 +39,12 @@ def cli() -> None:
 # ---------------------------------------------------------------------------------------- options
 
 
+class _HeaderLine(click.types.StringParamType):
+    """In LOADGEN_HEADER one a line: a header has a space in it."""
+
+    envvar_list_splitter = "\n"
+
+
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """An option that LOADGEN_NAME in the environment sets too."""
     long = next(name for name in names if name.startswith("--"))
@@ -51,22 +59,30 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
     import difflib
     import tomllib
 
+    from agent.model import UsageError
+    from loadgen.config import read_text
+
     try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.UsageError(f"--config {path}: {error}") from error
+        values = tomllib.loads(read_text(path, "--config"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path}: not TOML: {error}") from error
     known = {
         flag.removeprefix("--").replace("-", "_"): parameter.name or ""
         for parameter in context.command.params
-        for flag in (*parameter.opts, *parameter.secondary_opts, parameter.name or "")
+        for flag in parameter.opts
+        if flag not in ("--config", "--help")
     }
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise click.UsageError(f"--config {path}: unknown key {key!r}, nearest is {near[0]!r}")
-        if isinstance(value, list) and name != "header":
+            raise UsageError(f"--config {path}: unknown key {key!r}, nearest is {near[0]!r}")
+        if isinstance(value, dict):
+            raise UsageError(f"--config {path}: {key} is a table, and no option takes one")
+        if name == "header":
+            value = value if isinstance(value, list) else [value]
+        elif isinstance(value, list):
             value = ",".join(str(item) for item in value)
         defaults[known[name]] = value
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -82,9 +98,9 @@ _LOAD_OPTIONS = [
             help="Stream the replies; without, there is no TTFT and no ITL."),
     _option("--arrival", default="poisson", show_default=True,
             help="Arrivals of the open loop: poisson or constant."),
-    _option("--input-tokens", type=click.IntRange(1), default=None, metavar="N",
+    _option("--input-tokens", type=click.IntRange(1, TOKENS_MAX), metavar="N",
             help="Prompt length.  [default: 512]"),
-    _option("--output-tokens", type=click.IntRange(1), default=None, metavar="N",
+    _option("--output-tokens", type=click.IntRange(1, TOKENS_MAX), metavar="N",
             help="Reply length.  [default: 128]"),
     _option("--reuse-prompts", is_flag=True,
             help="One prompt for all requests: a prefix cache may answer."),
@@ -98,12 +114,14 @@ _LOAD_OPTIONS = [
     _option("--timeout", default="300s", show_default=True, metavar="TIME",
             help="Limit for one request."),
     _option("--api-key-file", metavar="FILE", help="Key to send; else OPENAI_API_KEY."),
-    _option("--header", multiple=True, metavar="'NAME: VALUE'", help="Further header; repeatable."),
+    _option("--header", multiple=True, type=_HeaderLine(), metavar="'NAME: VALUE'",
+            help="Further header; repeatable."),
     _option("--ca-file", metavar="FILE", help="CA certificates to trust."),
     _option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
     _option("--metrics-url", metavar="URL|none",
             help="The server's metrics page.  [default: found on the target]"),
-    _option("--seed", type=int, default=0, show_default=True, help="Seed of lengths and arrivals."),
+    _option("--seed", type=click.IntRange(0, SEED_MAX), default=0, show_default=True,
+            help="Seed of lengths and arrivals."),
     _option("--expect-concurrency", type=click.FloatRange(0, min_open=True), metavar="N",
             help="Judge against this many requests at once."),
     _option("--expect-rps", type=click.FloatRange(0, min_open=True), metavar="X",
@@ -132,6 +150,8 @@ def _load_options(function: Any) -> Any:
 @_option("--concurrency", metavar="N,N,…",
          help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
 @_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
+@_option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+         help="Run the whole list of levels N times.")  # fmt: skip
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
 @click.pass_context
@@ -171,7 +191,8 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise click.UsageError("--demo brings its own target: leave the URL away")
 
     if not given["concurrency"] and not given["rate"]:
-        given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY)
+        most = given["requests"] or config.CONCURRENCY_MAX
+        given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
     if given["duration"] is None and given["requests"] is None:
         given["duration"] = f"{config.DEMO_DURATION_S}s"
     given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
@@ -213,6 +234,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
             output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
             reuse_prompts=given["reuse_prompts"],
+            repeats=given.get("repeats", 1),
             requests=given["requests"],
             duration_s=config.parse_duration(duration, "--duration") if duration else None,
             warmup_requests=warmup_requests,
@@ -242,7 +264,8 @@ def _command() -> str:
             words[i + 1] = words[i + 1].partition(":")[0] + ": …"
         elif word.startswith("--header="):
             words[i] = word.partition(":")[0] + ": …"
-    return shlex.join(words)
+    # Arguments that are no UTF-8 arrive as lone surrogates, which no file takes.
+    return shlex.join(words).encode("utf-8", "replace").decode()
 
 
 def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
@@ -254,12 +277,23 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
     for name, path in files.items():
         config.check_writable(path, f"--{name}")
     options = _options(url, given)
+    _terminate_as_interrupt()
     with _target(options) as (reached, simulated), _store(given["db"]) as store:
         result = _run_session(options, reached, simulated, store, given)
-    failed = _write_all(result, files)
+    failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
         _show(result, sys.stderr if "-" in files.values() else sys.stdout)
     return 2 if failed else exit_code(result, options.fail_on, single=single)
+
+
+def _terminate_as_interrupt() -> None:
+    """SIGTERM is Ctrl-C: what was started is stopped, and the exit code is 130."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 @contextmanager
@@ -296,6 +330,7 @@ def _run_session(
     options: Options, reached: str, simulated: bool, store: Store | None, given: dict[str, Any]
 ) -> Sweep:
     import asyncio
+    import os
     import signal
 
     import msgspec
@@ -311,13 +346,30 @@ def _run_session(
         session = Session(
             reachable, progress, store=store, simulated=simulated, shown_url=options.url
         )
+        again = False
+
+        def interrupted() -> None:
+            nonlocal again
+            if again:
+                progress.note("ended at once; finished levels are in the store")
+                os._exit(130)
+            again = True
+            if session.began:
+                progress.note("interrupted: keeping what was measured; once more ends at once")
+            session.interrupt()
+
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(name, session.interrupt)
+            loop.add_signal_handler(name, interrupted)
         return await session.run()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # before the first level
+    finally:
+        _terminate_as_interrupt()  # the loop took its own handler away
 
 
 # ---------------------------------------------------------------------------------------- output
@@ -337,27 +389,37 @@ def _render(sweep: Sweep, form: str) -> bytes:
     return render(sweep).encode()
 
 
-def _write_all(sweep: Sweep, files: dict[str, str | None]) -> bool:
+def _write_all(sweep: Sweep, files: dict[str, str | None], *, quiet: bool) -> bool:
     """Writes what was asked for; True where a file could not be written."""
     failed = False
     for form, path in files.items():
         if path is not None:
-            failed |= not _write(_render(sweep, form), path)
+            failed |= not _write(_render(sweep, form), path, quiet=quiet)
     return failed
 
 
-def _write(data: bytes, path: str) -> bool:
-    if path == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-        return True
+def _write(data: bytes, path: str, *, quiet: bool = False) -> bool:
+    """Never raises: what was measured must not be lost at the very end."""
+    from agent.failures import abandon
+
     try:
+        if path == "-":
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+            return True
         Path(path).write_bytes(data)
+    except BrokenPipeError:
+        abandon(sys.stdout)  # the reader has gone (`| head`), and wanted no more
+        return True
     except OSError as error:
-        rescued = _rescue(data, Path(path).name)
-        click.echo(f"loadgen: {path}: {error.strerror}; {rescued}", err=True)
+        if path == "-":
+            abandon(sys.stdout)
+        where, name = ("stdout", "result") if path == "-" else (path, Path(path).name)
+        rescued = _rescue(data, name)
+        click.echo(f"loadgen: {where}: {error.strerror or error}; {rescued}", err=True)
         return False
-    click.echo(f"wrote {path}", err=True)
+    if not quiet:
+        click.echo(f"wrote {path}", err=True)
     return True
 
 
@@ -381,7 +443,7 @@ def _show(sweep: Sweep, out: Any) -> None:
     show(sweep, out)
 
 
-# ------------------------------------------------------------------------------------ from the store
+# --------------------------------------------------------------------------------- from the store
 
 
 @cli.command()

@@ -6,11 +6,13 @@ Everything that can be wrong with an option is found here, before a request is s
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,6 +29,10 @@ DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
 CONCURRENCY_MAX = 100_000
+DURATION_S_MAX = 365 * 86_400.0
+
+# Headers that belong to how a request is framed, not to what it says.
+OWN_HEADERS = ("host", "content-length", "content-type", "transfer-encoding", "connection")
 
 # A consumer card with a KV cache made small: its knee and its limit show within seconds.
 DEMO_SPEC = "sim:rtx-4090/llama-3.1-8b?precision=fp8&num_gpu_blocks=768"
@@ -51,6 +57,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int = 512
     output_tokens: int = 128
     reuse_prompts: bool = False
+    repeats: int = 1  # how often the whole list of levels is run
     requests: int | None = None
     duration_s: float | None = None
     warmup_requests: int = 0
@@ -70,10 +77,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
 
     def plans(self) -> list[Plan]:
-        """The levels to run, in the order asked for."""
+        """The levels to run, in the order asked for; repeats go round the whole list, so that a
+        drift of the server shows as a spread and not as a slope of the curve."""
         if self.rates_rps:
-            return [self._plan(rate_rps=rate) for rate in self.rates_rps]
-        return [self._plan(concurrency=n) for n in self.concurrency]
+            plans = [self._plan(rate_rps=rate) for rate in self.rates_rps]
+        else:
+            plans = [self._plan(concurrency=n) for n in self.concurrency]
+        return plans * self.repeats
 
     def _plan(self, *, concurrency: int | None = None, rate_rps: float | None = None) -> Plan:
         requests, duration_s = self.requests, self.duration_s
@@ -113,7 +123,27 @@ def check(options: Options) -> Options:
         )
     if any(s.metric in ("ttft", "ttfo", "itl", "tpot") for s in options.slo) and not options.stream:
         raise UsageError("--no-stream gives no TTFT or ITL: an --slo on them cannot be judged")
+    for option, demand in (
+        ("--expect-concurrency", options.expect_concurrency), ("--expect-rps", options.expect_rps),
+    ):  # fmt: skip
+        if demand is not None and not math.isfinite(demand):
+            raise UsageError(f"{option} {demand}: write a finite number above 0")
+    if options.ca_file is not None and not Path(options.ca_file).is_file():
+        raise UsageError(f"--ca-file {options.ca_file}: no such file")
+    _check_metrics_url(options.metrics_url)
     return options
+
+
+def _check_metrics_url(text: str | None) -> None:
+    if text is None or text == "none":
+        return
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"--metrics-url {text!r} is no address: http://HOST:PORT/metrics, or none")
 
 
 # --------------------------------------------------------------------------------------- parsing
@@ -127,8 +157,8 @@ def parse_duration(text: str, option: str) -> float:
     if match is None or match[2] not in _SECONDS:
         raise UsageError(f"{option} {text!r}: write a time such as 30s, 500ms or 2m")
     seconds = float(match[1]) * _SECONDS[match[2]]
-    if seconds <= 0:
-        raise UsageError(f"{option} {text!r}: it must be above 0")
+    if not 0 < seconds <= DURATION_S_MAX:
+        raise UsageError(f"{option} {text[:40]!r}: it must be above 0 and at most a year")
     return seconds
 
 
@@ -136,9 +166,9 @@ def parse_concurrency(text: str) -> tuple[int, ...]:
     """`1,2,4,8` to whole numbers from 1, each once."""
     values = []
     for word in _words(text, "--concurrency"):
-        if not word.isdigit() or not 1 <= int(word) <= CONCURRENCY_MAX:
+        if not _is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
             raise UsageError(
-                f"--concurrency {word!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
+                f"--concurrency {word[:40]!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
                 "such as 1,4,16,64"
             )
         values.append(int(word))
@@ -159,6 +189,11 @@ def parse_rates(text: str) -> tuple[float, ...]:
     return _once(values, "--rate")
 
 
+def _is_whole(word: str) -> bool:
+    """Plain digits, and not so many of them that int() refuses."""
+    return word.isascii() and word.isdigit() and len(word) <= 18
+
+
 def _words(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
@@ -174,7 +209,7 @@ def _once(values: Sequence[T], option: str) -> tuple[T, ...]:
 
 def parse_warmup(text: str) -> tuple[int, float]:
     """`20` to (20 requests, 0 s); `10s` to (0, 10 s)."""
-    if text.strip().isdigit():
+    if _is_whole(text.strip()):
         return int(text), 0.0
     return 0, parse_duration(text, "--warmup")
 
@@ -186,23 +221,44 @@ def parse_headers(lines: Sequence[str]) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()):
             raise UsageError(f"--header: write 'Name: value', got a line that begins {name[:20]!r}")
-        if any(c in value for c in "\r\n\0"):
-            raise UsageError(f"--header {name.strip()}: a line break in the value")
+        if any(ord(c) < 32 and c != "\t" for c in value.strip()) or not _encodes(value):
+            raise UsageError(f"--header {name.strip()}: a control character in the value")
+        if name.strip().lower() in OWN_HEADERS:
+            raise UsageError(f"--header {name.strip()}: this one is written by loadgen itself")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _encodes(text: str) -> bool:
+    """False where the command line had bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def api_key(path: str | None) -> str | None:
     """The key from `path`, else from OPENAI_API_KEY; None where there is neither."""
     if path is None:
-        return os.environ.get("OPENAI_API_KEY") or None
-    try:
-        key = Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key-file {path}: {error}") from error
-    if not key or any(c.isspace() for c in key):
-        raise UsageError(f"--api-key-file {path}: it must hold the key and nothing else")
+        where, key = "OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "").strip()
+        if not key:
+            return None
+    else:
+        where, key = f"--api-key-file {path}", read_text(path, "--api-key-file").strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{where}: it must hold the key and nothing else")
     return key
+
+
+def read_text(path: str, option: str) -> str:
+    """The text of a file that an option names. Raises UsageError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{option} {path}: this is no text in UTF-8") from error
 
 
 FINDINGS = (

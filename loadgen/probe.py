@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import os
 import ssl
 from random import Random
 from typing import Any
@@ -26,6 +27,7 @@ from loadgen.client import (
 )
 
 PROBE_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10.0
 COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.5, 4.0), "nonce_letter": (0.5, 4.0)}
 LENGTH_TOLERANCE = 0.02
 
@@ -50,12 +52,17 @@ class Probed(msgspec.Struct):
 # ---------------------------------------------------------------------------------------- models
 
 
-async def models(address: Address, headers: dict[str, str], tls: ssl.SSLContext | None) -> Known:
+async def models(
+    address: Address,
+    headers: dict[str, str],
+    tls: ssl.SSLContext | None,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> Known:
     """What `/v1/models` lists; nothing where the server has no such page. Raises TargetError."""
     import aiohttp
 
     url = f"{address.origin}/v1/models"
-    timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S, connect=10)
+    timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
     try:
         async with (
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
@@ -67,15 +74,37 @@ async def models(address: Address, headers: dict[str, str], tls: ssl.SSLContext 
         raise TargetError(_tls_advice(address, error)) from error
     except aiohttp.ClientConnectorError as error:
         raise TargetError(
-            f"no connection to {address.origin}: {error.os_error.strerror or error}; "
-            "is the server up, and is the port right?"
+            f"no connection to {address.origin}: {_why(error.os_error)}; "
+            "is the server up, and are host and port right?"
+        ) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise TargetError(_no_connection_in_time(address)) from error
+    except TimeoutError as error:
+        raise TargetError(
+            f"{url}: connected, but no answer within {timeout_s:g} s; is the server still loading, "
+            "or does it hang? see its log"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
+        other = "https" if tls is None else "http"
         raise TargetError(
-            f"{url}: {error or type(error).__name__}; is this an OpenAI-compatible server?"
+            f"{url}: {str(error) or type(error).__name__}; is this an OpenAI-compatible server, "
+            f"and is it not {other}://?"
         ) from error
-    except TimeoutError as error:
-        raise TargetError(f"{url}: no answer within {PROBE_TIMEOUT_S:.0f} s") from error
+
+
+def _why(error: OSError) -> str:
+    """What the system says: asyncio's own text of a refused connect names no reason."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _no_connection_in_time(address: Address) -> str:
+    tls = ", and does the port speak TLS (else it is http://)" if address.tls else ""
+    return (
+        f"no connection to {address.origin} in time: is the server up, does a firewall drop "
+        f"packets{tls}?"
+    )
 
 
 def _tls_advice(address: Address, error: BaseException) -> str:
@@ -92,7 +121,10 @@ def _known(url: str, status: int, body: bytes) -> Known:
     if status == 404:
         return Known([])
     if status != 200:
-        raise TargetError(f"{url} answered {status}: {api.error_message(body)}")
+        raise TargetError(
+            f"{url} answered {status} ({api.error_message(body)}): is this the right address? if "
+            "it is, see the server's log"
+        )
     try:
         reply = msgspec.json.decode(body)
         ids = [str(entry["id"]) for entry in reply["data"]]
@@ -118,14 +150,20 @@ def _refuse_status(url: str, status: int, body: bytes, *, missing_is_fatal: bool
     if status == 403:
         raise TargetError(f"{url} answered 403 ({said}): this key or address may not use it")
     if status == 404 and missing_is_fatal:
-        raise TargetError(f"{url} answered 404 ({said})")
+        raise TargetError(
+            f"{url} answered 404 ({said}): has this server that --endpoint and that --model, and "
+            "is the path before /v1 right?"
+        )
 
 
 def choose_model(asked: str | None, known: list[str]) -> str:
     """The model to ask for. Raises TargetError that names the nearest known one."""
     if asked is None:
         if not known:
-            raise TargetError("the server lists no models at /v1/models: name one by --model")
+            raise TargetError(
+                "there is no /v1/models at this address: check host, port and path, or name the "
+                "model by --model"
+            )
         return known[0]
     if known and asked not in known:
         near = difflib.get_close_matches(asked, known, n=1, cutoff=0.0)
@@ -151,6 +189,7 @@ class Prober:
         model: str,
         *,
         stream: bool,
+        timeout_s: float = PROBE_TIMEOUT_S,
     ) -> None:
         self._url = address.origin + api.PATHS[endpoint]
         self._address = address
@@ -159,6 +198,7 @@ class Prober:
         self._endpoint = endpoint
         self._model = model
         self._stream = stream
+        self._timeout_s = timeout_s
         self.found = Probed(notes=[])
 
     async def run(self, input_tokens: int, rng: Random) -> Probed:
@@ -235,14 +275,16 @@ class Prober:
 
         try:
             connection = await self._dial(done)
-        except (OSError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise TargetError(_no_connection_in_time(self._address)) from error
+        except OSError as error:
             if connect_error_kind(error) == "tls":
                 raise TargetError(_tls_advice(self._address, error)) from error
-            raise TargetError(f"no connection to {self._address.origin}: {error}") from error
+            raise TargetError(f"no connection to {self._address.origin}: {_why(error)}") from error
         body = api.body(
             self._endpoint, self._model, prompt, 1, stream=self._stream, dialect=self.found.dialect
         )
-        connection.start(Exchange(0, 0), wire(self._head, body), PROBE_TIMEOUT_S,
+        connection.start(Exchange(0, 0), wire(self._head, body), self._timeout_s,
                          stream=self._stream)  # fmt: skip
         exchange = await ended
         self._count(exchange)
@@ -260,11 +302,12 @@ class Prober:
         _refuse_status(self._url, exchange.status, body, missing_is_fatal=True)
         if exchange.error == "bad_reply":
             raise TargetError(
-                f"{self._url} answers, but not as an OpenAI-compatible API: {exchange.error_text}"
+                f"{self._url} answers, but not as an OpenAI-compatible API "
+                f"({exchange.error_text}); check host, port and path"
             )
         if exchange.error == "timeout":
             raise TargetError(
-                f"{self._url} took the request and gave no answer within {PROBE_TIMEOUT_S:.0f} s: "
+                f"{self._url} took the request and gave no answer within {self._timeout_s:g} s: "
                 "is the engine alive? see the server's log"
             )
 

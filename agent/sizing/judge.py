@@ -11,6 +11,7 @@ measured and met the SLO, UNDER_SIZED one at or below the demand that was measur
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -698,8 +699,10 @@ def _action(case: Case, finding: str, reasons: list[Reason]) -> str:
 def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
     """The sweep that would confirm or overturn the verdict: the loads that decide it."""
     opened = bool(case.points) and curves.is_open(case.points[0].level)
-    loads = ",".join(f"{load:g}" for load in _next_loads(case, cap, opened)) or "auto"
-    parts = ["loadgen sweep", case.target, "--rate" if opened else "--concurrency", loads]
+    loads = ",".join(f"{load:g}" for load in _next_loads(case, cap, opened))
+    parts = ["loadgen sweep", shlex.quote(case.target)]
+    if loads:  # else sweep's own list of levels
+        parts += ["--rate" if opened else "--concurrency", loads]
     if case.slo:
         parts.append(f"--slo '{curves.format_slo(case.slo)}'")
     names: dict[Unit, str] = {"concurrency": "--expect-concurrency", "rps": "--expect-rps"}

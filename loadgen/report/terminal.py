@@ -6,21 +6,24 @@ together with the server.
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from agent.failures import abandon
 from agent.model import Level, Sweep
-from agent.words import ms, number, verdict_lines
+from agent.words import ms, number, printable, verdict_lines
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from loadgen.level import Plan
     from loadgen.sweep import Moment
 
 BAR_WIDTH = 16
+UNBOUNDED = 1_000  # columns of a file
 
 
 class Progress:
@@ -34,7 +37,8 @@ class Progress:
     ) -> None:
         self._out = out or sys.stderr
         self._quiet = quiet
-        self._live = self._out.isatty() if live is None else live
+        dumb = os.environ.get("TERM") == "dumb"
+        self._live = (self._out.isatty() and not dumb) if live is None else live
         self._prefix = ""
         self._drawn = 0
         self._last_tokens = 0
@@ -42,7 +46,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         self._clear()
-        self._print(f"note: {text}")
+        self._print(f"note: {printable(text)}")
 
     def level_began(self, number: int, of: int, plan: Plan) -> None:
         self._prefix = f"[{number}/{of}] {load_text(plan.mode, plan.load)}"
@@ -79,23 +83,27 @@ class Progress:
     def _draw(self, line: str) -> None:
         width = _columns(self._out)
         line = line[: width - 1]
-        self._out.write("\r" + line + " " * max(0, self._drawn - len(line)))
-        self._out.flush()
+        self._write("\r" + line + " " * max(0, self._drawn - len(line)))
         self._drawn = len(line)
 
     def _clear(self) -> None:
         if self._drawn:
-            self._out.write("\r" + " " * self._drawn + "\r")
+            self._write("\r" + " " * self._drawn + "\r")
             self._drawn = 0
 
     def _print(self, line: str) -> None:
-        self._out.write(line + "\n")
-        self._out.flush()
+        self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        """A reader that has gone (`2>&1 | head`) must not take the measurement with it."""
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError:
+            abandon(self._out)
 
 
 def _columns(out: TextIO) -> int:
-    import os
-
     try:
         return max(20, os.get_terminal_size(out.fileno()).columns)
     except (OSError, ValueError):
@@ -141,32 +149,50 @@ def _plus_minus(level: Level) -> str:
 
 def show(sweep: Sweep, out: TextIO | None = None) -> None:
     """Prints the closing table and the verdict."""
-    from rich.padding import Padding
-
-    console = _console(out)
-    console.print(heading(sweep), markup=False)
+    file = out or sys.stdout
+    width = _width_of(file)
+    lines = _wrapped(heading(sweep), width)
     if sweep.levels:
-        console.print(level_table(sweep, console.width))
+        lines += _drawn(level_table(sweep, width), file, width)
     if sweep.verdict is not None:
         first, *rest = verdict_lines(sweep.verdict)
-        console.print(first, markup=False)
+        lines += _wrapped(first, width)
         for line in rest:
-            console.print(Padding(escaped(line), (0, 0, 0, 2)))
+            lines += _wrapped(line, width, indent="  ")
+    file.write("\n".join(lines) + "\n")
 
 
-def _console(out: TextIO | None) -> Console:
+def _width_of(file: TextIO) -> int:
     """As wide as the terminal; a file or a pipe has no width to fit into."""
+    return _columns(file) if file.isatty() else UNBOUNDED
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of at most `width`, those after the first set in; a command is left whole, to copy."""
+    text = printable(text)
+    if width >= UNBOUNDED or text.startswith("confirm with: "):
+        return [indent + text]
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent + "  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _drawn(table: Table, file: TextIO, width: int) -> list[str]:
+    """The table's lines, without the blanks that fill them up."""
     from rich.console import Console
 
-    file = out or sys.stdout
-    return Console(file=file, highlight=False, width=None if file.isatty() else 240)
+    console = Console(file=file, highlight=False, width=width)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def escaped(text: str) -> str:
-    """Text from outside, so that its brackets are no markup."""
+    """Text from outside: its brackets are no markup, and it steers no terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))
 
 
 def heading(sweep: Sweep) -> str:
@@ -262,19 +288,32 @@ def _width(columns: Sequence[Column], levels: Sequence[Level]) -> int:
 
 
 def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None:
-    """The list of `loadgen runs`."""
+    """The list of `loadgen runs`, with as many columns as there is room for."""
     from rich import box
     from rich.table import Table
 
+    file = out or sys.stdout
+    width = _width_of(file)
+    columns = {
+        "run": [str(row["id"]) for row in rows],
+        "started": [str(row["started_at"])[:16].replace("T", " ") for row in rows],
+        "model": [str(row["model"]) for row in rows],
+        "target": [str(row["url"]) for row in rows],
+        "levels": [str(row["levels"]) for row in rows],
+        "finding": [
+            row["finding"] or ("interrupted" if row["interrupted"] else "unfinished")
+            for row in rows
+        ],
+    }
+    for name in ("target", "started", "model"):
+        if sum(2 + max(map(len, (title, *cells))) for title, cells in columns.items()) > width:
+            del columns[name]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("run", "started", "model", "target", "levels", "finding"):
+    for name in columns:
         table.add_column(name, no_wrap=True, justify="right" if name == "levels" else "left")
-    for row in rows:
-        finding = row["finding"] or ("interrupted" if row["interrupted"] else "unfinished")
-        started = str(row["started_at"])[:16].replace("T", " ")
-        cells = (row["id"], started, row["model"], row["url"], str(row["levels"]), finding)
-        table.add_row(*(escaped(str(cell)) for cell in cells))
-    _console(out).print(table)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escaped, cells))
+    file.write("\n".join(_drawn(table, file, width)) + "\n")
 
 
 def _valid(level: Level) -> bool:

@@ -115,6 +115,7 @@ class Session:
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
         self._running: ClosedLoop | OpenLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
         self._rng = Random(options.seed)
@@ -154,7 +155,11 @@ class Session:
         """Raises TargetError and UsageError before the first level, and nothing after it."""
         self._task = asyncio.current_task()
         _ask_for_the_processor()
-        await self._prepare()
+        try:
+            await self._prepare()
+        except BaseException:
+            await self._observer.close()  # else its open connection is complained about at the exit
+            raise
         try:
             plans = self.options.plans()
             for number, plan in enumerate(plans, 1):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import platform
 import secrets
@@ -52,6 +53,7 @@ GPU_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.5
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
+RAMP_S_MAX = 10.0
 READY_AHEAD_MAX = 4096
 PRIORITY = -10  # nice value; refused without the right to it, and then left as it is
 
@@ -164,7 +166,7 @@ class Session:
             plans = self.options.plans()
             for number, plan in enumerate(plans, 1):
                 self._watcher.level_began(number, len(plans), plan)
-                why = await self._level(number, plan)
+                why = await self._level(number, self._ramped(plan))
                 self._keeping = False
                 if why is not None:
                     self._watcher.note(f"the server is gone: {why}; no further level is tried")
@@ -189,6 +191,16 @@ class Session:
     def began(self) -> bool:
         """Whether there is a level, begun or ended, that an interruption must keep."""
         return self._running is not None or self._keeping or bool(self.sweep.levels)
+
+    def _ramped(self, plan: Plan) -> Plan:
+        """Slots that start over a whole request's time are spread as they would be in the long run.
+
+        All at once they would stay one cohort, which prefills together and decodes together. How
+        long a request takes is known from the level before.
+        """
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        longest_s = min(RAMP_S_MAX, (plan.duration_s or math.inf) / 4)
+        return msgspec.structs.replace(plan, ramp_s=min((e2e_ms or 0.0) / 1e3, longest_s))
 
     def interrupt(self) -> None:
         """Ends the level that is running and keeps it as far as it came."""

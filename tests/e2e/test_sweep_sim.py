@@ -59,7 +59,7 @@ def swept(case: Planted, folder: Path) -> Sweep:
                 "--concurrency", ",".join(map(str, case.loads)), "--slo", case.slo,
                 "--input-tokens", str(case.input_tokens),
                 "--output-tokens", str(case.output_tokens),
-                "--duration", "5s", "--json", str(result), "--db", str(folder / "sim.db"),
+                "--json", str(result), "--db", str(folder / "sim.db"),
             ],
             env={**os.environ, "XDG_DATA_HOME": str(folder)},
             capture_output=True, text=True, timeout=200, check=False,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from agent.words import printable
 
@@ -36,8 +37,11 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
         return _say(program, _one_line(error), 2)
     except (click.Abort, KeyboardInterrupt):
         return _say(program, "interrupted", 130)
-    except BrokenPipeError:
-        abandon(sys.stdout)  # the reader has gone (`| head`)
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader has gone (`| head`); click makes a SystemExit of it, and wraps the streams.
+        if isinstance(error, SystemExit) and not isinstance(sys.stdout, PacifyFlushWrapper):
+            raise
+        abandon(sys.stdout)
         return 0
     except Exception as error:
         if os.environ.get("SERVEFIT_DEBUG"):

@@ -95,8 +95,7 @@ class Store:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
-                f"database {self.path}: {error}; free some space, mend its permissions, or give "
-                "another --db"
+                f"database {self.path}: {_why(error)}; {_advice(error)}, or give another --db"
             ) from error
 
     # ---------------------------------------------------------------------------------- writing
@@ -150,13 +149,32 @@ class Store:
             raise UsageError(f"no run {run!r} in {self.path}: `loadgen runs` lists them")
         if len(found) > 1:
             raise UsageError(f"{run!r} begins {len(found)} runs: write more of the id")
-        return decode_sweep(str(found[0]["sweep"]).encode())
+        try:
+            return decode_sweep(str(found[0]["sweep"]).encode())
+        except UsageError as error:
+            raise StoreError(f"run {found[0]['id']} in {self.path}: {error}") from error
 
     def requests(self, run_id: str) -> list[dict[str, Any]]:
         """The kept requests of a run, in order."""
         with self._guarded():
             sql = "select * from requests where run_id = ? order by level, request"
             return list(self._db.query(sql, [run_id]))
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about what SQLite or the system says."""
+    text = _why(error)
+    if "locked" in text or "busy" in text:
+        return "another program is writing to it: wait for that one"
+    if any(word in text for word in ("not a database", "malformed", "no column", "no such table")):
+        return "it is damaged or not ours: move it away"
+    if "full" in text or "No space" in text or "too large" in text:
+        return "free some space"
+    return "see to its permissions and to the space on its disk"
 
 
 def _run_row(sweep: Sweep) -> dict[str, Any]:

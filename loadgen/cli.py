@@ -425,16 +425,20 @@ def _write(data: bytes, path: str, *, quiet: bool = False) -> bool:
 
 def _rescue(data: bytes, name: str) -> str:
     """A result that cannot go where it should goes to the temporary directory instead."""
+    import os
     import tempfile
+    from contextlib import suppress
 
+    path = ""
     try:
-        with tempfile.NamedTemporaryFile(
-            prefix="servefit-", suffix=f"-{name}", delete=False
-        ) as out:
+        handle, path = tempfile.mkstemp(prefix="servefit-", suffix=f"-{name}")
+        with open(handle, "wb") as out:
             out.write(data)
     except OSError:
+        with suppress(OSError):
+            os.unlink(path)
         return "`loadgen export` gives it again once there is room"
-    return f"it is kept as {out.name}"
+    return f"it is kept as {path}"
 
 
 def _show(sweep: Sweep, out: Any) -> None:

@@ -62,7 +62,8 @@ async def models(
     import aiohttp
 
     url = f"{address.origin}/v1/models"
-    timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S))
+    connect_s = min(timeout_s, CONNECT_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=connect_s + timeout_s, connect=connect_s)
     try:
         async with (
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,

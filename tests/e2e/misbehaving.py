@@ -14,6 +14,7 @@ from typing import Any
 MODEL = "tiny"
 Writer = asyncio.StreamWriter
 Reply = Callable[[int, Writer], Awaitable[None]]  # given the number of the completion, from 0
+Pages = dict[str, bytes | Reply]
 
 
 def message(
@@ -92,7 +93,7 @@ async def silence(_: int, out: Writer) -> None:
 
 
 class _Server:
-    def __init__(self, pages: dict[str, bytes], reply: Reply, probe: Reply, fallback: bytes):
+    def __init__(self, pages: Pages, reply: Reply, probe: Reply, fallback: bytes) -> None:
         self.pages, self.reply, self.probe, self.fallback = pages, reply, probe, fallback
         self.asked = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -111,10 +112,13 @@ class _Server:
                 body = b"{}"
                 if length:
                     body = await lines.readexactly(int(length[0].partition(":")[2]))
-                if method == "POST" and path not in self.pages:
+                page = self.pages.get(path)
+                if callable(page):
+                    await page(0, out)
+                elif page is None and method == "POST":
                     await self.complete(json.loads(body), out)
                 else:
-                    out.write(self.pages.get(path, self.fallback))
+                    out.write(page or self.fallback)
                 await out.drain()
         out.close()
         self.tasks.discard(task)
@@ -132,17 +136,17 @@ def serving(
     reply: Reply = good,
     *,
     probe: Reply = good,
-    pages: dict[str, bytes] | None = None,
+    pages: Pages | None = None,
     fallback: bytes | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
     """Serves on a thread of its own for as long as the block lasts; gives HOST:PORT.
 
-    `pages` are whole replies by path; any other POST is a completion and answered by `reply`, or
-    by `probe` where one token was asked for; any other GET by `fallback` (a 404 if none is given).
-    `/v1/models` lists MODEL.
+    `pages` are whole replies by path, or what gives them; any other POST is a completion and
+    answered by `reply`, or by `probe` where one token was asked for; any other GET by `fallback`
+    (a 404 if none is given). `/v1/models` lists MODEL.
     """
-    known = {"/v1/models": models(MODEL), **(pages or {})}
+    known: Pages = {"/v1/models": models(MODEL), **(pages or {})}
     server = _Server(known, reply, probe, fallback or refusal(404, "no such page"))
     up: list[str] = []
     ready, stop = threading.Event(), asyncio.Event()

@@ -6,7 +6,7 @@ of vLLM's, a quarter of what looking for its members in the bytes costs in Pytho
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -62,13 +62,17 @@ def body(
 # ------------------------------------------------------------------------------------- replies
 
 
+# No prompt and no reply is longer; a count beyond it would not fit the recorder's columns.
+Count = Annotated[int, msgspec.Meta(le=2**31 - 1)]
+
+
 class _Details(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Count | None = None
 
 
 class Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     completion_tokens_details: _Details | None = None
 
     @property
@@ -125,7 +129,9 @@ def meaning(reply: Reply) -> int:
         if choice.text:
             bits |= ANSWER
         if part is not None:
-            if part.content or part.refusal or part.tool_calls or part.function_call:
+            if part.content:
+                bits |= ANSWER if isinstance(part.content, str) else _of_parts(part.content)
+            if part.refusal or part.tool_calls or part.function_call:
                 bits |= ANSWER
             if part.reasoning_content or part.reasoning:
                 bits |= REASONING
@@ -134,19 +140,34 @@ def meaning(reply: Reply) -> int:
     return bits
 
 
+def _of_parts(parts: list[Any]) -> int:
+    """Content as a list: Mistral's thinking parts are reasoning, an empty text is nothing."""
+    bits = 0
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning"):
+            bits |= REASONING
+        elif part and not (kind == "text" and not part.get("text")):
+            bits |= ANSWER
+    return bits
+
+
 _decoder = msgspec.json.Decoder(Reply)
 
 
 def decode(data: bytes) -> Reply:
-    """Raises msgspec.MsgspecError (a ValueError) where `data` is not JSON of a reply's shape."""
-    return _decoder.decode(data)
+    """Raises ValueError where `data` is not JSON of a reply's shape."""
+    try:
+        return _decoder.decode(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def error_message(data: bytes) -> str:
     """What a refusing server says, in one line; the start of the body where it is no JSON."""
     try:
         value = msgspec.json.decode(data)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return " ".join(data[:200].decode("utf-8", "replace").split())
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(key):

@@ -125,8 +125,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._fd = -1  # plain TCP: written to directly, so that `sent` is the system call
         self._exchange: Exchange | None = None
+        self._ended: Exchange | None = None  # ended inside the parser, not handed over yet
         self._timer: asyncio.TimerHandle | None = None
-        self._streamed = False
+        self._stream_asked = False
         self.idle_since_ns = 0
         self._reset_reply()
 
@@ -154,13 +155,15 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------------------------- sending
 
     def start(self, exchange: Exchange, data: bytes, timeout_s: float, *, stream: bool) -> None:
-        """Sends a request. The connection must be `usable`."""
-        transport = self._transport
-        assert transport is not None
+        """Sends a request. One at a time; a connection that is gone ends it as `reset`."""
         assert self._exchange is None
         self._exchange = exchange
-        self._streamed = stream
+        self._stream_asked = stream
         self._reset_reply()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._finish("reset", "the connection was closed before the request was sent")
+            return
         self._timer = self._loop.call_later(timeout_s, self._timed_out)
         if self._fd >= 0:
             try:
@@ -193,34 +196,53 @@ class Connection(asyncio.Protocol):
         if self._exchange is None:
             self.close()  # bytes that nobody asked for: the stream of replies is out of step
             return
+        self._parsing = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None  # a defect of ours, not the server's failure
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._finish("bad_http", str(error) or type(error).__name__)
+            self.close()  # also where the reply was whole and something else came behind it
+        finally:
+            self._parsing = False
+            if self._ended is not None:  # only now: no request may begin inside the parser
+                ended, self._ended = self._ended, None
+                self._done(self, ended)
 
     def _reset_reply(self) -> None:
         self._now_ns = 0
+        self._parsing = False
         self._pending_send = False
-        self._status = 0
-        self._framed = False  # has a length or is chunked: its end is not the connection's end
-        self._headers_complete = False
-        self._event_stream = False
-        self._inflate: Any = None
+        self._done_said = False
         self._events = sse.Decoder()
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._tokens_before = 0
+        self._reset_head()
+
+    def _reset_head(self) -> None:
+        self._status = 0
+        self._framed = False  # has a length or is chunked: its end is not the connection's end
+        self._headers_complete = False
+        self._content_type = b""
+        self._event_stream = False
+        self._undeclared = False  # a stream was asked for, and the reply does not say what it is
+        self._inflate: Any = None
 
     # Called by httptools, in this order.
+
+    def on_message_begin(self) -> None:
+        if self._exchange is None:
+            self.close()  # a second reply to one request
+        self._reset_head()  # an interim reply (1xx) may have come before
 
     def on_header(self, name: bytes, value: bytes) -> None:
         key = name.lower()
         if key in (b"content-length", b"transfer-encoding"):
             self._framed = True
         elif key == b"content-type":
-            self._event_stream = b"event-stream" in value.lower()
+            self._content_type = value.strip().lower()
         elif key == b"content-encoding" and value.strip().lower() in (
             b"gzip",
             b"x-gzip",
@@ -231,6 +253,10 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
         self._headers_complete = True
+        kind = self._content_type
+        if self._status == 200:
+            self._event_stream = b"event-stream" in kind
+            self._undeclared = self._stream_asked and (not kind or kind.startswith(b"text/plain"))
         if self._exchange is not None:
             self._exchange.status = self._status
 
@@ -244,7 +270,10 @@ class Connection(asyncio.Protocol):
             except zlib.error as error:
                 self._finish("bad_http", f"broken gzip: {error}")
                 return
-        if self._event_stream and self._status == 200:
+        if self._undeclared and body:
+            self._undeclared = False
+            self._event_stream = body.lstrip()[:1] not in (b"{", b"[", b"<")
+        if self._event_stream:
             try:
                 events = self._events.feed(body)
             except sse.EventTooLong as error:
@@ -266,8 +295,8 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------------------------- meaning
 
     def _on_event(self, exchange: Exchange, data: bytes) -> None:
-        if self._exchange is not exchange:
-            return  # it ended with an earlier event of the same read
+        if self._exchange is not exchange or self._done_said:
+            return  # it ended with an earlier event
         if data == api.DONE:
             self._stream_done(exchange)
             return
@@ -308,6 +337,7 @@ class Connection(asyncio.Protocol):
 
     def _stream_done(self, exchange: Exchange) -> None:
         exchange.finished = True
+        self._done_said = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(
@@ -361,16 +391,18 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._now_ns = monotonic_ns()
         self._closed(error)
         self._transport = None
+        del self._parser  # it refers to us, and nobody collects cycles during a level
 
     def _closed(self, error: Exception | None) -> None:
         if self._exchange is None:
             return
         if error is None and self._headers_complete and not self._framed:
             self._complete(reusable=False)  # HTTP/1.0: the end of the connection ends the body
-        elif self._exchange.finished and self._exchange.error is None:
-            self._finish(None, "")  # everything was said before the connection went
+        elif self._done_said:
+            self._complete(reusable=False)  # everything was said before the connection went
         elif error is not None:
             self._finish(_reset_kind(error), str(error) or type(error).__name__)
         elif self._headers_complete:
@@ -380,7 +412,10 @@ class Connection(asyncio.Protocol):
 
     def _timed_out(self) -> None:
         self._now_ns = monotonic_ns()
-        self._finish("timeout", "no complete reply within the time limit")
+        if self._exchange is not None and self._exchange.finished:
+            self._finish(None, "")  # a finish_reason, and then neither [DONE] nor an end
+        else:
+            self._finish("timeout", "no complete reply within the time limit")
 
     def cancel(self) -> None:
         """Gives up the request in flight; it ends as `cancelled`."""
@@ -395,6 +430,10 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._pending_send:
+            reusable = False  # the rest of this request would go before the next
+            if error is None:
+                error, text = "bad_http", "answered before the whole request was sent"
         exchange.error = error
         exchange.error_text = text
         exchange.end_ns = self._now_ns or monotonic_ns()
@@ -402,7 +441,10 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         if not reusable:
             self.close()
-        self._done(self, exchange)
+        if self._parsing:
+            self._ended = exchange
+        else:
+            self._done(self, exchange)
 
 
 def _reset_kind(error: Exception) -> str:

@@ -23,6 +23,11 @@ RAMP_S_PER_STREAM = 0.005
 RAMP_S_MAX = 2.0
 CONNECTS_AT_ONCE = 64
 RETRY_S = (0.05, 1.0)  # pause after a failed connect: first, and at most
+# Nobody is there: so many requests in a row (and two of every stream's) that met no server at all,
+# over a time that a restart behind a balancer does not take.
+NOBODY = ("connect", "tls", "timeout")
+GIVE_UP_REQUESTS = 10
+GIVE_UP_S = 2.0
 IDLE_S_MAX = 3.0  # servers close idle connections after 5 s or more (uvicorn): not while we send
 SPARE_CONNECTIONS = 8
 
@@ -56,18 +61,28 @@ class Level:
         self._ended = asyncio.Event()
         self._issued = 0
         self._warmup_left = plan.warmup_requests
+        self._proper = 0  # issued after the warm-up
+        self._proper_ns = 0  # when the first of them was due
         self._stopping = False
+        self._crash: BaseException | None = None  # a defect of ours, met in a task
         self._connections: set[Connection] = set()
+        self._unsent: set[Exchange] = set()  # issued, and waiting for a connection
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failures_in_a_row = 0  # of kinds that mean: nobody is there
+        self._failures_in_a_row = 0  # that mean: nobody is there
+        self._failing_since_ns = 0
         self._start_ns = 0
 
     # ------------------------------------------------------------------------------ one request
 
-    def _exchange(self, due_ns: int) -> Exchange:
-        index = self._issued
+    def _issue_next(self, due_ns: int) -> tuple[Exchange, bytes]:
+        """The next request: its record, and the bytes that carry the same index."""
+        warmup = self._takes_warmup(due_ns)
+        if not warmup:
+            self._proper += 1
+            self._proper_ns = self._proper_ns or due_ns
+        exchange = Exchange(self._issued, due_ns, warmup=warmup)
         self._issued += 1
-        return Exchange(index, due_ns, warmup=self._takes_warmup(due_ns))
+        return exchange, self._wires.take()
 
     def _takes_warmup(self, due_ns: int) -> bool:
         if self._warmup_left > 0:
@@ -80,21 +95,49 @@ class Level:
         connection.start(exchange, data, self.plan.timeout_s, stream=self.plan.stream)
         self._wires.refill()
 
-    def _record(self, exchange: Exchange) -> None:
-        self.recorder.add(exchange)
-        if exchange.error in ("connect", "timeout"):
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= max(20, 2 * int(self.plan.concurrency or 1)):
-                self.give_up(f"{self._failures_in_a_row} requests in a row ended with "
-                             f"'{exchange.error}': {exchange.error_text}")  # fmt: skip
-        elif exchange.error is None:
-            self._failures_in_a_row = 0
+    async def _connect_and_send(
+        self, exchange: Exchange, data: bytes, done: Done
+    ) -> Connection | None:
+        """Sends over a connection of its own; where there is none the request has failed."""
+        self._unsent.add(exchange)
+        began_ns = monotonic_ns()
+        connection, kind, text = await self._connect(done)
+        if exchange not in self._unsent:  # stopped meanwhile
+            return connection
+        if connection is None:
+            self._fail_unsent(exchange, kind, text)
+            return None
+        self._unsent.discard(exchange)
+        exchange.connect_ns = monotonic_ns() - began_ns
+        self._send(connection, exchange, data)
+        return connection
 
     def _fail_unsent(self, exchange: Exchange, kind: str, text: str) -> None:
+        self._unsent.discard(exchange)
         exchange.error = kind
         exchange.error_text = text
         exchange.end_ns = monotonic_ns()
         self._record(exchange)
+        self._wires.refill()
+
+    def _record(self, exchange: Exchange) -> None:
+        self.recorder.add(exchange)
+        if exchange.error is None or exchange.status:
+            self._failures_in_a_row = 0
+        elif exchange.error in NOBODY:
+            self._count_nobody(exchange)
+
+    def _count_nobody(self, exchange: Exchange) -> None:
+        if not self._failures_in_a_row:
+            self._failing_since_ns = exchange.due_ns
+        self._failures_in_a_row += 1
+        enough = max(GIVE_UP_REQUESTS, 2 * int(self.plan.concurrency or 1))
+        lasted_s = (exchange.end_ns - self._failing_since_ns) / 1e9
+        if self._failures_in_a_row >= enough and lasted_s >= GIVE_UP_S:
+            self.give_up(
+                f"{self._failures_in_a_row} requests in a row, over {lasted_s:.0f} s, ended with "
+                f"'{exchange.error}': {exchange.error_text}"
+            )
 
     # --------------------------------------------------------------------------------- the ends
 
@@ -105,6 +148,8 @@ class Level:
             self.recorder.refill_end_ns = monotonic_ns()
         for connection in list(self._connections):
             connection.cancel()
+        for exchange in list(self._unsent):
+            self._fail_unsent(exchange, "cancelled", "")
         self._ended.set()
 
     def give_up(self, why: str) -> None:
@@ -117,30 +162,51 @@ class Level:
             return True
         plan = self.plan
         if plan.requests is not None:
-            return self._issued >= plan.requests + plan.warmup_requests
-        duration_ns = int((plan.warmup_s + (plan.duration_s or 0)) * 1e9)
-        return now_ns >= self._start_ns + duration_ns
+            return self._proper >= plan.requests
+        if self._warmup_left:
+            return False
+        began_ns = self._start_ns + int(plan.warmup_s * 1e9)
+        if plan.warmup_requests:
+            began_ns = max(began_ns, self._proper_ns or now_ns)
+        return now_ns >= began_ns + int((plan.duration_s or 0) * 1e9)
 
     # ---------------------------------------------------------------------------------- running
 
     async def run(self) -> Recording:
         """Runs the level until its plan is done, or until `stop` or `give_up`."""
-        await self._open()
-        gc.collect()
-        gc.disable()  # between token events; what a level keeps is arrays, not cycles
-        watch = self._loop.create_task(self._watch_loop())
-        self._cpu0, self._wall0 = process_time(), monotonic_ns()
+        watch: asyncio.Task[None] | None = None
         try:
-            self._start_ns = monotonic_ns()
-            self._begin()
-            await self._ended.wait()
+            await self._open_unless_stopped()
+            gc.collect()
+            gc.disable()  # between token events; what a level keeps is arrays, not cycles
+            watch = self._loop.create_task(self._watch_loop())
+            cpu_s, wall_ns = process_time(), monotonic_ns()
+            if not self._stopping:
+                self._start_ns = wall_ns
+                self._begin()
+                await self._ended.wait()
         finally:
-            watch.cancel()
+            self._stopping = True  # nothing that ends from here on begins anew
             gc.enable()
+            if watch is not None:
+                watch.cancel()
             self._close()
+        if self._crash is not None:
+            raise self._crash
         return self.recorder.freeze(
-            cpu_s=process_time() - self._cpu0, wall_s=(monotonic_ns() - self._wall0) / 1e9
+            cpu_s=process_time() - cpu_s, wall_s=(monotonic_ns() - wall_ns) / 1e9
         )
+
+    async def _open_unless_stopped(self) -> None:
+        opening = self._loop.create_task(self._open())
+        ended = self._loop.create_task(self._ended.wait())
+        try:
+            await asyncio.wait((opening, ended), return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                opening.result()
+        finally:
+            opening.cancel()
+            ended.cancel()
 
     def _close(self) -> None:
         for task in self._tasks:
@@ -163,7 +229,13 @@ class Level:
     def _later(self, coroutine: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash = error  # or the level would wait for ever for what the task was to do
+            self._ended.set()
 
     async def _connect(self, done: Done) -> tuple[Connection | None, str, str]:
         """A new connection, or None with the kind and the text of what stopped it."""
@@ -199,9 +271,10 @@ class ClosedLoop(Level):
 
     def _begin(self) -> None:
         n = len(self._slots)
-        step_s = min(RAMP_S_PER_STREAM, RAMP_S_MAX / n)
+        step_s = max(min(RAMP_S_PER_STREAM, RAMP_S_MAX / n), self.plan.ramp_s / n)
         for i, slot in enumerate(self._slots):
-            self._loop.call_later(i * step_s, slot.proceed)
+            due_ns = self._start_ns + int(i * step_s * 1e9)
+            self._loop.call_later(i * step_s, slot.proceed, due_ns)
 
     def slot_started(self, now_ns: int) -> None:
         """A slot sent its first request after the warm-up; the last to do so ends the ramp."""
@@ -231,44 +304,47 @@ class _Slot:
         async with gate:
             self._connection, _, _ = await self._level._connect(self._done)
 
-    def proceed(self, due_ns: int = 0) -> None:
+    def proceed(self, due_ns: int) -> None:
         """Sends the slot's next request, or retires the slot."""
         level = self._level
-        due_ns = due_ns or monotonic_ns()
+        due_ns = min(due_ns, monotonic_ns())  # a timer may fire a moment early
         if level._exhausted(due_ns):
             level.slot_retired(due_ns)
-        elif self._connection is not None and self._connection.usable:
-            self._send(self._connection, level._exchange(due_ns))
+            return
+        exchange, data = level._issue_next(due_ns)
+        if self._connection is not None and self._connection.usable:
+            level._send(self._connection, exchange, data)
+            self._sent(exchange)
         else:
             level._drop(self._connection)
-            level._later(self._reconnect(level._exchange(due_ns)))
+            level._later(self._reconnect(exchange, data))
 
-    def _send(self, connection: Connection, exchange: Exchange) -> None:
-        level = self._level
+    async def _reconnect(self, exchange: Exchange, data: bytes) -> None:
+        self._connection = await self._level._connect_and_send(exchange, data, self._done)
+        if self._connection is None:
+            self._pause()
+        else:
+            self._sent(exchange)
+
+    def _sent(self, exchange: Exchange) -> None:
         if not (self._measured or exchange.warmup):
             self._measured = True
-            level.slot_started(monotonic_ns())
-        level._send(connection, exchange, level._wires.take())
+            self._level.slot_started(exchange.sent_ns or monotonic_ns())
 
-    async def _reconnect(self, exchange: Exchange) -> None:
+    def _pause(self) -> None:
+        """A server that takes no connection is not asked for one again at once."""
         level = self._level
-        began_ns = monotonic_ns()
-        self._connection, kind, text = await level._connect(self._done)
-        if level._stopping:
-            level._fail_unsent(exchange, "cancelled", "")
-        elif self._connection is None:
-            level._fail_unsent(exchange, kind, text)
-            level._loop.call_later(self._retry_s, self.proceed)
-            self._retry_s = min(2 * self._retry_s, RETRY_S[1])
-        else:
-            self._retry_s = RETRY_S[0]
-            exchange.connect_ns = monotonic_ns() - began_ns
-            self._send(self._connection, exchange)
+        level._loop.call_later(self._retry_s, lambda: self.proceed(monotonic_ns()))
+        self._retry_s = min(2 * self._retry_s, RETRY_S[1])
 
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         level = self._level
         level.in_flight -= 1
         level._record(exchange)
+        if exchange.error == "reset" and exchange.connect_ns and not exchange.status:
+            self._pause()
+            return
+        self._retry_s = RETRY_S[0]
         self.proceed(exchange.end_ns)
 
 
@@ -315,16 +391,15 @@ class OpenLoop(Level):
             self._loop.call_later(max(0.0, (self._next_ns - now_ns) / 1e9), self._tick)
 
     def _issue(self, due_ns: int) -> None:
-        exchange = self._exchange(due_ns)
+        exchange, data = self._issue_next(due_ns)
         if not exchange.warmup and not self.recorder.ramp_end_ns:
             self.recorder.ramp_end_ns = due_ns
         self._outstanding += 1
-        data = self._wires.take()
         connection = self._take()
         if connection is not None:
             self._send(connection, exchange, data)
         else:
-            self._later(self._connect_and_send(exchange, data))
+            self._later(self._send_over_new(exchange, data))
         if len(self._free) + self._opening < SPARE_CONNECTIONS:
             self._later(self._open_spare())
 
@@ -337,16 +412,10 @@ class OpenLoop(Level):
             self._drop(connection)
         return None
 
-    async def _connect_and_send(self, exchange: Exchange, data: bytes) -> None:
-        began_ns = monotonic_ns()
-        connection, kind, text = await self._connect(self._done)
-        if connection is None or self._stopping:
+    async def _send_over_new(self, exchange: Exchange, data: bytes) -> None:
+        if await self._connect_and_send(exchange, data, self._done) is None:
             self._outstanding -= 1
-            self._fail_unsent(exchange, *(("cancelled", "") if self._stopping else (kind, text)))
             self._maybe_end()
-            return
-        exchange.connect_ns = monotonic_ns() - began_ns
-        self._send(connection, exchange, data)
 
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         self.in_flight -= 1

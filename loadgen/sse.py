@@ -8,6 +8,7 @@ newline, as the HTML standard says. Lines end with LF or CRLF.
 from __future__ import annotations
 
 MAX_EVENT_BYTES = 16 * 2**20
+CR = 13
 
 
 class EventTooLong(ValueError):
@@ -17,19 +18,23 @@ class EventTooLong(ValueError):
 class Decoder:
     """Decoder of one stream. `feed` what arrives, `close` at its end."""
 
-    __slots__ = ("_lines", "_tail", "_tail_bytes")
+    __slots__ = ("_event_bytes", "_lines", "_tail")
 
     def __init__(self) -> None:
         self._tail: list[bytes] = []  # pieces of a line that is not complete yet
-        self._tail_bytes = 0
         self._lines: list[bytes] = []  # data lines of an event that is not complete yet
+        self._event_bytes = 0  # of both; 0: there is neither
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that `data` completes. Raises EventTooLong."""
-        if not self._tail and not self._lines and data[:6] == b"data: " and data[-2:] == b"\n\n":
-            # What nearly every read is: whole events of one line each, told by counting newlines.
+        if self._event_bytes == 0 and data.startswith(b"data: ") and data.endswith(b"\n\n"):
+            # What nearly every read is: whole events of one line each; very often it is one.
+            length = len(data)
+            if data.find(b"\n") == length - 2 and data[-3] != CR and length <= MAX_EVENT_BYTES:
+                return [data[6:-2]]
             events = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(events) and b"\r" not in data:
+            whole = data.count(b"\n") == 2 * len(events) and b"\r" not in data
+            if whole and length <= MAX_EVENT_BYTES:
                 return events
         return self._feed_lines(data)
 
@@ -37,27 +42,33 @@ class Decoder:
         events: list[bytes] = []
         *complete, rest = data.split(b"\n")
         for line in complete:
+            self._grow(line)
             if self._tail:
                 line = b"".join((*self._tail, line))
                 self._tail.clear()
-                self._tail_bytes = 0
             self._line(line, events)
         if rest:
+            self._grow(rest)
             self._tail.append(rest)
-            self._tail_bytes += len(rest)
-            if self._tail_bytes > MAX_EVENT_BYTES:
-                raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES} bytes")
         return events
+
+    def _grow(self, piece: bytes) -> None:
+        self._event_bytes += len(piece)
+        if self._event_bytes > MAX_EVENT_BYTES:
+            raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES} bytes")
 
     def _line(self, line: bytes, events: list[bytes]) -> None:
         if line.endswith(b"\r"):
             line = line[:-1]
         if not line:
+            self._event_bytes = 0
             if self._lines:
                 events.append(b"\n".join(self._lines))
                 self._lines.clear()
         elif line.startswith(b"data:"):
             self._lines.append(line[6:] if line.startswith(b"data: ") else line[5:])
+        elif not self._lines:
+            self._event_bytes = 0  # comments between events belong to none
 
     def close(self) -> list[bytes]:
         """The event that a stream ended in the middle of, if any: `[DONE]` without a newline."""
@@ -65,7 +76,6 @@ class Decoder:
         if self._tail:
             line = b"".join(self._tail)
             self._tail.clear()
-            self._tail_bytes = 0
             self._line(line, events)
         self._line(b"", events)
         return events

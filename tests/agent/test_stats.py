@@ -1,0 +1,91 @@
+"""Quantiles and intervals against their definitions."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.model import Lag, Stats
+from agent.stats import batch_means_ci95, lag, summary, t975
+
+samples = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60)
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Type 7 of Hyndman and Fan, written out."""
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples)
+def test_summary_is_what_the_definitions_say(values: list[float]) -> None:
+    got = summary(np.array(values))
+    assert got.n == len(values)
+    assert got.max == max(values)
+    assert got.mean == pytest.approx(math.fsum(values) / len(values), rel=1e-9, abs=1e-6)
+    for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999)):
+        assert getattr(got, name) == pytest.approx(quantile(values, q), rel=1e-9, abs=1e-6)
+    expected = statistics.stdev(values) if len(values) > 1 else 0.0
+    assert got.std == pytest.approx(expected, rel=1e-6, abs=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples)
+def test_quantiles_are_in_order(values: list[float]) -> None:
+    got = summary(np.array(values))
+    ordered = [got.p50, got.p90, got.p95, got.p99, got.p999, got.max]
+    assert ordered == sorted(ordered)  # type: ignore[type-var]
+
+
+def test_an_empty_sample_has_no_figures() -> None:
+    assert summary(np.empty(0)) == Stats()
+    assert lag(np.empty(0)) == Lag()
+
+
+def test_lag() -> None:
+    got = lag(np.arange(101.0))
+    assert (got.p50, got.p99, got.max) == (50.0, 99.0, 100.0)
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.706), (4, 2.776), (19, 2.093), (30, 2.042)])
+def test_students_t(df: int, t: float) -> None:
+    assert t975(df) == t
+
+
+def test_students_t_falls_towards_the_normal() -> None:
+    values = [t975(df) for df in range(60)]
+    assert values[0] == math.inf
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == 1.96
+
+
+def test_the_interval_of_batch_means_by_hand() -> None:
+    low, high = batch_means_ci95(np.array([98.0, 100.0, 102.0])) or (0, 0)
+    half = 4.303 * 2.0 / math.sqrt(3)
+    assert (low, high) == pytest.approx((100 - half, 100 + half))
+
+
+def test_the_interval_needs_two_batches_and_is_never_negative() -> None:
+    assert batch_means_ci95(np.array([])) is None
+    assert batch_means_ci95(np.array([5.0])) is None
+    low, high = batch_means_ci95(np.array([0.0, 10.0])) or (1, 1)
+    assert low == 0.0
+    assert math.isfinite(high)
+
+
+def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        low, high = batch_means_ci95(rng.normal(100, 5, 10)) or (0, 0)
+        hits += low <= 100 <= high
+    assert 925 <= hits <= 975

@@ -518,9 +518,10 @@ static void say_stats(const char *name, float *values, size_t n) {
 
 struct window { uint64_t low_ns, high_ns; uint32_t streams_max; };
 
-/* All streams were busy: from when nearly as many as ever were in flight to the last request's
- * arrival. Shorter than twice the mean reply it is mostly the ramp: then all there is is taken. */
-static struct window busy(uint32_t skip) {
+/* Closed loop: all streams were busy, from when nearly as many as ever were in flight to the last
+ * request's arrival. Shorter than twice the mean reply it is mostly the ramp, and an open loop has
+ * no such plateau: then all there is is taken. */
+static struct window busy(uint32_t skip, bool plateau) {
     uint32_t n = request_count - skip, streams = 0, most = 0, e = 0;
     struct window all = {requests[skip].read_ns, 0, 0};
     uint64_t *ends = malloc(n * sizeof *ends), *levels = malloc(n * sizeof *levels);
@@ -542,7 +543,7 @@ static struct window busy(uint32_t skip) {
     uint64_t low = requests[skip + i].read_ns, high = requests[request_count - 1].read_ns;
     all.high_ns = ends[n - 1];
     free(ends), free(levels);
-    bool steady = (double)(high - low) >= 2 * replies_ns / n;
+    bool steady = plateau && (double)(high - low) >= 2 * replies_ns / n;
     return (struct window){steady ? low : all.low_ns, steady ? high : all.high_ns, most};
 }
 
@@ -624,7 +625,7 @@ static const char *summary(uint32_t skip, double rate) {
         if (!values) die("memory");
         for (uint32_t i = skip; i < request_count; i++) finished += requests[i].finished;
         uint64_t span_ns = requests[request_count - 1].read_ns - requests[skip].read_ns;
-        struct window w = busy(skip);
+        struct window w = busy(skip, rate == 0);
         say("\"finished\":%u,\"streams_max\":%u,\"streams_mean\":%.3f,\"window_s\":%.4f,", finished,
             w.streams_max, streams_mean(skip, &w), (double)(w.high_ns - w.low_ns) / 1e9);
         say("\"requests_per_s\":%.3f,",
@@ -703,6 +704,8 @@ static void open_listener(void) {
     socklen_t size = sizeof address;
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+    /* Some systems' default paces what is sent; what is paced is not what was asked for. */
+    setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
     if (bind(listener, (struct sockaddr *)&address, size) < 0) die("bind");
     if (listen(listener, 65535) < 0) die("listen");
     getsockname(listener, (struct sockaddr *)&address, &size);

@@ -341,5 +341,5 @@ def decode_sweep(data: bytes) -> Sweep:
     """Reads what `encode` wrote. Raises UsageError naming the field that does not fit."""
     try:
         return msgspec.json.decode(data, type=Sweep)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
         raise UsageError(f"not a sweep in schema_version {SCHEMA_VERSION}: {error}") from error

@@ -130,7 +130,7 @@ def _known(url: str, status: int, body: bytes) -> Known:
         reply = msgspec.json.decode(body)
         ids = [str(entry["id"]) for entry in reply["data"]]
         simulated = any(entry.get("owned_by") == "servefit-sim" for entry in reply["data"])
-    except (msgspec.MsgspecError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise TargetError(_not_an_api(url, body)) from error
     if not ids:
         raise TargetError(f"{url} lists no models: load one on the server first")

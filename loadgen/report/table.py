@@ -17,7 +17,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         yield prefix, "; ".join(str(item) for item in value)
     else:
         yield prefix, value

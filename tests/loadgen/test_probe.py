@@ -1,0 +1,151 @@
+"""What is at the URL, over real sockets: what is refused, what is noted, what it costs."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from agent.model import TargetError
+from loadgen import probe, workload
+from loadgen.client import Dialer, parse_url
+from loadgen.probe import Probed, Prober, choose_model
+from tests.e2e.misbehaving import (
+    MODEL,
+    STREAM_HEAD,
+    Pages,
+    Reply,
+    Writer,
+    always,
+    cut,
+    event,
+    good,
+    message,
+    models,
+    refusal,
+    serving,
+    token,
+)
+
+
+async def known(pages: Pages) -> probe.Known:
+    with serving(pages=pages) as address:
+        return await probe.models(parse_url(address), {}, None, 2.0)
+
+
+async def probed(reply: Reply, input_tokens: int = 64) -> Probed:
+    with serving(probe=reply) as where:
+        address = parse_url(where)
+        prober = Prober(
+            address, Dialer(address, None, 2.0), {}, "chat", MODEL, stream=True, timeout_s=2.0
+        )
+        return await prober.run(input_tokens, Random(1))
+
+
+async def test_models() -> None:
+    assert (await known({})).ids == [MODEL]
+    assert not (await known({})).simulated
+    ours = {"data": [{"id": "m", "owned_by": "servefit-sim"}]}
+    assert (await known({"/v1/models": message(200, ours)})).simulated
+    assert (await known({"/v1/models": refusal(404)})).ids == []
+    more = await known({"/v1/models": models("b", "a")})
+    assert more.ids == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        message(200, b""),
+        message(200, b"[]"),
+        message(200, b"null"),
+        message(200, {"data": None}),
+        message(200, {"data": [{}]}),
+        message(200, {"data": ["x"]}),
+        message(200, b'{"data": [{"id": "\xff"}]}'),
+        message(301, b"moved", extra="location: http://127.0.0.1:9/\r\n"),
+        message(502, b"<html>bad gateway"),
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nshort",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+    ],
+)
+async def test_what_is_no_list_of_models(reply: bytes) -> None:
+    async def closing(_: int, out: Writer) -> None:
+        out.write(reply)
+        await out.drain()
+        out.close()
+
+    with pytest.raises(TargetError, match=r".") as caught:
+        await known({"/v1/models": closing})
+    assert "\n" not in str(caught.value)
+
+
+def test_choose_model() -> None:
+    assert choose_model(None, ["a", "b"]) == "a"
+    assert choose_model("b", ["a", "b"]) == "b"
+    assert choose_model("x", []) == "x"  # a server without the page is believed
+    with pytest.raises(TargetError, match="--model"):
+        choose_model(None, [])
+    with pytest.raises(TargetError, match=r"nearest is 'llama' \(of 7: .*, …\)"):
+        choose_model("lama", ["llama", *"abcdef"])
+
+
+async def test_a_server_that_tells_nothing_is_noted() -> None:
+    found = await probed(good)
+    assert found.costs == workload.DEFAULT_COSTS
+    assert found.requests > 0
+    assert any("does not say how long a prompt was" in note for note in found.notes)
+
+
+async def test_a_probe_that_fails_is_noted_and_data() -> None:
+    found = await probed(cut)
+    assert found.requests == 0
+    assert found.costs == workload.DEFAULT_COSTS
+    assert any("the probe failed (cut" in note for note in found.notes)
+
+
+async def test_counts_that_follow_nothing_are_not_believed() -> None:
+    numbers = iter([10, 9, 8, 7, 6, 5, 4, 3, 2, 1])
+
+    async def reply(_: int, out: Writer) -> None:
+        usage = {"prompt_tokens": next(numbers), "completion_tokens": 1}
+        out.write(STREAM_HEAD + event(token(finish="stop")))
+        out.write(event({"choices": [], "usage": usage}) + event("[DONE]") + b"0\r\n\r\n")
+
+    found = await probed(reply)
+    assert found.costs == workload.DEFAULT_COSTS
+    assert any("do not follow the prompts" in note for note in found.notes)
+    assert found.tokens == found.requests
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "--api-key-file"), (403, "may not use it"), (404, "--endpoint"), (400, "every form")],
+)
+async def test_refusals(status: int, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        await probed(always(refusal(status)))
+
+
+async def test_a_model_too_small_for_the_prompt_says_so() -> None:
+    """The costs are learned from short prompts; the long one is refused."""
+    asked = 0
+    fixed, letters = 8, len(workload.NONCE_LETTERS)  # of a token each, as every unit is
+    counts = [
+        fixed + letters,
+        fixed + letters + 20 * workload.PROBE_BLOCKS,
+        fixed + letters + workload.PROBE_UNITS,
+        fixed + workload.PROBE_LETTERS,
+    ]
+
+    async def reply(_: int, out: Writer) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > len(counts):
+            out.write(refusal(400, "maximum context length is 32"))
+            return
+        usage = {"prompt_tokens": counts[asked - 1], "completion_tokens": 1}
+        out.write(STREAM_HEAD + event(token(finish="stop")))
+        out.write(event({"choices": [], "usage": usage}) + event("[DONE]") + b"0\r\n\r\n")
+
+    with pytest.raises(TargetError, match=r"maximum context length is 32.*smaller --input-tokens"):
+        await probed(reply)

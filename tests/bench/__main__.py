@@ -146,7 +146,7 @@ def _watch_rows(figures: Figures) -> list[Row]:
         Row("send lag p99, ms", None, figures["measurement.send_lag_ms.p99"]),
         Row("calls itself valid (1) or not (0)", None, figures["measurement.valid"]),
         Row("the server's own lateness p99, ms", figures["true own_lag_ms.p99"], None),
-        Row("cores that other processes used", figures["others_cores"], None),
+        Row("cores that others used", figures["others_cores"], None),
     ]
 
 

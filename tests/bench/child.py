@@ -60,10 +60,10 @@ def run(command: Sequence[str]) -> Ended:
 
 
 def _machine_busy_s() -> float:
-    """CPU seconds that all processes have used since the start of the machine."""
+    """CPU seconds used since the machine's start, and those that its host took for others."""
     first = Path("/proc/stat").read_text().partition("\n")[0]
-    user, nice, system, _, _, irq, softirq = map(int, first.split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(url: str, database: Path, *options: str) -> tuple[Ended, dict[str, Any]]:

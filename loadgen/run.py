@@ -28,6 +28,7 @@ RETRY_S = (0.05, 1.0)  # pause after a failed connect: first, and at most
 NOBODY = ("connect", "tls", "timeout")
 GIVE_UP_REQUESTS = 10
 GIVE_UP_S = 2.0
+TIMER_S = 0.001
 IDLE_S_MAX = 3.0  # servers close idle connections after 5 s or more (uvicorn): not while we send
 SPARE_CONNECTIONS = 8
 
@@ -388,7 +389,9 @@ class OpenLoop(Level):
             self._over = True
             self._maybe_end()
         else:
-            self._loop.call_later(max(0.0, (self._next_ns - now_ns) / 1e9), self._tick)
+            # uvloop's timers are of whole milliseconds: a shorter wait would spin on a whole core.
+            wait_s = max(TIMER_S, (self._next_ns - now_ns) / 1e9)
+            self._loop.call_later(wait_s, self._tick)
 
     def _issue(self, due_ns: int) -> None:
         exchange, data = self._issue_next(due_ns)

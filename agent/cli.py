@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,12 @@ def cli() -> None:
     help="Judge against this many requests a second.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For people or for programs.",
 )
 def assess(
     curve: str,
@@ -58,17 +64,25 @@ def assess(
     expect_concurrency: float | None,
     expect_rps: float | None,
     form: str,
-) -> None:  # fmt: skip
+) -> None:
     """Judge a measured curve, against an expected load where one is given."""
     from agent.model import UsageError, decode_sweep, encode
     from agent.sizing.curve import analyse, parse_slo
     from agent.sizing.judge import judge
-    from agent.words import verdict_lines
+    from agent.words import printable, verdict_lines
 
+    for option, demand in (
+        ("--expect-concurrency", expect_concurrency),
+        ("--expect-rps", expect_rps),
+    ):
+        if demand is not None and not math.isfinite(demand):
+            raise UsageError(f"{option} {demand}: write a finite number above 0")
     try:
         sweep = decode_sweep(sys.stdin.buffer.read() if curve == "-" else Path(curve).read_bytes())
     except OSError as error:
         raise UsageError(f"--curve {curve}: {error.strerror}") from error
+    except UsageError as error:
+        raise UsageError(f"--curve {curve}: {error}") from error
     targets = parse_slo(slo) if slo else sweep.slo
     verdict = judge(
         sweep.levels,
@@ -83,7 +97,7 @@ def assess(
         click.echo(encode(verdict).decode())
     else:
         for line in verdict_lines(verdict):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

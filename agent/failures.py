@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from agent.words import printable
 
@@ -38,8 +37,8 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say(program, "interrupted", 130)
     except (BrokenPipeError, SystemExit) as error:
-        # The reader has gone (`| head`); click makes a SystemExit of it, and wraps the streams.
-        if isinstance(error, SystemExit) and not isinstance(sys.stdout, PacifyFlushWrapper):
+        # The reader has gone (`| head`); click makes a SystemExit of it.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         abandon(sys.stdout)
         return 0

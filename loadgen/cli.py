@@ -452,7 +452,8 @@ def _show(sweep: Sweep, out: Any) -> None:
 
 @cli.command()
 @_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N",
+              help="At most so many.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def runs(db: str | None, limit: int, as_json: bool) -> None:
     """List the runs in the store, newest first."""
@@ -491,7 +492,7 @@ def report(run: str, db: str | None, html_file: str | None) -> None:
 @click.argument("run", metavar="RUN", default="latest")
 @_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
 @click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json",
-              show_default=True)  # fmt: skip
+              show_default=True, help="All of the run, or a row a level.")  # fmt: skip
 @click.option("--output", "-o", default="-", metavar="FILE|-", help="Where to.  [default: -]")
 def export(run: str, db: str | None, form: str, output: str) -> None:
     """Write a run from the store as JSON or CSV."""
@@ -562,7 +563,8 @@ def serve_sim(spec: str, host: str, port: int) -> None:
     help="The interpreter that has vLLM.  [default: this one]",
 )
 @click.option("--model-dir", type=click.Path(path_type=Path), help="A model of your own.")
-@click.option("--max-model-len", type=click.IntRange(16), default=2048, show_default=True)
+@click.option("--max-model-len", type=click.IntRange(16), default=2048, show_default=True,
+              help="Tokens of prompt and reply together.")  # fmt: skip
 @click.option("--max-num-seqs", type=click.IntRange(1), help="Admission cap.")
 @click.option("--num-gpu-blocks", type=click.IntRange(1), help="KV blocks: makes KV the limit.")
 @click.option("--log", type=click.Path(path_type=Path), help="Where vLLM's own output goes.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loadgen.level import Plan
     from loadgen.sweep import Moment
 
-BAR_WIDTH = 16
+BAR_WIDTH = 10
 UNBOUNDED = 1_000  # columns of a file
 
 
@@ -63,17 +63,15 @@ class Progress:
         full = round(state.share * BAR_WIDTH)
         bar = "█" * full + "░" * (BAR_WIDTH - full)
         left = state.elapsed_s * (1 / state.share - 1) if state.share > 0.02 else None
-        parts = [
-            f"{bar} {state.share:4.0%}",
-            f"{rate:,.0f} tok/s done",
-            f"{state.in_flight} in flight",
-            f"{state.ok} ok",
-        ]
-        if state.failed:
-            parts.append(f"{state.failed} failed")
+        parts = [f"{self._prefix} {bar} {state.share:4.0%}"]
         if left is not None:
             parts.append(f"{left:.0f} s left")
-        self._draw(f"{self._prefix} {' · '.join(parts)}")
+        parts += [f"{rate:,.0f} tok/s", f"{state.in_flight} in flight", f"{state.ok} ok"]
+        if state.failed:
+            parts.insert(1, f"{state.failed} failed")
+        while len(parts) > 1 and len(" · ".join(parts)) >= _columns(self._out):
+            parts.pop()
+        self._draw(" · ".join(parts))
 
     def level_ended(self, number: int, level: Level) -> None:
         self._clear()
@@ -153,7 +151,7 @@ def show(sweep: Sweep, out: TextIO | None = None) -> None:
     width = _width_of(file)
     lines = _wrapped(heading(sweep), width)
     if sweep.levels:
-        lines += _drawn(level_table(sweep, width), file, width)
+        lines += ["", *_drawn(level_table(sweep, width), file, width), ""]
     if sweep.verdict is not None:
         first, *rest = verdict_lines(sweep.verdict)
         lines += _wrapped(first, width)
@@ -265,14 +263,11 @@ def _power_cell(level: Level) -> str:
 
 def level_table(sweep: Sweep, width: int) -> Table:
     """The levels, with as many columns as `width` characters hold."""
-    from rich import box
-    from rich.table import Table
-
     columns = _columns_of(sweep.levels)
     while len(columns) > 1 and _width(columns, sweep.levels) > width:
         columns.remove(max(columns, key=lambda column: column.rank))
     title = "simulated" if sweep.run.simulated else None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table = _table(title)
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for level in sweep.levels:
@@ -282,16 +277,27 @@ def level_table(sweep: Sweep, width: int) -> Table:
 
 
 def _width(columns: Sequence[Column], levels: Sequence[Level]) -> int:
-    """Characters that the table takes: its cells and two between each."""
-    cells = (max(len(c.title), *(len(c.cell(level)) for level in levels)) for c in columns)
-    return sum(cells) + 2 * len(columns)
+    """Characters that the table takes."""
+    return _total([[c.title, *map(c.cell, levels)] for c in columns])
+
+
+def _table(title: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+        title=title, title_justify="left",
+    )  # fmt: skip
+
+
+def _total(columns: Sequence[Sequence[str]]) -> int:
+    """Characters of a `_table` of these cells: two between each column and the next."""
+    return sum(max(map(len, cells)) for cells in columns) + 2 * (len(columns) - 1)
 
 
 def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None:
     """The list of `loadgen runs`, with as many columns as there is room for."""
-    from rich import box
-    from rich.table import Table
-
     file = out or sys.stdout
     width = _width_of(file)
     columns = {
@@ -306,9 +312,9 @@ def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None
         ],
     }
     for name in ("target", "started", "model"):
-        if sum(2 + max(map(len, (title, *cells))) for title, cells in columns.items()) > width:
+        if _total([(title, *cells) for title, cells in columns.items()]) > width:
             del columns[name]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table()
     for name in columns:
         table.add_column(name, no_wrap=True, justify="right" if name == "levels" else "left")
     for cells in zip(*columns.values(), strict=True):

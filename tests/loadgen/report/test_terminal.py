@@ -1,0 +1,297 @@
+"""What a person sees, on a real pseudo-terminal of 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.model import Level, Measurement, Requests, Stats, Sweep
+from loadgen.level import Plan
+from loadgen.report import terminal
+from loadgen.report.terminal import Progress, level_line, load_text, run_table, show
+from loadgen.sweep import Moment
+from tests.e2e.command import SMALL, environment
+from tests.e2e.misbehaving import good, serving
+from tests.loadgen.report.test_table import some_sweeps, sweep
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Tty(io.StringIO):
+    """Says that it is a terminal; its width is the one that is set."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the width of every terminal."""
+
+    def to(columns: int) -> None:
+        monkeypatch.setattr(terminal, "_columns", lambda out: columns)
+
+    return to
+
+
+# ------------------------------------------------------------------------------- closing report
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 132, 200])
+def test_no_line_of_the_report_is_cut_or_wrapped(columns: int, wide: Any) -> None:
+    wide(columns)
+    for one in some_sweeps():
+        out = Tty()
+        show(one, out)
+        text = ESCAPE.sub("", out.getvalue())
+        assert "…" not in text.partition("─")[2].partition("\n\n")[0]
+        lines = text.splitlines()
+        too_long = [line for line in lines if len(line) > columns]
+        words = [w for line in too_long for w in line.split() if len(w) > columns / 2]
+        assert all("confirm with:" in line or words for line in too_long), too_long
+        [rule] = [i for i, line in enumerate(lines) if line.strip().startswith("──")] or [0]
+        if one.levels:  # a line a level, below the rule
+            rows = lines[rule + 1 : rule + 1 + len(one.levels)]
+            assert all(re.match(r"\s*[\d.]+ ", row) for row in rows)
+
+
+def test_the_important_columns_stay_at_80(wide: Any) -> None:
+    wide(80)
+    for one in some_sweeps():
+        if len(one.levels) > 3:
+            out = Tty()
+            show(one, out)
+            for title in ("tok/s", "TTFT p95", "ITL p95"):
+                assert title in out.getvalue()
+
+
+def test_a_pipe_gets_all_columns_and_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    invalid = Level(
+        concurrency=1, output_tokens_per_s=1.0, measurement=Measurement(False, ["errors: x"]),
+        requests=Requests(1, 9, 0, {"cut": 9}),
+    )  # fmt: skip
+    out = io.StringIO()
+    show(sweep(invalid), out)
+    assert "\x1b" not in out.getvalue()
+    assert " \n" not in out.getvalue()
+    assert "E2E p95" in out.getvalue()
+    assert "NO" in out.getvalue()
+    assert " 9 " in out.getvalue()  # failed
+
+
+def test_markup_of_others_is_text() -> None:
+    out = io.StringIO()
+    show(sweep(Level(concurrency=1), model="[bold]m[/bold]\x1b[2J[/nope]", url="[red]u"), out)
+    assert "[bold]m[/bold]" in out.getvalue()
+    assert "[/nope]" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def row(**more: Any) -> dict[str, Any]:
+    return {
+        "id": "20260101-000000-abcd", "started_at": "2026-01-01T10:20:30Z", "model": "m",
+        "url": "u", "levels": 3, "finding": "CAPACITY_ONLY", "interrupted": 0,
+    } | more  # fmt: skip
+
+
+def test_runs_lose_columns_and_no_letters(wide: Any) -> None:
+    wide(80)
+    out = Tty()
+    rows = [
+        row(model="meta-llama/Llama-3.1-8B-Instruct", url="http://inference.example.org:8000"),
+        row(finding=None, interrupted=1),
+        row(finding=None),
+    ]
+    run_table(rows, out)
+    text = ESCAPE.sub("", out.getvalue())
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "interrupted" in text
+    assert "unfinished" in text
+    assert "20260101-000000-abcd" in text
+    piped = io.StringIO()
+    run_table(rows, piped)
+    assert "http://inference.example.org:8000" in piped.getvalue()
+    assert "2026-01-01 10:20" in piped.getvalue()
+
+
+def test_one_level_in_one_line() -> None:
+    level = Level(
+        concurrency=4, output_tokens_per_s=1234.5, output_tokens_per_s_ci95=(1200.0, 1269.0),
+        ttft_ms=Stats(p50=12.3, p95=45.6, n=9), requests=Requests(9, 3, 2, {"cut": 2, "a": 1}),
+        measurement=Measurement(False, ["errors: many"]),
+    )  # fmt: skip
+    assert level_line(level) == (
+        "1,234 tok/s ±3% · TTFT p50 12.3 ms p95 45.6 ms · 9 ok · 1 a · 2 cut · 2 cancelled · "
+        "INVALID: errors: many"
+    )
+    assert level_line(Level()) == "– tok/s"
+    assert load_text("concurrency", 1) == "1 stream"
+    assert load_text("rate", 0.5) == "0.5 requests/s"
+
+
+# -------------------------------------------------------------------------------------- progress
+
+PLAN = Plan("concurrency", concurrency=4)
+MOMENT = Moment(share=0.5, elapsed_s=2.0, in_flight=4, ok=10, failed=1, tokens=800)
+
+
+def told(out: io.StringIO, **settings: Any) -> str:
+    progress = Progress(out, **settings)
+    progress.note("a note\nof \x1b[2J two lines")
+    progress.level_began(1, 2, PLAN)
+    for share in (0.01, 0.5, 1.0):
+        progress.level_moved(msgspec.structs.replace(MOMENT, share=share))
+    progress.level_ended(1, Level(concurrency=4, output_tokens_per_s=10.0))
+    return out.getvalue()
+
+
+def test_plain_lines_where_nobody_watches() -> None:
+    assert told(io.StringIO()) == (
+        "note: a note of �[2J two lines\n[1/2] 4 streams: running\n[1/2] 4 streams: 10.0 tok/s\n"
+    )
+    assert told(Tty(), live=False) == told(io.StringIO())
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\r" not in told(Tty())
+
+
+def test_quiet_leaves_the_notes() -> None:
+    assert told(io.StringIO(), quiet=True) == told(Tty(), quiet=True)
+    assert told(io.StringIO(), quiet=True).count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_the_live_line_fits_and_leaves_nothing(
+    columns: int, wide: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    wide(columns)
+    shown = screen(told(Tty()), columns)
+    assert shown == ["note: a note of �[2J two lines", "[1/2] 4 streams: 10.0 tok/s", ""]
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        progress = Progress(out)
+        for _ in range(3):
+            progress.note("nobody reads this")
+
+
+def screen(text: str, columns: int) -> list[str]:
+    """The lines that a terminal would show in the end; a line that wraps fails the test."""
+    lines, at = [""], 0
+    for c in ESCAPE.sub("", text):
+        if c == "\n":
+            lines.append("")
+            at = 0
+        elif c == "\r":
+            at = 0
+        else:
+            line = lines[-1].ljust(at)
+            lines[-1] = line[:at] + c + line[at + 1 :]
+            at += 1
+            assert at <= columns or "note: " in lines[-1], "a live line wrapped"
+    return [line.rstrip() for line in lines]
+
+
+# ------------------------------------------------------------------------------- the real command
+
+
+def on_a_terminal(home: Path, *args: str, columns: int = 80) -> str:
+    """All that the command writes to a pseudo-terminal, stdout and stderr together."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "loadgen.cli", *args],
+        env=environment(home), stdin=follower, stdout=follower, stderr=follower,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        parts = []
+        while True:
+            try:
+                data = os.read(leader, 65536)
+            except OSError:  # what Linux says when the last writer has closed
+                break
+            if not data:
+                break
+            parts.append(data)
+    os.close(leader)
+    assert process.returncode in (0, 3)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_sweep_at_80_columns(tmp_path: Path) -> None:
+    slow = partial(good, tokens=12, pause_s=0.03)
+    with serving(slow) as address:
+        written = on_a_terminal(
+            tmp_path, "sweep", f"http://{address}", *SMALL, "--concurrency", "1,2",
+            "--duration", "2s",
+        )  # fmt: skip
+    assert "█" in written  # it was live
+    assert "s left" in written
+    lines = screen_of(written, 80)
+    text = "\n".join(lines)
+    assert "█" not in text  # and nothing of it is left
+    assert "░" not in text
+    assert "[1/2] 1 stream: " in text
+    assert "[2/2] 2 streams: " in text
+    [head] = [i for i, line in enumerate(lines) if "tok/s" in line and "TTFT p95" in line]
+    for line in lines[head : head + 4]:
+        assert len(line) <= 80
+    assert [line.split()[0] for line in lines[head + 2 : head + 4]] == ["1", "2"]
+
+
+def screen_of(text: str, columns: int) -> list[str]:
+    """As `screen`, for a whole session: long lines of words wrap, the live line must not."""
+    shown = []
+    for line in ESCAPE.sub("", text).split("\n"):
+        cells: list[str] = []
+        for piece in line.split("\r"):
+            if "█" in piece or "░" in piece:
+                assert len(piece) < columns
+            cells[: len(piece)] = list(piece)
+        shown.append("".join(cells).rstrip())
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_no_progress_on_a_terminal_is_plain_lines(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with serving() as address:
+        written = on_a_terminal(
+            tmp_path, "run", f"http://{address}", *SMALL, "--requests", "3", "--no-progress"
+        )
+        quiet = on_a_terminal(
+            tmp_path, "run", f"http://{address}", *SMALL, "--requests", "3", "--quiet"
+        )
+    assert "\r" not in written
+    assert "[1/1] 1 stream: running\n" in written
+    assert all(line.startswith("note: ") for line in quiet.splitlines())
+    assert time.monotonic() - began < 120
+
+
+def test_samples_are_sweeps() -> None:
+    assert all(isinstance(one, Sweep) for one in some_sweeps())
+    assert len(some_sweeps()) >= 1

@@ -85,7 +85,8 @@ class Recorder:
     def add(self, exchange: Exchange) -> None:
         """Takes over what the exchange holds; the exchange can be dropped afterwards."""
         chunks = len(exchange.stamps)
-        counted = exchange.output_tokens >= 0
+        # A count of none is no count where tokens were seen to arrive.
+        counted = exchange.output_tokens > 0 or (exchange.output_tokens == 0 and not chunks)
         tokens = exchange.output_tokens if counted else chunks
         self._usage_rows += counted
         if exchange.error is None:

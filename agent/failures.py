@@ -21,14 +21,17 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
 
     With SERVEFIT_DEBUG set, an unforeseen exception is raised as it is.
     """
+    # Closed by the caller (`>&-`): what is written goes nowhere, and is no reason to end.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    stdout = sys.stdout
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no “–” shows a question mark; it is no reason to end.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         result = command()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -37,8 +40,8 @@ def guarded(program: str, command: Callable[[], Any]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say(program, "interrupted", 130)
     except (BrokenPipeError, SystemExit) as error:
-        # The reader has gone (`| head`); click makes a SystemExit of it.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+        # The reader has gone (`| head`); click wraps the streams then, and exits with 1.
+        if isinstance(error, SystemExit) and sys.stdout is stdout:
             raise
         abandon(sys.stdout)
         return 0

@@ -29,6 +29,8 @@ DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
 CONCURRENCY_MAX = 100_000
+TOKENS_MAX = 10_000_000
+SEED_MAX = 2**63 - 1
 DURATION_S_MAX = 365 * 86_400.0
 
 # Headers that belong to how a request is framed, not to what it says.
@@ -39,7 +41,7 @@ DEMO_SPEC = "sim:rtx-4090/llama-3.1-8b?precision=fp8&num_gpu_blocks=768"
 DEMO_INPUT_TOKENS = 256
 DEMO_OUTPUT_TOKENS = 64
 DEMO_CONCURRENCY = (1, 4, 16, 32, 48, 64)
-DEMO_DURATION_S = 4.0
+DEMO_DURATION_S = 5.5
 DEMO_SLO = "ttft:p95<500ms,itl:p95<60ms"
 DEMO_EXPECT_CONCURRENCY = 20
 
@@ -128,6 +130,13 @@ def check(options: Options) -> Options:
     ):  # fmt: skip
         if demand is not None and not math.isfinite(demand):
             raise UsageError(f"{option} {demand}: write a finite number above 0")
+    for option, value, low, high in (
+        ("--input-tokens", options.input_tokens, 1, TOKENS_MAX),
+        ("--output-tokens", options.output_tokens, 1, TOKENS_MAX),
+        ("--seed", options.seed, 0, SEED_MAX),
+    ):
+        if not low <= value <= high:
+            raise UsageError(f"{option}: write a whole number from {low} to {high}")
     if options.ca_file is not None and not Path(options.ca_file).is_file():
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)

@@ -23,7 +23,7 @@ import trustme
 from agent.model import Sweep, decode_sweep
 from agent.store import Store
 from loadgen.targets.process import announced, running
-from tests.e2e.command import SMALL, Started, loadgen, the_line
+from tests.e2e.command import SMALL, Started, environment, loadgen, the_line
 from tests.e2e.misbehaving import (
     MODEL,
     Pages,
@@ -448,3 +448,15 @@ def test_a_terminal_that_knows_few_letters(tmp_path: Path, encoding: str) -> Non
         )  # fmt: skip
     assert done.returncode in (0, 3)
     assert "tok/s" in done.stdout
+
+
+def test_closed_streams_are_no_defect(measured: tuple[Path, Sweep]) -> None:
+    """`loadgen runs >&-`, as a badly written cron job may have it."""
+    home, _ = measured
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$0" -m loadgen.cli runs {closed}', sys.executable],
+            env=environment(home), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, closed
+        assert done.stderr == ""

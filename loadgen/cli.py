@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from agent import __version__
 
@@ -100,6 +101,8 @@ _LOAD_OPTIONS = [
             help="Prompt length.  [default: 512]"),
     _option("--output-tokens", type=click.IntRange(1), metavar="N",
             help="Reply length.  [default: 128]"),
+    _option("--tokenizer", metavar="PATH",
+            help="A tokenizer.json, where the server does not count prompts (extra)."),
     _option("--reuse-prompts", is_flag=True,
             help="One prompt for all requests: a prefix cache may answer."),
     _option("--requests", type=click.IntRange(1), metavar="N",
@@ -231,6 +234,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             arrival=given["arrival"],
             input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
             output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
+            tokenizer=given["tokenizer"],
             reuse_prompts=given["reuse_prompts"],
             repeats=given.get("repeats", 1),
             requests=given["requests"],
@@ -255,8 +259,11 @@ def _options(url: str, given: dict[str, Any]) -> Options:
 
 
 def _command() -> str:
-    """The command as it was typed, without the values of headers: they may be secrets."""
-    words = ["loadgen", *sys.argv[1:]]
+    """The command that repeats this run: what was typed, then what came from elsewhere.
+
+    The values of headers are left out: they may be secrets.
+    """
+    words = ["loadgen", *sys.argv[1:], *_from_elsewhere()]
     for i, word in enumerate(words):
         if word == "--header" and i + 1 < len(words):
             words[i + 1] = words[i + 1].partition(":")[0] + ": …"
@@ -264,6 +271,27 @@ def _command() -> str:
             words[i] = word.partition(":")[0] + ": …"
     # Arguments that are no UTF-8 arrive as lone surrogates, which no file takes.
     return shlex.join(words).encode("utf-8", "replace").decode()
+
+
+def _from_elsewhere() -> list[str]:
+    """Options that the environment set, as flags. A --config file is among what was typed."""
+    context = click.get_current_context(silent=True)
+    words: list[str] = []
+    for parameter in context.command.params if context else ():
+        name = parameter.name or ""
+        if context is None or not parameter.opts or not parameter.opts[0].startswith("-"):
+            continue
+        if context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT:
+            continue
+        value = context.params.get(name)
+        if value is True:
+            words.append(parameter.opts[0])
+        elif value is False:
+            words += parameter.secondary_opts[:1]
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [parameter.opts[0], str(item)]
+    return words
 
 
 def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
@@ -382,6 +410,10 @@ def _render(sweep: Sweep, form: str) -> bytes:
         from loadgen.report.table import levels_csv
 
         return levels_csv(sweep).encode()
+    if form == "parquet":
+        from loadgen.report.table import levels_parquet
+
+        return levels_parquet(sweep)
     from loadgen.report.html import render
 
     return render(sweep).encode()
@@ -489,11 +521,11 @@ def report(run: str, db: str | None, html_file: str | None) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
 @_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
-@click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json",
+@click.option("--format", "form", type=click.Choice(["json", "csv", "parquet"]), default="json",
               show_default=True, help="All of the run, or a row a level.")  # fmt: skip
 @click.option("--output", "-o", default="-", metavar="FILE|-", help="Where to.  [default: -]")
 def export(run: str, db: str | None, form: str, output: str) -> None:
-    """Write a run from the store as JSON or CSV."""
+    """Write a run from the store as JSON, or its levels as CSV or Parquet."""
     with _reading(db) as store:
         sweep = store.load(run)
     _export(sweep, form, output)

@@ -58,6 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     arrival: str = "poisson"
     input_tokens: int = 512
     output_tokens: int = 128
+    tokenizer: str | None = None
     reuse_prompts: bool = False
     repeats: int = 1  # how often the whole list of levels is run
     requests: int | None = None

@@ -9,12 +9,13 @@ import asyncio
 import difflib
 import os
 import ssl
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import msgspec
 
-from agent.model import TargetError
+from agent.model import TargetError, UsageError
 from loadgen import api, workload
 from loadgen.client import (
     Address,
@@ -29,6 +30,7 @@ from loadgen.client import (
 PROBE_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.5, 4.0), "nonce_letter": (0.5, 4.0)}
+REFUSED = ("http_400", "http_413", "http_422")
 LENGTH_TOLERANCE = 0.02
 
 
@@ -36,6 +38,7 @@ class Known(msgspec.Struct, frozen=True):
     """What `/v1/models` says."""
 
     ids: list[str]
+    lengths: dict[str, int] = {}  # longest prompt and reply together, in tokens, where it is said
     simulated: bool = False  # the target is our own simulated engine, whoever started it
 
 
@@ -134,7 +137,12 @@ def _known(url: str, status: int, body: bytes) -> Known:
         raise TargetError(_not_an_api(url, body)) from error
     if not ids:
         raise TargetError(f"{url} lists no models: load one on the server first")
-    return Known(ids, simulated)
+    lengths = {
+        str(entry["id"]): entry["max_model_len"]
+        for entry in reply["data"]
+        if isinstance(entry.get("max_model_len"), int)
+    }
+    return Known(ids, lengths, simulated)
 
 
 def _not_an_api(url: str, body: bytes) -> str:
@@ -175,6 +183,16 @@ def choose_model(asked: str | None, known: list[str]) -> str:
     return asked
 
 
+def check_length(model: str, known: Known, input_tokens: int, output_tokens: int) -> None:
+    """Raises UsageError where prompt and reply together are longer than the model takes."""
+    longest = known.lengths.get(model)
+    if longest is not None and input_tokens + output_tokens > longest:
+        raise UsageError(
+            f"--input-tokens {input_tokens} and --output-tokens {output_tokens} are together more "
+            f"than the {longest} tokens that {model!r} takes here"
+        )
+
+
 # ---------------------------------------------------------------------------------------- probes
 
 
@@ -191,7 +209,10 @@ class Prober:
         *,
         stream: bool,
         timeout_s: float = PROBE_TIMEOUT_S,
+        count: Callable[[str], int] | None = None,
     ) -> None:
+        """`count`: tokens of a text by a local tokenizer, where one was given."""
+        self._count_locally = count
         self._url = address.origin + api.PATHS[endpoint]
         self._address = address
         self._dial = dial
@@ -212,12 +233,11 @@ class Prober:
                 "prompt lengths are assumed at one token a word"
             )
             return self.found
-        exchanges = [first, *[await self._ask(text) for text in texts[1:]]]
-        counts = [e.prompt_tokens for e in exchanges if e.error is None and e.prompt_tokens >= 0]
-        if len(counts) < len(texts):
+        counts = await self._counts(first, texts)
+        if counts is None:
             self.found.notes.append(
                 "the server does not say how long a prompt was; lengths are assumed at one token "
-                "a word"
+                "a word; --tokenizer would tell"
             )
             return self.found
         costs = workload.costs_of(counts)
@@ -228,18 +248,33 @@ class Prober:
             )
             return self.found
         self.found.costs = costs
-        await self._verify(input_tokens, rng)
+        if first.prompt_tokens >= 0:
+            await self._verify(input_tokens, rng)
         return self.found
+
+    async def _counts(self, first: Exchange, texts: list[str]) -> list[int] | None:
+        """Token counts of the probe prompts: the local tokenizer's, else the server's."""
+        if self._count_locally is not None:
+            return [self._count_locally(text) for text in texts]
+        exchanges = [first, *[await self._ask(text) for text in texts[1:]]]
+        counts = [e.prompt_tokens for e in exchanges if e.error is None and e.prompt_tokens >= 0]
+        return counts if len(counts) == len(texts) else None
 
     async def _verify(self, tokens: int, rng: Random) -> None:
         """Asks for a prompt as the levels will send it, and corrects the fixed cost by its error"""
         prompt = workload.Prompts(tokens, self.found.costs, rng).next()
         exchange = await self._ask(prompt)
-        if exchange.error is not None:
-            raise TargetError(
-                f"{self._url} refuses a prompt of {tokens} tokens "
-                f"({exchange.error}: {exchange.error_text}); try a smaller --input-tokens"
+        if exchange.error in REFUSED:
+            raise UsageError(
+                f"--input-tokens {tokens}: {self._url} refuses a prompt of that length "
+                f"({exchange.error}: {exchange.error_text})"
             )
+        if exchange.error is not None:
+            self.found.notes.append(
+                f"a prompt of {tokens} tokens could not be tried ({exchange.error}: "
+                f"{exchange.error_text[:120]})"
+            )
+            return
         expected = workload.expected_tokens(
             workload.shape_of(tokens, self.found.costs), self.found.costs
         )
@@ -258,7 +293,7 @@ class Prober:
         for dialect in api.DIALECTS:
             self.found.dialect = dialect
             exchange = await self._ask(prompt)
-            if exchange.error not in ("http_400", "http_422"):
+            if exchange.error not in REFUSED:
                 return exchange
         raise TargetError(
             f"{self._url} refuses every form of request, the last with {exchange.status}: "

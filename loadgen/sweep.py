@@ -38,7 +38,7 @@ from agent.model import (
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from agent.store import Store
-from loadgen import api, arrival, probe, workload
+from loadgen import api, arrival, probe, tokenizer, workload
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context, wire
 from loadgen.config import Options
 from loadgen.level import Plan, span, steady_window, summarise
@@ -222,6 +222,7 @@ class Session:
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         model = probe.choose_model(options.model, known.ids)
+        probe.check_length(model, known, options.input_tokens, options.output_tokens)
         if known.simulated:
             self._simulated = True
             self._update_run(simulated=True)
@@ -230,6 +231,7 @@ class Session:
         prober = probe.Prober(
             self._address, self._dial, options.headers, options.endpoint, model,
             stream=options.stream, timeout_s=limit_s,
+            count=tokenizer.counter(options.tokenizer) if options.tokenizer else None,
         )  # fmt: skip
         self._probed = await prober.run(options.input_tokens, self._nonces)
         for note in self._probed.notes:
@@ -353,6 +355,9 @@ class Session:
         level = self._join(recording, plan, started_at, before_ns, after_ns)
         self._keep(level, recording)
         self._watcher.level_ended(number, level)
+        for kind, text in recording.error_texts.items():
+            if text:
+                self._watcher.note(f"{kind}: {text}")
         for note in self._observer.notes:
             self._watcher.note(note)
         await self._export(plan, recording, trace)

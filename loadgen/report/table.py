@@ -1,4 +1,4 @@
-"""Levels as CSV: one row a level, the names of `--json` joined by dots."""
+"""Levels as a table, CSV or Parquet: one row a level, the names of `--json` joined by dots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from agent.model import Lag, Level, Measurement, ServerView, Sweep, Tokens
+from agent.model import Lag, Level, Measurement, ServerView, Sweep, Tokens, UsageError
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,6 +35,19 @@ def levels_csv(sweep: Sweep) -> str:
     writer = csv.DictWriter(out, header, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
+    return out.getvalue()
+
+
+def levels_parquet(sweep: Sweep) -> bytes:
+    """The same table as Parquet. Raises UsageError where the extra `parquet` is not installed."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError("Parquet needs an extra: pip install 'servefit[parquet]'") from error
+    out = io.BytesIO()
+    rows = [_row(sweep, level) for level in sweep.levels]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return out.getvalue()
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,7 +56,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def measured(
     real_vllm: str, phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Measured]:
+) -> Measured:
     folder = tmp_path_factory.mktemp("sweep")
     before = counters(real_vllm)
     done = loadgen(
@@ -73,7 +72,7 @@ def measured(
     assert "Traceback" not in done.stderr
     sweep = decode_sweep((folder / "sweep.json").read_bytes())
     assert (folder / "sweep.html").stat().st_size > 10_000
-    yield Measured(sweep, {name: after[name] - before[name] for name in after}, done.stdout)
+    return Measured(sweep, {name: after[name] - before[name] for name in after}, done.stdout)
 
 
 def test_every_level_completes(measured: Measured) -> None:
@@ -95,11 +94,13 @@ def test_levels_and_overhead_are_what_the_server_counted(measured: Measured) -> 
     tokens = sum(level.tokens.output for level in sweep.levels if level.tokens)
     assert overhead.warmup_requests == 3 * len(CONCURRENCY)
     assert overhead.probe_requests > 0
-    assert requests + overhead.probe_requests + overhead.warmup_requests == (
-        measured.increase["request_success_total"]
+    assert (
+        requests + overhead.probe_requests + overhead.warmup_requests
+        == (measured.increase["request_success_total"])
     )
-    assert tokens + overhead.probe_tokens + overhead.warmup_tokens == (
-        measured.increase["generation_tokens_total"]
+    assert (
+        tokens + overhead.probe_tokens + overhead.warmup_tokens
+        == (measured.increase["generation_tokens_total"])
     )
 
 

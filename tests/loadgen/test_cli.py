@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -355,3 +356,26 @@ def test_runs_report_export(loadgen: Command, kept: Sweep, tmp_path: Path) -> No
     code, _, err = loadgen("export", "-o", str(tmp_path))
     assert code == 2
     assert "this is a directory" in err
+
+
+def test_the_example_configuration_is_taken(tmp_path: Path) -> None:
+    """Refused for the unreachable target, so every key of the file was understood."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "loadgen.cli", "sweep", "http://127.0.0.1:9"),
+            *("--config", str(ROOT / "config" / "loadgen.example.toml")),
+        ],
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+
+
+def test_the_commented_options_of_the_example_exist() -> None:
+    example = (ROOT / "config" / "loadgen.example.toml").read_text()
+    named = re.findall(r"^(?:# )?([a-z_]+) =", example, re.MULTILINE)
+    flags = {flag for p in module.cli.commands["sweep"].params for flag in p.opts}
+    assert {f"--{name.replace('_', '-')}" for name in named} <= flags

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from agent.model import TargetError
+from agent.model import TargetError, UsageError
 from loadgen import probe, workload
 from loadgen.client import Dialer, parse_url
 from loadgen.probe import Probed, Prober, choose_model
@@ -149,3 +149,11 @@ async def test_a_model_too_small_for_the_prompt_says_so() -> None:
 
     with pytest.raises(TargetError, match=r"maximum context length is 32.*smaller --input-tokens"):
         await probed(reply)
+
+
+def test_a_request_longer_than_the_model_takes_is_refused_beforehand() -> None:
+    known = probe.Known(["m"], {"m": 2048})
+    probe.check_length("m", known, 1920, 128)
+    with pytest.raises(UsageError, match="more than the 2048 tokens"):
+        probe.check_length("m", known, 1921, 128)
+    probe.check_length("other", known, 10**6, 1)  # the server does not say

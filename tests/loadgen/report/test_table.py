@@ -8,7 +8,7 @@ import io
 import msgspec
 
 from agent.model import Level, Measurement, Requests, Run, Sweep, Target, Workload
-from loadgen.report.table import flatten, levels_csv
+from loadgen.report.table import flatten, levels_csv, levels_parquet
 from tests.loadgen.report import samples
 
 
@@ -92,3 +92,15 @@ def test_every_number_of_the_json_has_a_column() -> None:
         assert name.name == "gpu" or any(
             column == name.name or column.startswith(name.name + ".") for column in columns
         )
+
+
+def test_parquet_holds_what_csv_holds() -> None:
+    from pyarrow import parquet
+
+    measured = samples.sweep()
+    table = parquet.read_table(io.BytesIO(levels_parquet(measured)))
+    rows = list(csv.DictReader(io.StringIO(levels_csv(measured))))
+    assert table.column_names == list(rows[0])
+    assert table.column("output_tokens_per_s").to_pylist() == [
+        float(row["output_tokens_per_s"]) for row in rows
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from time import monotonic_ns, process_time
 
 from loadgen.client import Connection, Dialer, Exchange, connect_error_kind
@@ -21,7 +21,7 @@ Done = Callable[[Connection, Exchange], None]
 
 RAMP_S_PER_STREAM = 0.005
 RAMP_S_MAX = 2.0
-CONNECTS_AT_ONCE = 64
+CONNECTS_AT_ONCE = 32  # before a level: a full listen queue costs a second (SYN sent again)
 RETRY_S = (0.05, 1.0)  # pause after a failed connect: first, and at most
 # Nobody is there: so many requests in a row (and two of every stream's) that met no server at all,
 # over a time that a restart behind a balancer does not take.
@@ -67,7 +67,7 @@ class Level:
         self._stopping = False
         self._crash: BaseException | None = None  # a defect of ours, met in a task
         self._connections: set[Connection] = set()
-        self._unsent: set[Exchange] = set()  # issued, and waiting for a connection
+        self._unsent: set[Exchange] = set()  # issued, and most of them waiting for a connection
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures_in_a_row = 0  # that mean: nobody is there
         self._failing_since_ns = 0
@@ -83,6 +83,7 @@ class Level:
             self._proper_ns = self._proper_ns or due_ns
         exchange = Exchange(self._issued, due_ns, warmup=warmup)
         self._issued += 1
+        self._unsent.add(exchange)
         return exchange, self._wires.take()
 
     def _takes_warmup(self, due_ns: int) -> bool:
@@ -92,6 +93,7 @@ class Level:
         return due_ns < self._start_ns + int(self.plan.warmup_s * 1e9)
 
     def _send(self, connection: Connection, exchange: Exchange, data: bytes) -> None:
+        self._unsent.discard(exchange)
         self.in_flight += 1
         connection.start(exchange, data, self.plan.timeout_s, stream=self.plan.stream)
         self._wires.refill()
@@ -100,7 +102,6 @@ class Level:
         self, exchange: Exchange, data: bytes, done: Done
     ) -> Connection | None:
         """Sends over a connection of its own; where there is none the request has failed."""
-        self._unsent.add(exchange)
         began_ns = monotonic_ns()
         connection, kind, text = await self._connect(done)
         if exchange not in self._unsent:  # stopped meanwhile
@@ -108,7 +109,6 @@ class Level:
         if connection is None:
             self._fail_unsent(exchange, kind, text)
             return None
-        self._unsent.discard(exchange)
         exchange.connect_ns = monotonic_ns() - began_ns
         self._send(connection, exchange, data)
         return connection
@@ -247,6 +247,15 @@ class Level:
         self._connections.add(connection)
         return connection, "", ""
 
+    async def _gathered(self, openings: Iterable[Coroutine[None, None, None]]) -> None:
+        gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
+
+        async def gated(opening: Coroutine[None, None, None]) -> None:
+            async with gate:
+                await opening
+
+        await asyncio.gather(*map(gated, openings))
+
     def _drop(self, connection: Connection | None) -> None:
         if connection is not None:
             self._connections.discard(connection)
@@ -267,8 +276,7 @@ class ClosedLoop(Level):
         self._slots = [_Slot(self) for _ in range(n)]
         self._started = 0
         self._retired = 0
-        gate = asyncio.Semaphore(CONNECTS_AT_ONCE)
-        await asyncio.gather(*(slot.open(gate) for slot in self._slots))
+        await self._gathered(slot.open() for slot in self._slots)
 
     def _begin(self) -> None:
         n = len(self._slots)
@@ -300,10 +308,9 @@ class _Slot:
         self._measured = False
         self._retry_s = RETRY_S[0]
 
-    async def open(self, gate: asyncio.Semaphore) -> None:
+    async def open(self) -> None:
         """Connects before the level starts; a failure here is met again at the first request."""
-        async with gate:
-            self._connection, _, _ = await self._level._connect(self._done)
+        self._connection, _, _ = await self._level._connect(self._done)
 
     def proceed(self, due_ns: int) -> None:
         """Sends the slot's next request, or retires the slot."""
@@ -362,7 +369,7 @@ class OpenLoop(Level):
 
     async def _open(self) -> None:
         spare = min(256, SPARE_CONNECTIONS + int(self.plan.load))
-        await asyncio.gather(*(self._open_spare() for _ in range(spare)))
+        await self._gathered(self._open_spare() for _ in range(spare))
 
     async def _open_spare(self) -> None:
         self._opening += 1

@@ -129,7 +129,7 @@ class Server:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=2**16
+            self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=2**16, backlog=1024
         )
         self.port = self._server.sockets[0].getsockname()[1]
         self.scheme = "https" if self.tls else "http"

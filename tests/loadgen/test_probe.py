@@ -147,7 +147,7 @@ async def test_a_model_too_small_for_the_prompt_says_so() -> None:
         out.write(STREAM_HEAD + event(token(finish="stop")))
         out.write(event({"choices": [], "usage": usage}) + event("[DONE]") + b"0\r\n\r\n")
 
-    with pytest.raises(TargetError, match=r"maximum context length is 32.*smaller --input-tokens"):
+    with pytest.raises(UsageError, match=r"--input-tokens 64: .*maximum context length is 32"):
         await probed(reply)
 
 

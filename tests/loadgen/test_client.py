@@ -239,7 +239,7 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
         NO_USAGE._replace(error="http_204", stamps=0, finished=False, status=204),
     ),
     "interim replies": (
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Type: text/html\r\n\r\n"
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Encoding: gzip\r\n\r\n"
         + streamed(BODY), False, Seen(),
     ),
     "switching protocols": (
@@ -299,12 +299,13 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.closed = False
+        self.high: int | None = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return object() if name == "ssl_object" else default
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+        self.high = high
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -629,6 +630,23 @@ def test_a_large_request_is_sent_when_its_last_byte_went(play: Play) -> None:
             line.close()
 
     play(main())
+
+
+async def test_sent_waits_for_the_last_byte_and_not_for_a_low_water_mark() -> None:
+    transport = FakeTransport()
+    connection = Connection(lambda *_: None)
+    connection.connection_made(transport)
+    assert transport.high == 0
+    transport.get_write_buffer_size = lambda: 1  # type: ignore[method-assign]
+    exchange = Exchange(0, monotonic_ns())
+    connection.start(exchange, b"x", 60.0, stream=True)
+    assert exchange.sent_ns == 0
+    connection.resume_writing()
+    sent_ns = exchange.sent_ns
+    assert sent_ns
+    connection.resume_writing()
+    assert exchange.sent_ns == sent_ns
+    connection.connection_lost(None)
 
 
 def test_a_prompt_of_a_megabyte_arrives_whole(play: Play) -> None:

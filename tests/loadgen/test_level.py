@@ -240,12 +240,16 @@ def test_without_an_end_of_the_ramp_or_of_refilling_the_whole_level_is_used(
 
 
 def test_the_warm_up_is_in_no_count_and_no_latency_but_its_tokens_load_the_window() -> None:
-    warm = [stream(-100, warmup=True, output=5), Ask(-90, (15.0,), warmup=True, output=1)]
+    warm = [
+        stream(-100, warmup=True, output=5, prompt=50),
+        Ask(-90, (15.0,), warmup=True, output=1),
+    ]
     level = level_of(recorded([*warm, *train(slots=1)], ramp_end=0, refill_end=900))
     assert level.requests == Requests(10, 0, 0, {})
     assert level.tokens is not None
     assert level.tokens.output == 50
     assert level.ttft_ms.max == 20
+    assert (level.output_tokens.n, level.prompt_tokens.n) == (10, 10)
     # 45 tokens of its own to 900 ms, and one that a request of the warm-up was still owed.
     assert level.output_tokens_per_s == pytest.approx(46 / 0.9)
     assert level.duration_s == pytest.approx(1.0)

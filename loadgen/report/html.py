@@ -423,7 +423,11 @@ def _reason(reason: model.Reason) -> str:
         f"<div><dt>{escape(key.replace('_', ' '))}</dt> <dd>{escape(_value(value))}</dd></div>"
         for key, value in reason.evidence.items()
     )
-    evidence = f'<dl class="evidence">{pairs}</dl>' if pairs else ""
+    evidence = (
+        f'<details><summary>evidence</summary><dl class="evidence">{pairs}</dl></details>'
+        if pairs
+        else ""
+    )
     code = escape(reason.code)
     return f'<span class="pill" title="{code}">{named}</span>{escape(reason.because)}{evidence}'
 

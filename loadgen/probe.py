@@ -29,8 +29,10 @@ from loadgen.client import (
 
 PROBE_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
-COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.5, 4.0), "nonce_letter": (0.5, 4.0)}
+COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.25, 4.0), "nonce_letter": (0.25, 4.0)}
 REFUSED = ("http_400", "http_413", "http_422")
+BUSY = ("http_429", "http_500", "http_502", "http_503", "http_504")  # may well pass
+PAUSES_S = (0.2, 0.8)  # before a probe that met a busy server is sent again
 LENGTH_TOLERANCE = 0.02
 
 
@@ -112,7 +114,7 @@ def _no_connection_in_time(address: Address) -> str:
 
 
 def _tls_advice(address: Address, error: BaseException) -> str:
-    reason = getattr(error, "certificate_error", None) or error
+    reason = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     text = getattr(reason, "verify_message", "") or str(getattr(reason, "reason", "") or reason)
     return (
         f"TLS with {address.origin} failed: {text}; give the server's CA by --ca-file, "
@@ -162,6 +164,16 @@ def _refuse_status(url: str, status: int, body: bytes, *, missing_is_fatal: bool
         raise TargetError(
             f"{url} answered 404 ({said}): has this server that --endpoint and that --model, and "
             "is the path before /v1 right?"
+        )
+    if 300 <= status < 400:
+        raise TargetError(
+            f"{url} answered {status}, a redirect, which no request here follows: give the address "
+            "it leads to (https:// instead of http://, or another path?)"
+        )
+    if status == 405:
+        raise TargetError(
+            f"{url} answered 405 ({said}): this is not an OpenAI-compatible API; check host, port "
+            "and path"
         )
 
 
@@ -228,17 +240,10 @@ class Prober:
         texts = workload.probe_prompts(rng)
         first = await self._agree(texts[0])
         if first.error is not None:
-            self.found.notes.append(
-                f"the probe failed ({first.error}: {first.error_text[:120]}); "
-                "prompt lengths are assumed at one token a word"
-            )
+            self._note_failed(first)
             return self.found
         counts = await self._counts(first, texts)
         if counts is None:
-            self.found.notes.append(
-                "the server does not say how long a prompt was; lengths are assumed at one token "
-                "a word; --tokenizer would tell"
-            )
             return self.found
         costs = workload.costs_of(counts)
         if not _plausible(costs):
@@ -253,12 +258,30 @@ class Prober:
         return self.found
 
     async def _counts(self, first: Exchange, texts: list[str]) -> list[int] | None:
-        """Token counts of the probe prompts: the local tokenizer's, else the server's."""
+        """Token counts of the probe prompts: the local tokenizer's, else the server's.
+
+        None, and a note that says why, where there are none.
+        """
         if self._count_locally is not None:
             return [self._count_locally(text) for text in texts]
         exchanges = [first, *[await self._ask(text) for text in texts[1:]]]
-        counts = [e.prompt_tokens for e in exchanges if e.error is None and e.prompt_tokens >= 0]
-        return counts if len(counts) == len(texts) else None
+        failed = next((e for e in exchanges if e.error is not None), None)
+        if failed is not None:
+            self._note_failed(failed)
+            return None
+        if any(e.prompt_tokens < 0 for e in exchanges):
+            self.found.notes.append(
+                "the server does not say how long a prompt was; lengths are assumed at one token "
+                "a word; --tokenizer would tell"
+            )
+            return None
+        return [e.prompt_tokens for e in exchanges]
+
+    def _note_failed(self, probe: Exchange) -> None:
+        self.found.notes.append(
+            f"the probe failed ({probe.error}: {probe.error_text[:120]}); "
+            "prompt lengths are assumed at one token a word"
+        )
 
     async def _verify(self, tokens: int, rng: Random) -> None:
         """Asks for a prompt as the levels will send it, and corrects the fixed cost by its error"""
@@ -283,7 +306,8 @@ class Prober:
             costs = self.found.costs
             self.found.costs = msgspec.structs.replace(costs, fixed=costs.fixed + off)
             exchange = await self._ask(workload.Prompts(tokens, self.found.costs, rng).next())
-        if abs(exchange.prompt_tokens - tokens) > LENGTH_TOLERANCE * tokens:
+        off = exchange.prompt_tokens - tokens
+        if exchange.error is None and abs(off) > LENGTH_TOLERANCE * tokens:
             self.found.notes.append(
                 f"prompts come out at {exchange.prompt_tokens} tokens where {tokens} were asked for"
             )
@@ -301,7 +325,19 @@ class Prober:
         )
 
     async def _ask(self, prompt: str) -> Exchange:
-        """One request of one output token. Raises TargetError where nobody can use the target."""
+        """One request of one output token, again where the server was only busy.
+
+        Raises TargetError where nobody can use the target.
+        """
+        exchange = await self._ask_once(prompt)
+        for pause_s in PAUSES_S:
+            if exchange.error not in BUSY:
+                break
+            await asyncio.sleep(pause_s)
+            exchange = await self._ask_once(prompt)
+        return exchange
+
+    async def _ask_once(self, prompt: str) -> Exchange:
         ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
 
         def done(connection: Connection, exchange: Exchange) -> None:
@@ -328,10 +364,10 @@ class Prober:
         return exchange
 
     def _count(self, exchange: Exchange) -> None:
-        if exchange.error is None:
-            self.found.requests += 1
-            known = exchange.output_tokens >= 0
-            self.found.tokens += exchange.output_tokens if known else len(exchange.stamps)
+        self.found.requests += exchange.error is None
+        # A server has counted the tokens of a reply that was cut off, too.
+        known = exchange.output_tokens >= 0
+        self.found.tokens += exchange.output_tokens if known else len(exchange.stamps)
 
     def _refuse(self, exchange: Exchange) -> None:
         body = exchange.error_text.encode()
@@ -350,6 +386,7 @@ class Prober:
 
 def _plausible(costs: workload.Costs) -> bool:
     values: dict[str, Any] = msgspec.structs.asdict(costs)
-    return costs.fixed >= 0 and all(
+    # A server that rounds its counts may leave nothing, or a little less, for the fixed part.
+    return costs.fixed >= -1 and all(
         low <= values[name] <= high for name, (low, high) in COST_BOUNDS.items()
     )

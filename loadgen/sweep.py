@@ -410,9 +410,10 @@ class Session:
         )
 
     def _keep(self, level: Level, recording: Recording) -> None:
-        warm = (recording.warmup == 1) & (recording.outcome == OK)
+        warm = recording.warmup == 1
         self._overhead(
-            warmup_requests=int(warm.sum()),
+            warmup_requests=int((warm & (recording.outcome == OK)).sum()),
+            # Of failed ones too, as in a level: the server has counted what it sent of them.
             warmup_tokens=int(recording.output_tokens[warm].sum()),
         )
         self.sweep = msgspec.structs.replace(self.sweep, levels=[*self.sweep.levels, level])

@@ -222,6 +222,20 @@ def test_a_few_failures_are_borne(tmp_path: Path) -> None:
     assert not any(why.startswith("errors") for why in level["measurement"]["reasons"])
 
 
+def test_what_a_failed_request_of_the_warm_up_cost_the_server_is_told(tmp_path: Path) -> None:
+    async def reply(number: int, out: object) -> None:
+        await (cut if number == 1 else good)(number, out)  # type: ignore[arg-type]
+
+    result = tmp_path / "out.json"
+    with serving(reply) as address:
+        loadgen(
+            tmp_path, "sweep", f"http://{address}", *SWEEP, "--warmup", "4", "--json", str(result)
+        )
+    overhead = json.loads(result.read_bytes())["run"]["overhead"]
+    assert overhead["warmup_requests"] == 3
+    assert overhead["warmup_tokens"] == 3 * 3 + 2
+
+
 @contextmanager
 def simulated() -> Iterator[tuple[str, int]]:
     """The simulated engine in a process of its own, to be killed or stopped: (URL, pid)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -26,6 +28,7 @@ from tests.e2e.misbehaving import (
     serving,
     token,
 )
+from tests.loadgen import scripted
 
 
 async def known(pages: Pages) -> probe.Known:
@@ -98,7 +101,7 @@ async def test_a_server_that_tells_nothing_is_noted() -> None:
 
 async def test_a_probe_that_fails_is_noted_and_data() -> None:
     found = await probed(cut)
-    assert found.requests == 0
+    assert (found.requests, found.tokens) == (0, 2)  # the server has counted what it sent
     assert found.costs == workload.DEFAULT_COSTS
     assert any("the probe failed (cut" in note for note in found.notes)
 
@@ -117,10 +120,45 @@ async def test_counts_that_follow_nothing_are_not_believed() -> None:
     assert found.tokens == found.requests
 
 
+COUNTS: dict[str, Callable[[str], int]] = {
+    "words": lambda text: len(text.split()),
+    "words in a template": lambda text: len(text.split()) + 23,
+    "characters": len,
+    "3.3 characters": lambda text: round(len(text) / 3.3) + 7,
+    "5 characters": lambda text: len(text) // 5,
+    "6 characters": lambda text: len(text) // 6 + 4,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+async def test_prompts_have_the_asked_length_however_busy_the_server_was(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "PAUSES_S", (0.0, 0.0))
+    count = COUNTS[name]
+
+    def script(request: scripted.Request) -> scripted.Script:
+        if request.number % 3 == 0:
+            return [scripted.whole("503 X", b"busy")]
+        prompt = json.loads(request.body)["messages"][0]["content"]
+        return [scripted.answer(prompt=count(prompt), output=1)]
+
+    async with scripted.serving(script) as server:
+        address = parse_url(f"http://127.0.0.1:{server.port}")
+        prober = Prober(address, Dialer(address, None, 2.0), {}, "chat", MODEL, stream=False)
+        found = await prober.run(400, Random(1))
+    assert found.notes == []
+    prompt = workload.Prompts(400, found.costs, Random(2)).next()
+    assert abs(count(prompt) - 400) <= 8
+    answered = [request for request in server.requests if request.number % 3]
+    assert found.requests == found.tokens == len(answered)
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(401, "--api-key-file"), (403, "may not use it"), (404, "--endpoint"), (400, "every form")],
-)
+    [(401, "--api-key-file"), (403, "may not use it"), (404, "--endpoint"), (400, "every form"),
+     (307, "a redirect"), (405, "not an OpenAI-compatible API")],
+)  # fmt: skip
 async def test_refusals(status: int, said: str) -> None:
     with pytest.raises(TargetError, match=said):
         await probed(always(refusal(status)))

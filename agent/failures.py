@@ -81,6 +81,8 @@ def _say(program: str, text: str, code: int) -> int:
 def _one_line(error: click.ClickException) -> str:
     text = error.format_message()
     context = getattr(error, "ctx", None)
+    if context is not None and isinstance(error, click.exceptions.NoArgsIsHelpError):
+        text = f"which command? {', '.join(context.command.list_commands(context))}"
     if context is not None and isinstance(error, click.UsageError):
         text += f" (see `{context.command_path} --help`)"
     return text

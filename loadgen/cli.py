@@ -162,6 +162,7 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
     sim:h100-sxm/llama-3.1-8b.
     """
+    _nearest(context, given)
     if demo:
         url, given = _demo(url, given)
     if url is None:
@@ -177,12 +178,31 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
 @click.pass_context
 def run(context: click.Context, /, url: str, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
+    _nearest(context, given)
     for option in ("concurrency", "rate"):
         if given[option] and "," in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
     if not given["concurrency"] and not given["rate"]:
         given["concurrency"] = "1"
     context.exit(_measure(url, given, single=True))
+
+
+_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+
+
+def _nearest(context: click.Context, given: dict[str, Any]) -> None:
+    """Of two options that exclude each other, one from further away gives way.
+
+    A flag wins over the environment, and that over a file; both from one place contradict it.
+    """
+    for pair in (("concurrency", "rate"), ("requests", "duration")):
+        if any(given[name] is None for name in pair):
+            continue
+        sources = [context.get_parameter_source(name) for name in pair]
+        ranks = [_SOURCES.index(source) for source in sources if source in _SOURCES]
+        if len(ranks) == 2 and ranks[0] != ranks[1]:
+            further = pair[ranks.index(max(ranks))]
+            given[further] = context.params[further] = None
 
 
 def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -284,6 +304,8 @@ def _from_elsewhere() -> list[str]:
         if context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT:
             continue
         value = context.params.get(name)
+        if value is None:
+            continue  # it gave way to a flag
         if value is True:
             words.append(parameter.opts[0])
         elif value is False:
@@ -302,6 +324,8 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
     files = {name: given[f"{name}_file"] for name in ("json", "html", "csv")}
     for name, path in files.items():
         config.check_writable(path, f"--{name}")
+    if list(files.values()).count("-") > 1:
+        raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
     options = _options(url, given)
     _terminate_as_interrupt()
     with _target(options) as (reached, simulated), _store(given["db"]) as store:

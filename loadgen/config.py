@@ -126,6 +126,8 @@ def check(options: Options) -> Options:
         )
     if any(s.metric in ("ttft", "ttfo", "itl", "tpot") for s in options.slo) and not options.stream:
         raise UsageError("--no-stream gives no TTFT or ITL: an --slo on them cannot be judged")
+    if "slo" in options.fail_on and not options.slo:
+        raise UsageError("--fail-on slo without an --slo would never fail: say which, by --slo")
     for option, demand in (
         ("--expect-concurrency", options.expect_concurrency), ("--expect-rps", options.expect_rps),
     ):  # fmt: skip

@@ -307,7 +307,8 @@ def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None
         "target": [str(row["url"]) for row in rows],
         "levels": [str(row["levels"]) for row in rows],
         "finding": [
-            row["finding"] or ("interrupted" if row["interrupted"] else "unfinished")
+            (row["finding"] or ("interrupted" if row["interrupted"] else "unfinished"))
+            + (" (simulated)" if row["simulated"] else "")
             for row in rows
         ],
     }

@@ -65,6 +65,8 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        ([], "which command? export, report, run"),
+        (["serve"], "which command? sim, vllm"),
         (["sweep"], "give the URL of a server, or --demo"),
         (["run"], "Missing argument 'URL'"),
         (["sweep", URL, URL], "unexpected extra argument"),
@@ -107,6 +109,8 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["sweep", URL.replace("http", "https"), "--ca-file", __file__], "--ca-file"),
         (["sweep", URL, "--metrics-url", "localhost"], "--metrics-url"),
         (["sweep", URL, "--otlp-endpoint", "localhost"], "--otlp-endpoint"),
+        (["sweep", URL, "--fail-on", "invalid,slo"], "by --slo"),
+        (["sweep", URL, "--json", "-", "--csv", "-"], "only one of --json and --csv"),
         (["sweep", URL, "--json", "/"], "this is a directory"),
         (["sweep", URL, "--html", "/nowhere/x.html"], "there is no directory /nowhere"),
         (["sweep", "sim:nothing/llama-3.1-8b"], "unknown GPU 'nothing'"),
@@ -201,6 +205,23 @@ def test_a_file_then_the_environment_then_flags(
     assert (got.input_tokens, got.output_tokens, got.seed) == (100, 20, 9)
     assert (got.timeout_s, got.stream) == (5.0, False)
     assert got.headers == {"X-One": "a b"}
+
+
+def test_what_excludes_a_flag_gives_way_to_it(
+    loadgen: Command, options: list[Options], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = config(tmp_path, "concurrency = [1, 2]\nrequests = 5")
+    assert loadgen("sweep", URL, "--config", file, "--rate", "3", "--duration", "4s")[0] == 0
+    monkeypatch.setenv("LOADGEN_RATE", "2,4")
+    assert loadgen("sweep", URL, "--config", file)[0] == 0
+    assert loadgen("run", URL, "--concurrency", "7")[0] == 0
+    assert [(o.concurrency, o.rates_rps, o.requests, o.duration_s) for o in options] == [
+        ((), (3.0,), None, 4.0), ((), (2.0, 4.0), 5, None), ((7,), (), None, None),
+    ]  # fmt: skip
+    assert "--rate 2,4" in options[1].command
+    assert "--rate" not in options[2].command
+    monkeypatch.setenv("LOADGEN_CONCURRENCY", "1")
+    assert loadgen("sweep", URL)[0] == 2  # both from one place
 
 
 def test_headers_from_the_environment_are_a_line_each(

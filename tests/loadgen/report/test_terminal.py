@@ -107,6 +107,7 @@ def row(**more: Any) -> dict[str, Any]:
     return {
         "id": "20260101-000000-abcd", "started_at": "2026-01-01T10:20:30Z", "model": "m",
         "url": "u", "levels": 3, "finding": "CAPACITY_ONLY", "interrupted": 0,
+        "simulated": 0,
     } | more  # fmt: skip
 
 
@@ -117,9 +118,12 @@ def test_runs_lose_columns_and_no_letters(wide: Any) -> None:
         row(model="meta-llama/Llama-3.1-8B-Instruct", url="http://inference.example.org:8000"),
         row(finding=None, interrupted=1),
         row(finding=None),
+        row(simulated=1),
     ]
     run_table(rows, out)
     text = ESCAPE.sub("", out.getvalue())
+    assert text.count("simulated") == 1
+    assert "CAPACITY_ONLY (simulated)" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "interrupted" in text

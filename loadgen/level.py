@@ -70,14 +70,18 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def span(rec: Recording) -> tuple[int, int]:
-    """First request sent and last reply ended, of the level after its warm-up (else of all)."""
+    """From first request sent to last reply ended, of the level after its warm-up (else of all).
+
+    An open loop begins with its schedule, however long the first arrival lets itself be waited for.
+    """
     rows = rec.warmup == 0
     if not rows.any():
         rows = np.ones(rec.n, dtype=bool)
     if not rows.any():
         return 0, 0
     started = np.where(rec.sent_ns > 0, rec.sent_ns, rec.due_ns)
-    return int(started[rows].min()), int(rec.end_ns[rows].max())
+    began, ended = int(started[rows].min()), int(rec.end_ns[rows].max())
+    return min(began, rec.ramp_end_ns or began), ended
 
 
 def steady_window(rec: Recording) -> Window:
@@ -415,8 +419,9 @@ def summarise(
     gaps, owner = _gaps(rec)
     output_rate = _tokens_per_s(rec, window.start_ns, window.end_ns)
     tokens = _tokens(rec, level_rows)
-    due = level_rows & (rec.due_ns >= window.start_ns) & (rec.due_ns <= window.end_ns)
-    due &= rec.outcome != CANCELLED  # by us: they met nothing and missed nothing
+    due = level_rows & (rec.outcome != CANCELLED)  # by us: they met nothing and missed nothing
+    if window.steady:  # else the whole level counts, whose first request was due before it was sent
+        due &= (rec.due_ns >= window.start_ns) & (rec.due_ns <= window.end_ns)
     meets = _request_meets(rec, slo) & due if slo else None
     energy = _energy_j(gpu)
     level = Level(

@@ -366,6 +366,7 @@ class OpenLoop(Level):
         self._opening = 0
         self._outstanding = 0
         self._over = False
+        self._warm_until_ns = 0  # when the last request of the warm-up was due
 
     async def _open(self) -> None:
         spare = min(256, SPARE_CONNECTIONS + int(self.plan.load))
@@ -402,8 +403,12 @@ class OpenLoop(Level):
 
     def _issue(self, due_ns: int) -> None:
         exchange, data = self._issue_next(due_ns)
-        if not exchange.warmup and not self.recorder.ramp_end_ns:
-            self.recorder.ramp_end_ns = due_ns
+        if exchange.warmup:
+            self._warm_until_ns = due_ns
+        elif not self.recorder.ramp_end_ns:
+            # Not from the first arrival on: n arrivals over n - 1 gaps are more than was offered.
+            timed_ns = self._start_ns + int(self.plan.warmup_s * 1e9)
+            self.recorder.ramp_end_ns = max(timed_ns, self._warm_until_ns)
         self._outstanding += 1
         connection = self._take()
         if connection is not None:

@@ -331,6 +331,22 @@ def test_goodput_is_of_requests_due_in_the_window_and_failures_miss() -> None:
     assert level.goodput_rps == pytest.approx(7 / 0.85)
 
 
+def test_of_a_level_too_short_for_a_window_every_request_counts() -> None:
+    asks = [Ask(10, (20,), due=9.99), Ask(12, (90,), due=11, end=110)]
+    level = level_of(recorded(asks, ramp_end=12, refill_end=20), slo=slo("ttft", 50))
+    assert level.slo_attainment == 0.5
+    assert level.goodput_rps == pytest.approx(1 / 0.1)
+
+
+def test_an_open_loop_begins_with_its_schedule() -> None:
+    asks = [Ask(500 + 100 * i, (510 + 100 * i,)) for i in range(10)]
+    level = level_of(
+        recorded(asks, ramp_end=0, refill_end=1400), plan=opened(10), slo=slo("ttft", 50)
+    )
+    assert (level.window_s, level.duration_s) == (1.4, pytest.approx(1.41, abs=0.001))
+    assert level.goodput_rps == pytest.approx(10 / 1.4)
+
+
 def test_without_an_slo_there_is_neither_goodput_nor_attainment() -> None:
     level = one(Ask(0, (10,)))
     assert (level.goodput_rps, level.slo_attainment, level.slo_met) == (None, None, None)

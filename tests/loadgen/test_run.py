@@ -449,7 +449,7 @@ def test_an_open_loop_keeps_its_schedule_while_the_server_stalls(play: Play, kin
             assert (rec.sent_ns >= rec.due_ns).all()
             assert server.busy_max > 10  # it did not wait for answers
             assert rec.refill_end_ns == due[-1]
-            assert rec.ramp_end_ns == due[0]
+            assert rec.ramp_end_ns == level._start_ns  # there is no warm-up
             figures = summarise(rec, level.plan, started_at="")
             # What waited longest saw nearly the whole stall, and from due it cannot be less.
             assert figures.ttft_ms.max is not None
@@ -510,9 +510,15 @@ def test_how_many_requests_an_open_loop_sends(
 ) -> None:
     async def main() -> None:
         async with serving(stream(1)) as server:
-            rec = await opened(server, 100, **plan).run()
+            level = opened(server, 100, **plan)
+            rec = await level.run()
             assert ((rec.warmup == 1).sum(), (rec.warmup == 0).sum()) == (warm, proper)
-            assert rec.ramp_end_ns == rec.due_ns[rec.warmup == 0].min()
+            warm_due = rec.due_ns[rec.warmup == 1]
+            began = level._start_ns + int(plan.get("warmup_s", 0) * 1e9)
+            if plan.get("warmup_requests"):
+                began = warm_due.max()
+            assert rec.ramp_end_ns == began
+            assert began <= rec.due_ns[rec.warmup == 0].min()
             assert rec.refill_end_ns == rec.due_ns.max()
             assert len(server.requests) == warm + proper
 

@@ -492,13 +492,14 @@ def _sentence(
     if finding == "INSUFFICIENT_DATA" or ratio is None:
         return f"The sweep cannot tell: {_missing(case, finding, cap)[0]}."
     demand = f"the declared {_n(case.demand[cap.unit])} {unit}"
+    small = "Too small"
+    if case.curve.limit == "ADMISSION_CAP":
+        small += " as it is configured (the admission cap binds, not the hardware)"
     if cap.value is None:
-        return f"Too small: {demand} are not held, the SLO was broken at {_n(cap.hi or 0)} already."
+        return f"{small}: {demand} are not held, the SLO was broken at {_n(cap.hi or 0)} already."
     holds = f"{_n(cap.value)} {unit} {_basis(cap)}"
     if finding == "UNDER_SIZED":
-        return (
-            f"Too small: {demand} are {_n(100 * ratio.value)} % of what the server holds, {holds}."
-        )
+        return f"{small}: {demand} are {_n(100 * ratio.value)} % of what the server holds, {holds}."
     if finding == "RIGHT_SIZED":
         least = "at least " if cap.hi is None else ""
         return (

@@ -65,6 +65,27 @@ def verdict(levels: list[Level], slo: list[Slo] = SLO, **options: Any) -> Verdic
 # --------------------------------------------------------------------------------------- findings
 
 
+def test_what_an_admission_cap_holds_back_is_not_booked_to_the_hardware() -> None:
+    def capped(concurrency: int, tokens: float, ttft: float) -> Level:
+        running, waiting = min(4, concurrency), max(0, concurrency - 4)
+        server = ServerView(
+            running_mean=running, running_max=running, waiting_mean=waiting, waiting_max=waiting,
+            kv_usage_mean=0.02, kv_usage_max=0.03, preemptions=0, samples=20,
+        )  # fmt: skip
+        return level(concurrency, tokens, ttft, server=server)
+
+    levels = [capped(1, 100, 50), capped(4, 390, 60), capped(8, 400, 900), capped(32, 400, 5000)]
+    assert analyse(levels, SLO).limit == "ADMISSION_CAP"
+    for slo in (SLO, []):
+        got = verdict(levels, slo, expect_concurrency=32)
+        assert got.finding == "UNDER_SIZED"
+        assert "as it is configured" in got.summary
+        assert "not the hardware" in got.summary
+        assert got.recommendation is not None
+        assert "--max-num-seqs" in got.recommendation.action
+    assert "configured" not in verdict(SWEEP, expect_concurrency=100).summary
+
+
 @pytest.mark.parametrize(
     ("levels", "slo", "options", "finding"),
     [

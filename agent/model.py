@@ -77,7 +77,7 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    prompt: int
+    prompt: int | None  # null where neither server nor tokenizer said
     output: int
     reasoning: int
     source: Literal["usage", "tokenizer", "events"]
@@ -279,12 +279,14 @@ class Overhead(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    id: str
-    started_at: str
-    command: str
-    seed: int
-    tool_version: str
-    host: str
+    """Who measured, when and how; all of it may be missing from another tool's numbers."""
+
+    id: str = ""
+    started_at: str = ""
+    command: str = ""
+    seed: int = 0
+    tool_version: str = ""
+    host: str = ""
     overhead: Overhead = Overhead()
     interrupted: bool = False
     simulated: bool = False  # true: every number below comes from the simulated engine
@@ -297,8 +299,8 @@ class TargetGpu(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    url: str
-    model: str
+    url: str = ""
+    model: str = ""
     engine: str | None = None
     engine_version: str | None = None
     gpus: list[TargetGpu] = []
@@ -308,9 +310,9 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Workload(msgspec.Struct, frozen=True):
-    endpoint: str
-    input_tokens: str
-    output_tokens: str
+    endpoint: str = "chat"
+    input_tokens: int | str = ""  # a fixed length is a number, a distribution its text
+    output_tokens: int | str = ""
     arrival: str | None = None
     dataset: str | None = None
     trace: str | None = None
@@ -320,16 +322,25 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """The whole of a run, as `--json` writes it and the store keeps it."""
+    """The whole of a run, as `--json` writes it and the store keeps it.
 
-    run: Run
-    target: Target
-    workload: Workload
+    Other tools' curves may be written in this form too: of them `levels` alone is needed.
+    """
+
+    run: Run = Run()
+    target: Target = Target()
+    workload: Workload = Workload()
     slo: list[Slo] = []
     levels: list[Level] = []
     curve: Curve = Curve()
     verdict: Verdict | None = None
     schema_version: int = SCHEMA_VERSION
+
+
+class _AtLeast(msgspec.Struct):
+    """Without this any JSON object at all would be a sweep."""
+
+    levels: msgspec.Raw
 
 
 def encode(value: Any) -> bytes:
@@ -340,6 +351,7 @@ def encode(value: Any) -> bytes:
 def decode_sweep(data: bytes) -> Sweep:
     """Reads what `encode` wrote. Raises UsageError naming the field that does not fit."""
     try:
+        msgspec.json.decode(data, type=_AtLeast)
         return msgspec.json.decode(data, type=Sweep)
     except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
         raise UsageError(f"not a sweep in schema_version {SCHEMA_VERSION}: {error}") from error

@@ -152,6 +152,31 @@ def _of_parts(parts: list[Any]) -> int:
     return bits
 
 
+def text(reply: Reply) -> str:
+    """The generated text of a chunk or a whole reply: answer, reasoning, arguments of calls."""
+    words: list[str] = []
+    for choice in reply.choices or ():
+        words.append(choice.text or "")
+        part = choice.delta or choice.message
+        if part is None:
+            continue
+        words += (part.reasoning_content or part.reasoning or "", _flat(part.content))
+        words += (part.refusal or "", *(_flat(call) for call in part.tool_calls or ()))
+    return "".join(words)
+
+
+def _flat(value: Any) -> str:
+    """Strings of nested content: Mistral's parts, the arguments of a tool call."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_flat(item) for item in value)
+    if isinstance(value, dict):
+        members = ("text", "thinking", "function", "arguments")
+        return "".join(_flat(value[name]) for name in members if name in value)
+    return ""
+
+
 _decoder = msgspec.json.Decoder(Reply)
 
 

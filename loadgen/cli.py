@@ -111,6 +111,8 @@ _LOAD_OPTIONS = [
             help="Time per level instead.  [open loop default: 30s]"),
     _option("--warmup", default="0", show_default=True, metavar="N|TIME",
             help="Requests, or time, before each level's measurement."),
+    _option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+            help="Run the whole list of levels N times."),
     _option("--slo", metavar="RULES", help="Such as 'ttft:p95<500ms,itl:p95<50ms,e2e:p99<30s'."),
     _option("--timeout", default="300s", show_default=True, metavar="TIME",
             help="Limit for one request."),
@@ -151,8 +153,6 @@ def _load_options(function: Any) -> Any:
 @_option("--concurrency", metavar="N,N,…",
          help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
 @_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
-@_option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-         help="Run the whole list of levels N times.")  # fmt: skip
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
 @click.pass_context
@@ -256,7 +256,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
             tokenizer=given["tokenizer"],
             reuse_prompts=given["reuse_prompts"],
-            repeats=given.get("repeats", 1),
+            repeats=given["repeats"],
             requests=given["requests"],
             duration_s=config.parse_duration(duration, "--duration") if duration else None,
             warmup_requests=warmup_requests,

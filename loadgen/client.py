@@ -93,7 +93,7 @@ class Exchange:
     __slots__ = (
         "answer_ns", "connect_ns", "due_ns", "end_ns", "error", "error_text", "finished", "index",
         "output_tokens", "prompt_tokens", "reasoning_chunks", "reasoning_tokens", "sent_ns",
-        "stamps", "status", "token_counts", "warmup",
+        "stamps", "status", "texts", "token_counts", "warmup",
     )  # fmt: skip
 
     def __init__(self, index: int, due_ns: int, *, warmup: bool = False) -> None:
@@ -113,6 +113,7 @@ class Exchange:
         self.reasoning_tokens = 0
         self.reasoning_chunks = 0
         self.stamps = array("q")  # arrival of every token-bearing chunk
+        self.texts: list[str] | None = None  # the reply, kept only where we shall count its tokens
         self.token_counts = array("i")  # tokens of each chunk; only where the server says so
 
 
@@ -311,6 +312,8 @@ class Connection(asyncio.Protocol):
         bits = api.meaning(reply)
         if bits & 3:
             exchange.stamps.append(self._now_ns)
+            if exchange.texts is not None:
+                exchange.texts.append(api.text(reply))
             if bits & api.ANSWER:
                 if not exchange.answer_ns:
                     exchange.answer_ns = self._now_ns
@@ -379,6 +382,8 @@ class Connection(asyncio.Protocol):
             self._finish("bad_reply", "a reply without choices", reusable=reusable)
             return
         exchange.finished = True
+        if exchange.texts is not None:
+            exchange.texts.append(api.text(reply))
         if reply.usage is not None:
             self._on_usage(exchange, reply.usage, carries_token=False)
         self._finish(None, "", reusable=reusable)

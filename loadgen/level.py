@@ -435,7 +435,9 @@ def summarise(
         tokens=tokens,
         request_throughput=_completions_per_s(rec, window),
         output_tokens_per_s=output_rate,
-        total_tokens_per_s=output_rate + _prompt_tokens_per_s(rec, window, first),
+        total_tokens_per_s=None
+        if tokens.prompt is None
+        else output_rate + _prompt_tokens_per_s(rec, window, first),
         output_tokens_per_s_ci95=_interval(rec, window, mean_e2e),
         ttft_ms=_stats(_since_ms(first, rec.sent_ns), rows),
         ttft_from_due_ms=_stats(_since_ms(first, rec.due_ns), rows),
@@ -474,11 +476,12 @@ def _requests(rec: Recording, rows: Mask) -> Requests:
 
 
 def _tokens(rec: Recording, rows: Mask) -> Tokens:
+    known = rows & (rec.prompt_tokens >= 0)
     return Tokens(
-        prompt=int(np.maximum(rec.prompt_tokens[rows], 0).sum()),
+        prompt=int(rec.prompt_tokens[known].sum()) if known.any() else None,
         output=int(rec.output_tokens[rows].sum()),
         reasoning=int(rec.reasoning_tokens[rows].sum()),
-        source="usage" if rec.usage_rows else "events",
+        source="usage" if rec.usage_rows else "tokenizer" if rec.tokenizer_rows else "events",
     )
 
 

@@ -7,7 +7,7 @@ other. 8 bytes a token and about 100 a request.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,7 @@ class Recording:
     error_kinds: tuple[str, ...]
     error_texts: dict[str, str]  # kind → what the first of its kind said
     usage_rows: int  # requests whose tokens the server counted itself
+    tokenizer_rows: int  # requests whose tokens a local tokenizer counted
     ramp_end_ns: int  # when the last slot (open loop: the warm-up) had started; 0: never
     refill_end_ns: int  # when a slot was first not refilled (open loop: the last due instant)
     loop_lag_ns: Ints
@@ -64,10 +65,20 @@ class Recording:
         return int(self.sent_ns.size)
 
 
+@dataclass(frozen=True)
+class LocalCount:
+    """What `--tokenizer` knows where the server says nothing."""
+
+    count: Callable[[str], int]  # tokens of a text
+    prompt_tokens: int  # of every prompt of the run
+
+
 class Recorder:
     """Collects exchanges as they end; one of these per worker and level."""
 
-    def __init__(self) -> None:
+    def __init__(self, counter: LocalCount | None = None) -> None:
+        self._counter = counter
+        self._uncounted: dict[int, str] = {}  # row → reply of which the server gave no count
         self._columns = {name: array("q") for name in _COLUMNS}
         self._stamps = array("q")
         self._weights = array("d")
@@ -89,6 +100,8 @@ class Recorder:
         counted = exchange.output_tokens > 0 or (exchange.output_tokens == 0 and not chunks)
         tokens = exchange.output_tokens if counted else chunks
         self._usage_rows += counted
+        if not counted and exchange.texts:
+            self._uncounted[len(self._columns["index"])] = "".join(exchange.texts)
         if exchange.error is None:
             outcome, error = OK, -1
             self.ok += 1
@@ -116,19 +129,35 @@ class Recorder:
     def freeze(self, *, cpu_s: float, wall_s: float) -> Recording:
         """The finished recording."""
         columns = {name: _ints(column) for name, column in self._columns.items()}
+        weights = np.array(self._weights, dtype=np.float64)
+        if self._counter is not None:
+            self._count_locally(self._counter, columns, weights)
         return Recording(
             **columns,
             stamps_ns=_ints(self._stamps),
-            weights=np.array(self._weights, dtype=np.float64),
+            weights=weights,
             error_kinds=tuple(self._kinds),
             error_texts=self._texts,
             usage_rows=self._usage_rows,
+            tokenizer_rows=len(self._uncounted),
             ramp_end_ns=self.ramp_end_ns,
             refill_end_ns=self.refill_end_ns,
             loop_lag_ns=_ints(self.loop_lag_ns),
             cpu_s=cpu_s,
             wall_s=wall_s,
         )
+
+    def _count_locally(
+        self, counter: LocalCount, columns: dict[str, Ints], weights: NDArray[np.float64]
+    ) -> None:
+        """Fills in what the server did not count, once nothing is being measured any more."""
+        prompts = columns["prompt_tokens"]
+        prompts[prompts < 0] = counter.prompt_tokens
+        ends = np.cumsum(columns["chunks"])
+        for row, text in self._uncounted.items():
+            tokens, chunks = counter.count(text), int(columns["chunks"][row])
+            columns["output_tokens"][row] = tokens
+            weights[ends[row] - chunks : ends[row]] = tokens / max(chunks, 1)
 
 
 def _ints(column: array[int]) -> Ints:
@@ -205,6 +234,7 @@ def merge(parts: Sequence[Recording]) -> Recording:
         error_kinds=kinds,
         error_texts=texts,
         usage_rows=sum(part.usage_rows for part in parts),
+        tokenizer_rows=sum(part.tokenizer_rows for part in parts),
         ramp_end_ns=max(ramps) if all(ramps) else 0,
         refill_end_ns=min(refills, default=0),
         cpu_s=sum(part.cpu_s for part in parts),

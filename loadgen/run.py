@@ -14,7 +14,7 @@ from time import monotonic_ns, process_time
 
 from loadgen.client import Connection, Dialer, Exchange, connect_error_kind
 from loadgen.level import Plan
-from loadgen.recorder import Recorder, Recording
+from loadgen.recorder import LocalCount, Recorder, Recording
 
 LOOP_LAG_INTERVAL_S = 0.01
 Done = Callable[[Connection, Exchange], None]
@@ -36,7 +36,11 @@ SPARE_CONNECTIONS = 8
 class Wires:
     """Requests whose bytes exist before their turn: a few are always ready."""
 
-    def __init__(self, source: Iterator[bytes], ahead: int) -> None:
+    def __init__(
+        self, source: Iterator[bytes], ahead: int, counter: LocalCount | None = None
+    ) -> None:
+        """`counter`: counts their tokens here, where the server does not."""
+        self.counter = counter
         self._source = source
         self._ready = deque(next(source) for _ in range(ahead))
 
@@ -53,7 +57,7 @@ class Level:
 
     def __init__(self, plan: Plan, dial: Dialer, wires: Wires) -> None:
         self.plan = plan
-        self.recorder = Recorder()
+        self.recorder = Recorder(wires.counter)
         self.gave_up: str | None = None
         self.in_flight = 0
         self._dial = dial
@@ -82,6 +86,8 @@ class Level:
             self._proper += 1
             self._proper_ns = self._proper_ns or due_ns
         exchange = Exchange(self._issued, due_ns, warmup=warmup)
+        if self._wires.counter is not None:
+            exchange.texts = []
         self._issued += 1
         self._unsent.add(exchange)
         return exchange, self._wires.take()

@@ -43,7 +43,7 @@ from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import Options
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.observe import Observer, discover, local_gpus
-from loadgen.recorder import OK, Recording, rows
+from loadgen.recorder import OK, LocalCount, Recording, rows
 from loadgen.run import ClosedLoop, OpenLoop, Wires
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 
@@ -54,6 +54,7 @@ PROGRESS_INTERVAL_S = 0.5
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
+SIMULATED_ENGINE = "servefit-sim"
 READY_AHEAD_MAX = 4096
 PRIORITY = -10  # nice value; refused without the right to it, and then left as it is
 
@@ -143,8 +144,8 @@ class Session:
             target=Target(url=self._shown_url, model=options.model or ""),
             workload=Workload(
                 endpoint=options.endpoint,
-                input_tokens=str(options.input_tokens),
-                output_tokens=str(options.output_tokens),
+                input_tokens=options.input_tokens,
+                output_tokens=options.output_tokens,
                 arrival=arrivals,
                 stream=options.stream,
             ),
@@ -228,12 +229,16 @@ class Session:
             self._update_run(simulated=True)
         await self._find_observers(model)
         await self._refuse_busy()
+        count = tokenizer.counter(options.tokenizer) if options.tokenizer else None
         prober = probe.Prober(
             self._address, self._dial, options.headers, options.endpoint, model,
             stream=options.stream, timeout_s=limit_s,
-            count=tokenizer.counter(options.tokenizer) if options.tokenizer else None,
+            count=count,
         )  # fmt: skip
         self._probed = await prober.run(options.input_tokens, self._nonces)
+        shape = workload.shape_of(options.input_tokens, self._probed.costs)
+        prompt_tokens = round(workload.expected_tokens(shape, self._probed.costs))
+        self._counter = LocalCount(count, prompt_tokens) if count is not None else None
         for note in self._probed.notes:
             self._watcher.note(note)
         self._head = request_head(self._address, api.PATHS[options.endpoint], options.headers)
@@ -247,13 +252,15 @@ class Session:
         options = self.options
         tls: ssl.SSLContext | bool = self._tls if self._tls is not None else True
         self._server, server_note, engine, version = await discover(
-            options.url, options.metrics_url, model, options.headers, tls
+            self._address.origin, options.metrics_url, model, options.headers, tls
         )
         if self._simulated:
+            # It speaks vLLM's dialect, but nobody shall take its numbers for vLLM's.
+            engine, version = SIMULATED_ENGINE, __version__
             self._gpus = None
             gpu_note: str | None = "simulated: there is no GPU behind these numbers"
         else:
-            self._gpus, gpu_note = await local_gpus(options.url)
+            self._gpus, gpu_note = await local_gpus(self._address.origin)
         samplers: list[tuple[Any, float]] = []
         if self._server is not None:
             samplers.append((self._server, SERVER_INTERVAL_S))
@@ -322,10 +329,12 @@ class Session:
         def source() -> Iterator[bytes]:
             bodies = workload.bodies(prompts, encode)
             for index, body in enumerate(bodies):
-                yield wire(self._head, body, trace.traceparent(index) if self._sink else None)
+                # Requests of the warm-up have no span, so nothing may hang under one.
+                traced = self._sink is not None and index >= plan.warmup_requests
+                yield wire(self._head, body, trace.traceparent(index) if traced else None)
 
         ahead = max(8, int(2 * plan.load))
-        return Wires(source(), min(READY_AHEAD_MAX, ahead))
+        return Wires(source(), min(READY_AHEAD_MAX, ahead), self._counter)
 
     async def _level(self, number: int, plan: Plan) -> str | None:
         """Runs, joins and keeps one level; returns why the server seems gone, if it does."""

@@ -353,8 +353,11 @@ class TraceSink:
         return self.delivery()
 
     def close(self, budget_s: float = CLOSE_BUDGET_S) -> Delivery:
-        """The last flush: what is not delivered within `budget_s` is dropped. Never raises."""
-        self.flush(budget_s)
+        """The last flush: what is not delivered within `budget_s` is dropped. Never raises.
+
+        A back end that never took anything is not waited for as long as one that fell ill.
+        """
+        self.flush(budget_s if self.delivery().delivered else min(budget_s, FLUSH_BUDGET_S))
         self._stop.set()
         self._exporter.stop()
         if self._worker is not None:

@@ -669,7 +669,7 @@ def _achieved(sweep: Sweep, pick: Callable[[Level], Stats]) -> float | None:
     return sum(mean * n for mean, n in known) / total if total else None
 
 
-def _lengths(asked: str, achieved: float | None) -> str:
+def _lengths(asked: int | str, achieved: float | None) -> str:
     return f"{asked} asked" + (f", {_number(achieved)} measured on average" if achieved else "")
 
 

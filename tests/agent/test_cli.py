@@ -116,3 +116,20 @@ def test_no_levels_is_a_verdict_too(capsys: Command, tmp_path: Path) -> None:
     code, out, _ = agent(capsys, "assess", "--curve", str(path))
     assert code == 0
     assert out
+
+
+def test_levels_alone_are_a_curve(capsys: Command, tmp_path: Path) -> None:
+    """The least that another tool can say: load, throughput and two means."""
+    levels = [
+        {"concurrency": n, "output_tokens_per_s": rate, "ttft_ms": {"mean": 20 * n},
+         "itl_ms": {"mean": 10}}
+        for n, rate in ((1, 100), (4, 390), (16, 1400), (64, 1450))
+    ]  # fmt: skip
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps({"levels": levels}))
+    args = ("assess", "--curve", str(file), "--slo", "ttft:mean<500ms", "--format", "json")
+    code, out, _ = agent(capsys, *args, "--expect-concurrency", "8")
+    assert code == 0
+    verdict = json.loads(out)
+    assert verdict["finding"] == "RIGHT_SIZED"
+    assert verdict["capacity"]["lo"] == 16

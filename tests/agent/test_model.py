@@ -91,8 +91,8 @@ def test_a_number_that_is_none_becomes_null_not_NaN() -> None:
     [
         (b"", "schema_version 1"),
         (b"[]", "schema_version 1"),
-        (b"{}", "run"),
-        (b'{"run": 5}', "run"),
+        (b"{}", "levels"),
+        (b'{"run": 5, "levels": []}', "run"),
         (b"\xff", "schema_version 1"),
     ],
 )

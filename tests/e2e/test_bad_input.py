@@ -474,3 +474,9 @@ def test_closed_streams_are_no_defect(measured: tuple[Path, Sweep]) -> None:
         )  # fmt: skip
         assert done.returncode == 0, closed
         assert done.stderr == ""
+
+
+def test_an_address_without_a_scheme_is_http(tmp_path: Path) -> None:
+    with serving(good) as url:
+        done = loadgen(tmp_path, "run", url.removeprefix("http://"), "--requests", "3")
+    assert done.returncode in (0, 3), done.stderr

@@ -276,7 +276,7 @@ def test_the_interval_is_of_batch_means_over_the_window() -> None:
 
 
 def test_who_counted_the_tokens_is_named() -> None:
-    assert one(Ask(0, (10, 20))).tokens == Tokens(0, 2, 0, "events")
+    assert one(Ask(0, (10, 20))).tokens == Tokens(None, 2, 0, "events")
     assert one(Ask(0, (10, 20), output=4, prompt=3, reasoning=1)).tokens == Tokens(3, 4, 1, "usage")
 
 

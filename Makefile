@@ -20,7 +20,7 @@ help:  ## Show this list
 env: .venv/.made-dev  ## Make the environment (.venv) with all that tests and lint need
 
 demo: .venv/.made  ## Sweep the simulated engine and write an HTML report
-	@$(BIN)/loadgen sweep --demo --html "$(DEMO_REPORT)"
+	@$(BIN)/loadgen sweep --demo --html "$(DEMO_REPORT)" || [ $$? = 3 ] # 3: measured, on a busy machine
 	@echo "The report is $(DEMO_REPORT): open it in a browser."
 
 test: .venv/.made-dev  ## Run every test that can run here, and say which real parts were missing

@@ -25,6 +25,7 @@ class Bounds(msgspec.Struct, frozen=True):
     """Beyond these the client, not the server, was measured. Each is printed beside its number."""
 
     send_lag_p99_ms: float = 10.0
+    late_requests: int = 3  # of fewer, p99 is only its largest: one stall of the machine decides
     loop_lag_p99_ms: float = 10.0
     client_cpu_share: float = 0.95  # of one core per client process
     achieved_over_offered: float = 0.99
@@ -251,7 +252,9 @@ def _measurement(
 ) -> Measurement:
     sent = (rec.sent_ns > 0) & (rec.warmup == 0)
     # How long a connection takes is the server's and the network's doing, and kept apart.
-    send_lag = lag((rec.sent_ns - rec.due_ns - rec.connect_ns)[sent] / 1e6)
+    send_lags_ms = (rec.sent_ns - rec.due_ns - rec.connect_ns)[sent] / 1e6
+    send_lag = lag(send_lags_ms)
+    late = int((send_lags_ms > bounds.send_lag_p99_ms).sum())
     loop_lag = lag(rec.loop_lag_ns / 1e6)
     in_flight = _in_flight_mean(rec, window)
     overloaded = plan.mode == "rate" and _open_loop_overloaded(rec, window)
@@ -261,8 +264,9 @@ def _measurement(
     cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
     total = int((rec.warmup == 0).sum())
     failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
+    too_late = _above("send_lag_p99_ms", send_lag.p99, bounds.send_lag_p99_ms, "client_limited")
     checks = [
-        _above("send_lag_p99_ms", send_lag.p99, bounds.send_lag_p99_ms, "client_limited"),
+        too_late if late >= min(bounds.late_requests, send_lags_ms.size) else None,
         _above("loop_lag_p99_ms", loop_lag.p99, bounds.loop_lag_p99_ms, "client_limited"),
         _above("client_cpu", cpu, bounds.client_cpu_share * plan.processes, "client_limited"),
         _below("achieved_over_offered", achieved, bounds.achieved_over_offered, "client_limited"),
@@ -286,6 +290,11 @@ def _measurement(
         reasons.append("errors: no request of the level was completed")
     valid = not reasons
     notes = []
+    if too_late and too_late not in reasons:
+        notes.append(
+            f"late: {late} of {send_lags_ms.size} requests were sent later than "
+            f"{bounds.send_lag_p99_ms:g} ms after they were due, too few to be the rule"
+        )
     if not window.steady:
         notes.append(
             "window: the steady window is shorter than twice the mean E2E time; "

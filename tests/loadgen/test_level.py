@@ -392,6 +392,23 @@ def test_send_lag_above_its_bound() -> None:
     assert measurement(recorded(late, **STEADY), bounds=Bounds(send_lag_p99_ms=13)).valid
 
 
+def test_two_late_requests_of_few_are_noted_and_three_decide() -> None:
+    def with_late(n: int) -> Any:
+        asks = [replace(ask, due=(ask.sent or 0) - (40 if i < n else 0))
+                for i, ask in enumerate(train())]  # fmt: skip
+        return measurement(recorded(asks, **STEADY))
+
+    noted = with_late(2)
+    assert noted.send_lag_ms.p99 > 10
+    assert noted.valid
+    assert len(reasons_of(noted, "late")) == 1
+    assert f"2 of {len(train())} requests were sent later than 10 ms" in noted.reasons[0]
+    decided = with_late(3)
+    assert not decided.valid
+    assert not reasons_of(decided, "late")
+    assert reasons_of(decided, "client_limited")
+
+
 def test_the_time_a_connection_takes_is_not_the_clients_lag() -> None:
     late = [replace(ask, due=(ask.sent or 0) - 31, connect=30) for ask in train()]
     got = measurement(recorded(late, **STEADY))

@@ -91,8 +91,8 @@ class Exchange:
     """One request and what came back. Instants in ns of the monotonic clock; 0 is 'never'."""
 
     __slots__ = (
-        "answer_ns", "connect_ns", "due_ns", "end_ns", "error", "error_text", "finished", "index",
-        "output_tokens", "prompt_tokens", "reasoning_chunks", "reasoning_tokens", "sent_ns",
+        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error", "error_text",
+        "finished", "follow", "index", "output_tokens", "prompt_tokens", "reasoning_chunks", "reasoning_tokens", "sent_ns",
         "stamps", "status", "texts", "token_counts", "warmup",
     )  # fmt: skip
 
@@ -109,6 +109,8 @@ class Exchange:
         self.error_text = ""
         self.finished = False  # [DONE] or a finish_reason was seen
         self.prompt_tokens = -1  # −1: the server did not say
+        self.counted_here = -1  # prompt tokens as we count them, where we do
+        self.follow: Callable[[str], Any] | None = None  # of a conversation: the next turn
         self.output_tokens = -1
         self.reasoning_tokens = 0
         self.reasoning_chunks = 0

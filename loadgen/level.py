@@ -49,13 +49,24 @@ class Plan(msgspec.Struct, frozen=True):
     ramp_s: float = 0.0  # closed loop: the slots start over at least this time
     timeout_s: float = 300.0
     stream: bool = True
-    processes: int = 1
+    speedup: float = 1.0  # of a trace's instants
+    think_s: float = 0.0  # between a reply and the next turn of its conversation
+    processes: int = 1  # that share the level
+    part: int = 0  # which of them this is
 
     @property
     def load(self) -> float:
         """Concurrency or requests/s, whichever the mode is of."""
         value = self.concurrency if self.mode == "concurrency" else self.rate_rps
         return float(value or 0)
+
+    def slots(self) -> range:
+        """Closed loop: the numbers of the streams that this process holds."""
+        return range(self.part, int(self.concurrency or 1), self.processes)
+
+    def part_of(self, requests: int) -> int:
+        """How many of so many requests are this process's."""
+        return len(range(self.part, requests, self.processes))
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -279,7 +290,8 @@ def _measurement(
         _above("failed_share", failed / total if total else None, bounds.failed_share, "errors"),
         _foreign_reason(foreign, total, bounds),
     ]
-    if plan.mode == "concurrency" and in_flight is not None and window.steady:
+    holds = plan.mode == "concurrency" and not plan.think_s  # who thinks holds no stream
+    if holds and in_flight is not None and window.steady:
         share = in_flight / (plan.concurrency or 1)
         checks.append(
             _below("in_flight_over_concurrency", share, bounds.in_flight_over_concurrency,

@@ -38,16 +38,20 @@ from agent.model import (
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from agent.store import Store
-from loadgen import api, arrival, probe, tokenizer, workload
-from loadgen.client import Address, Dialer, parse_url, request_head, tls_context, wire
+from loadgen import api, probe, tokenizer, worker
+from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import Options
+from loadgen.crew import Crew, CrewLevel
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.observe import Observer, discover, local_gpus
-from loadgen.recorder import OK, LocalCount, Recording, rows
-from loadgen.run import ClosedLoop, OpenLoop, Wires
+from loadgen.recorder import OK, Recording, rows
+from loadgen.run import ClosedLoop, OpenLoop
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
+from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
+from loadgen.workload import Spec
 
-CONNECT_TIMEOUT_S = 10.0
+Running = ClosedLoop | OpenLoop | CrewLevel
+
 SERVER_INTERVAL_S = 0.5
 GPU_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.5
@@ -55,8 +59,6 @@ SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
 SIMULATED_ENGINE = "servefit-sim"
-READY_AHEAD_MAX = 4096
-PRIORITY = -10  # nice value; refused without the right to it, and then left as it is
 
 
 class Watcher(Protocol):
@@ -82,22 +84,6 @@ class Moment(msgspec.Struct, frozen=True):
     tokens: int
 
 
-class TraceIds:
-    """The ids of one level's trace: they go out on the wire before any span exists."""
-
-    def __init__(self, rng: Random) -> None:
-        self.trace_id = rng.getrandbits(128) or 1
-        self.root_span_id = rng.getrandbits(64) or 1
-        self._first = rng.getrandbits(64)
-
-    def span_id(self, index: int) -> int:
-        return (self._first + index) % 2**64 or 1
-
-    def traceparent(self, index: int) -> str:
-        """W3C trace context of request `index`, sampled."""
-        return f"00-{self.trace_id:032x}-{self.span_id(index):016x}-01"
-
-
 class Session:
     """One run of `sweep` or `run`, from the first probe to the verdict."""
 
@@ -116,12 +102,12 @@ class Session:
             self._tls = tls_context(ca_file=options.ca_file, insecure=options.insecure)
         self._dial = Dialer(self._address, self._tls, CONNECT_TIMEOUT_S)
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
-        self._running: ClosedLoop | OpenLoop | None = None
+        self._running: Running | None = None
+        self._crew = Crew()
         self._task: asyncio.Task[Any] | None = None
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
-        self._rng = Random(options.seed)
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
@@ -130,7 +116,6 @@ class Session:
     def _empty(self) -> Sweep:
         options = self.options
         now = datetime.now(UTC)
-        arrivals = f"{options.arrival}" if options.rates_rps else "closed"
         return Sweep(
             run=Run(
                 id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
@@ -142,13 +127,7 @@ class Session:
                 simulated=self._simulated,
             ),
             target=Target(url=self._shown_url, model=options.model or ""),
-            workload=Workload(
-                endpoint=options.endpoint,
-                input_tokens=options.input_tokens,
-                output_tokens=options.output_tokens,
-                arrival=arrivals,
-                stream=options.stream,
-            ),
+            workload=_workload(options),
             slo=list(options.slo),
         )
 
@@ -157,7 +136,7 @@ class Session:
     async def run(self) -> Sweep:
         """Raises TargetError and UsageError before the first level, and nothing after it."""
         self._task = asyncio.current_task()
-        _ask_for_the_processor()
+        worker.ask_for_the_processor()
         try:
             await self._prepare()
         except BaseException:
@@ -182,6 +161,7 @@ class Session:
         finally:
             self._task = None  # what follows is short, and not to be cancelled
             await self._observer.close()
+            await self._crew.close()
         if self._sink is not None:
             delivery = await asyncio.to_thread(self._sink.close)
             self._watcher.note(delivery.line())
@@ -203,6 +183,13 @@ class Session:
         longest_s = min(RAMP_S_MAX, (plan.duration_s or math.inf) / 4)
         return msgspec.structs.replace(plan, ramp_s=min((e2e_ms or 0.0) / 1e3, longest_s))
 
+    def _shared_out(self, plan: Plan) -> Plan:
+        """The plan with the processes that it needs, as far as that can be foreseen."""
+        processes = self.options.processes or 1
+        if plan.concurrency is not None:
+            processes = min(processes, plan.concurrency)
+        return msgspec.structs.replace(plan, processes=processes)
+
     def interrupt(self) -> None:
         """Ends the level that is running and keeps it as far as it came."""
         self._interrupted = True
@@ -222,27 +209,58 @@ class Session:
         options = self.options
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
-        model = probe.choose_model(options.model, known.ids)
-        probe.check_length(model, known, options.input_tokens, options.output_tokens)
+        model = self._choose_model(known)
+        prompt_tokens = self._check_length(model, known)
         if known.simulated:
             self._simulated = True
             self._update_run(simulated=True)
         await self._find_observers(model)
         await self._refuse_busy()
-        count = tokenizer.counter(options.tokenizer) if options.tokenizer else None
         prober = probe.Prober(
             self._address, self._dial, options.headers, options.endpoint, model,
             stream=options.stream, timeout_s=limit_s,
-            count=count,
+            count=tokenizer.counter(options.tokenizer) if options.tokenizer else None,
         )  # fmt: skip
-        self._probed = await prober.run(options.input_tokens, self._nonces)
-        shape = workload.shape_of(options.input_tokens, self._probed.costs)
-        prompt_tokens = round(workload.expected_tokens(shape, self._probed.costs))
-        self._counter = LocalCount(count, prompt_tokens) if count is not None else None
-        for note in self._probed.notes:
+        probed = await prober.run(prompt_tokens, self._nonces)
+        for note in probed.notes:
             self._watcher.note(note)
         self._head = request_head(self._address, api.PATHS[options.endpoint], options.headers)
-        self._overhead(probe_requests=self._probed.requests, probe_tokens=self._probed.tokens)
+        self._overhead(probe_requests=probed.requests, probe_tokens=probed.tokens)
+        self._spec = Spec(
+            endpoint=options.endpoint,
+            stream=options.stream,
+            models=options.mix or ((model, 1.0),),
+            input_tokens=options.input_tokens,
+            output_tokens=options.output_tokens,
+            costs=probed.costs,
+            dialect=probed.dialect,
+            prefix_tokens=options.prefix_tokens,
+            prefixes=options.prefixes,
+            reuse=options.reuse_prompts,
+            dataset=options.dataset,
+            trace=options.trace,
+            turns=options.turns,
+            longest=known.lengths.get(model),
+            seed=options.seed,
+            nonce=self._nonces.getrandbits(63),
+        )
+
+    def _choose_model(self, known: probe.Known) -> str:
+        """The model that is probed: of a mix the first, after all were looked for."""
+        mixed = [probe.choose_model(name, known.ids) for name, _ in self.options.mix]
+        return mixed[0] if mixed else probe.choose_model(self.options.model, known.ids)
+
+    def _check_length(self, model: str, known: probe.Known) -> int:
+        """The tokens of a prompt to try; raises UsageError where no request could be answered."""
+        options = self.options
+        asked = options.input_tokens.fixed
+        output = options.output_tokens or DEFAULT_OUTPUT
+        if asked is not None and output.fixed is not None and not options.own_lengths:
+            whole = asked * options.turns + options.prefix_tokens
+            probe.check_length(model, known, whole, output.fixed * options.turns)
+            return asked
+        longest = known.lengths.get(model, round(options.input_tokens.mean) + 1)
+        return max(1, min(round(options.input_tokens.mean), longest - 1))
 
     def _overhead(self, **more: int) -> None:
         old = msgspec.structs.asdict(self.sweep.run.overhead)
@@ -314,40 +332,31 @@ class Session:
 
     # -------------------------------------------------------------------------------- one level
 
-    def _wires(self, plan: Plan, trace: TraceIds) -> Wires:
+    def _job(self, number: int, plan: Plan, trace: TraceIds) -> Job:
         options = self.options
-        prompts = workload.Prompts(
-            options.input_tokens, self._probed.costs, self._nonces, reuse=options.reuse_prompts
+        return Job(
+            plan=plan,
+            number=number,
+            spec=self._spec,
+            address=self._address,
+            head=self._head,
+            ca_file=options.ca_file,
+            insecure=options.insecure,
+            tokenizer=options.tokenizer,
+            trace=trace if self._sink is not None else None,
         )
 
-        def encode(prompt: str) -> bytes:
-            return api.body(
-                options.endpoint, self.sweep.target.model, prompt, options.output_tokens,
-                stream=options.stream, dialect=self._probed.dialect,
-            )  # fmt: skip
-
-        def source() -> Iterator[bytes]:
-            bodies = workload.bodies(prompts, encode)
-            for index, body in enumerate(bodies):
-                # Requests of the warm-up have no span, so nothing may hang under one.
-                traced = self._sink is not None and index >= plan.warmup_requests
-                yield wire(self._head, body, trace.traceparent(index) if traced else None)
-
-        ahead = max(8, int(2 * plan.load))
-        return Wires(source(), min(READY_AHEAD_MAX, ahead), self._counter)
+    async def _runner(self, job: Job) -> Running:
+        """In this process where one is enough, else shared by a crew."""
+        if job.plan.processes > 1:
+            return await self._crew.level(job, job.plan.processes)
+        return worker.runner(job, self._dial)
 
     async def _level(self, number: int, plan: Plan) -> str | None:
         """Runs, joins and keeps one level; returns why the server seems gone, if it does."""
-        trace = TraceIds(self._nonces)
-        wires = self._wires(plan, trace)
-        runner: ClosedLoop | OpenLoop
-        if plan.mode == "concurrency":
-            runner = ClosedLoop(plan, self._dial, wires)
-        else:
-            rng = Random(f"{self.options.seed}:{number}")
-            runner = OpenLoop(
-                plan, self._dial, wires, arrival.instants(plan.arrival, plan.load, rng)
-            )
+        plan = self._shared_out(plan)
+        trace = TraceIds.draw(self._nonces)
+        runner = await self._runner(self._job(number, plan, trace))
         started_at = _iso(datetime.now(UTC))
         async with self._observer.watching():
             before_ns = time.monotonic_ns()
@@ -372,7 +381,7 @@ class Session:
         await self._export(plan, recording, trace)
         return runner.gave_up
 
-    async def _tick(self, runner: ClosedLoop | OpenLoop) -> None:
+    async def _tick(self, runner: Running) -> None:
         plan = runner.plan
         began = time.monotonic()
         while True:
@@ -481,6 +490,29 @@ class Session:
         self._save()
 
 
+def _workload(options: Options) -> Workload:
+    """What the result says of the requests."""
+    rates = options.rates_rps or (options.trace and not options.concurrency)
+    arrivals = "trace" if options.trace and rates else options.arrival if rates else "closed"
+    lengths = [
+        length.fixed or str(length) if length is not None else "as recorded"
+        for length in (options.input_tokens, options.output_tokens)
+    ]
+    if options.own_lengths:
+        lengths[0] = "as recorded"
+    return Workload(
+        endpoint=options.endpoint,
+        input_tokens=lengths[0],
+        output_tokens=lengths[1],
+        arrival=arrivals,
+        dataset=options.dataset_file,
+        trace=options.trace_file,
+        prefix_tokens=options.prefix_tokens or None,
+        turns=options.turns if options.turns > 1 else None,
+        stream=options.stream,
+    )
+
+
 def _store_rows(rec: Recording) -> Iterator[tuple[Any, ...]]:
     """Rows for the store, ms since the level's first request."""
     start_ns, _ = span(rec)
@@ -510,12 +542,6 @@ def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Ite
             input_tokens=row.prompt_tokens,
             output_tokens=row.output_tokens,
         )
-
-
-def _ask_for_the_processor() -> None:
-    """A client that waits for its turn measures the scheduler; root may ask to be served first."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
 def _fingerprint(*parts: str | None) -> str:

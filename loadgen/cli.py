@@ -96,7 +96,7 @@ _LOAD_OPTIONS = [
     _option("--stream/--no-stream", default=True, show_default=True,
             help="Stream the replies; without, there is no TTFT and no ITL."),
     _option("--arrival", default="poisson", show_default=True,
-            help="Arrivals of the open loop: poisson or constant."),
+            help="Arrivals of the open loop: poisson, constant or gamma:CV."),
     _option("--input-tokens", type=click.IntRange(1), metavar="N",
             help="Prompt length.  [default: 512]"),
     _option("--output-tokens", type=click.IntRange(1), metavar="N",

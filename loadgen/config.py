@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.model import Slo, UsageError
-from loadgen.arrival import ARRIVALS
+from loadgen.arrival import parse_arrival
+from loadgen.lengths import TOKENS_MAX
 from loadgen.level import Plan
+from loadgen.units import is_whole
+from loadgen.units import parse_duration as parse_duration
 
 T = TypeVar("T", int, float)
 
@@ -29,9 +32,7 @@ DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
 CONCURRENCY_MAX = 100_000
-TOKENS_MAX = 10_000_000
 SEED_MAX = 2**63 - 1
-DURATION_S_MAX = 365 * 86_400.0
 
 # Headers that belong to how a request is framed, not to what it says.
 OWN_HEADERS = ("host", "content-length", "content-type", "transfer-encoding", "connection")
@@ -117,8 +118,7 @@ def check(options: Options) -> Options:
         raise UsageError("no level asked for: give --concurrency or --rate")
     if options.requests is not None and options.duration_s is not None:
         raise UsageError("--requests and --duration together: one of them ends a level")
-    if options.arrival not in ARRIVALS:
-        raise UsageError(f"--arrival {options.arrival!r}: choose one of {', '.join(ARRIVALS)}")
+    parse_arrival(options.arrival)
     if options.requests is not None and any(n > options.requests for n in options.concurrency):
         raise UsageError(
             f"--requests {options.requests} is fewer than the {max(options.concurrency)} streams "
@@ -160,25 +160,12 @@ def _check_metrics_url(text: str | None) -> None:
 
 # --------------------------------------------------------------------------------------- parsing
 
-_SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: str, option: str) -> float:
-    """`30`, `30s`, `500ms`, `2m` or `1h` to seconds, above 0."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text)
-    if match is None or match[2] not in _SECONDS:
-        raise UsageError(f"{option} {text!r}: write a time such as 30s, 500ms or 2m")
-    seconds = float(match[1]) * _SECONDS[match[2]]
-    if not 0 < seconds <= DURATION_S_MAX:
-        raise UsageError(f"{option} {text[:40]!r}: it must be above 0 and at most a year")
-    return seconds
-
 
 def parse_concurrency(text: str) -> tuple[int, ...]:
     """`1,2,4,8` to whole numbers from 1, each once."""
     values = []
     for word in _words(text, "--concurrency"):
-        if not _is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
+        if not is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
             raise UsageError(
                 f"--concurrency {word[:40]!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
                 "such as 1,4,16,64"
@@ -201,11 +188,6 @@ def parse_rates(text: str) -> tuple[float, ...]:
     return _once(values, "--rate")
 
 
-def _is_whole(word: str) -> bool:
-    """Plain digits, and not so many of them that int() refuses."""
-    return word.isascii() and word.isdigit() and len(word) <= 18
-
-
 def _words(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
@@ -221,7 +203,7 @@ def _once(values: Sequence[T], option: str) -> tuple[T, ...]:
 
 def parse_warmup(text: str) -> tuple[int, float]:
     """`20` to (20 requests, 0 s); `10s` to (0, 10 s)."""
-    if _is_whole(text.strip()):
+    if is_whole(text.strip()):
         return int(text), 0.0
     return 0, parse_duration(text, "--warmup")
 

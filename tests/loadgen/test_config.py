@@ -177,6 +177,7 @@ def test_what_does_not() -> None:
     for options in (
         BASE,
         with_(concurrency=(), rates_rps=(1.0,), arrival="constant"),
+        with_(concurrency=(), rates_rps=(1.0,), arrival="gamma:2.5"),
         with_(metrics_url="none"),
         with_(metrics_url="https://h/metrics"),
         with_(stream=False, slo=tuple(parse_slo("e2e:p95<5s"))),

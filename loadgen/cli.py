@@ -17,6 +17,7 @@ from agent import __version__
 if TYPE_CHECKING:
     from agent.model import Sweep
     from agent.store import Store
+    from loadgen.arrival import Stages
     from loadgen.config import Options
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -97,10 +98,24 @@ _LOAD_OPTIONS = [
             help="Stream the replies; without, there is no TTFT and no ITL."),
     _option("--arrival", default="poisson", show_default=True,
             help="Arrivals of the open loop: poisson, constant or gamma:CV."),
-    _option("--input-tokens", type=click.IntRange(1), metavar="N",
-            help="Prompt length.  [default: 512]"),
-    _option("--output-tokens", type=click.IntRange(1), metavar="N",
-            help="Reply length.  [default: 128]"),
+    _option("--input-tokens", metavar="LENGTH",
+            help="Prompt: N, normal:M:SD, lognormal:M:SD, uniform:A:B.  [default: 512]"),
+    _option("--output-tokens", metavar="LENGTH",
+            help="Reply, likewise.  [default: 128, or as recorded]"),
+    _option("--prefix-tokens", type=click.IntRange(0), default=0, metavar="N",
+            help="Shared tokens in front of every prompt's own."),
+    _option("--prefixes", type=click.IntRange(1), default=1, metavar="K",
+            help="So many different ones of them."),
+    _option("--dataset", metavar="FILE", help="Prompts from a ShareGPT JSON or plain JSONL file."),
+    _option("--trace", metavar="FILE",
+            help="Lengths and instants as recorded: Azure or BurstGPT CSV, Mooncake JSONL."),
+    _option("--speedup", metavar="X,X,…", help="So many times as fast as recorded, a level each."),
+    _option("--workload-from", metavar="URL|FILE",
+            help="Lengths and rate as an agent observed them."),
+    _option("--turns", type=click.IntRange(1), default=1, metavar="N",
+            help="Conversations of N turns, each with its history."),
+    _option("--think-time", metavar="TIME", help="Between a reply and the next turn."),
+    _option("--mix", metavar="MODEL=WEIGHT,…", help="Several models or LoRA names at once."),
     _option("--tokenizer", metavar="PATH",
             help="A tokenizer.json, where the server does not count prompts (extra)."),
     _option("--reuse-prompts", is_flag=True,
@@ -123,6 +138,8 @@ _LOAD_OPTIONS = [
     _option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
     _option("--metrics-url", metavar="URL|none",
             help="The server's metrics page.  [default: found on the target]"),
+    _option("--processes", default="auto", show_default=True, metavar="N|auto",
+            help="Load-generating processes that share a level."),
     _option("--seed", type=int, default=0, show_default=True, metavar="N",
             help="Seed of lengths and arrivals."),
     _option("--expect-concurrency", type=click.FloatRange(0, min_open=True), metavar="N",
@@ -179,10 +196,10 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
 def run(context: click.Context, /, url: str, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
     _nearest(context, given)
-    for option in ("concurrency", "rate"):
-        if given[option] and "," in given[option]:
+    for option in ("concurrency", "rate", "speedup"):
+        if given[option] and "," in given[option] and "@" not in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
-    if not given["concurrency"] and not given["rate"]:
+    if not any(given[name] for name in ("concurrency", "rate", "trace", "workload_from")):
         given["concurrency"] = "1"
     context.exit(_measure(url, given, single=True))
 
@@ -216,8 +233,8 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
     if given["duration"] is None and given["requests"] is None:
         given["duration"] = f"{config.DEMO_DURATION_S}s"
-    given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
-    given["output_tokens"] = given["output_tokens"] or config.DEMO_OUTPUT_TOKENS
+    given["input_tokens"] = given["input_tokens"] or str(config.DEMO_INPUT_TOKENS)
+    given["output_tokens"] = given["output_tokens"] or str(config.DEMO_OUTPUT_TOKENS)
     given["slo"] = given["slo"] or config.DEMO_SLO
     if given["expect_concurrency"] is None and given["expect_rps"] is None:
         given["expect_concurrency"] = config.DEMO_EXPECT_CONCURRENCY
@@ -227,7 +244,7 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------- measuring
 
 
-def _options(url: str, given: dict[str, Any]) -> Options:
+def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Options:
     from agent.sizing.curve import parse_slo
     from loadgen import config
 
@@ -237,8 +254,12 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     if key and not any(name.lower() == "authorization" for name in headers):
         headers["Authorization"] = f"Bearer {key}"
     concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
-    rates = config.parse_rates(given["rate"]) if given["rate"] else ()
-    if not concurrency and not rates:
+    rates, stages = _rates(given["rate"])
+    workload = _workload(given)
+    if not concurrency and not rates and not stages and workload["rates_rps"]:
+        rates = workload["rates_rps"][:1] if single else workload["rates_rps"]
+    del workload["rates_rps"]
+    if not concurrency and not rates and not stages and not given["trace"]:
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
@@ -252,8 +273,9 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             concurrency=concurrency,
             rates_rps=rates,
             arrival=given["arrival"],
-            input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
-            output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
+            **workload,
+            stages=stages,
+            processes=config.parse_processes(given["processes"]),
             tokenizer=given["tokenizer"],
             reuse_prompts=given["reuse_prompts"],
             repeats=given["repeats"],
@@ -276,6 +298,48 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             command=_command(),
         )
     )
+
+
+def _rates(text: str | None) -> tuple[tuple[float, ...], Stages | None]:
+    """`--rate`: a level each, or the stages of one."""
+    from loadgen import arrival, config
+
+    if text is None:
+        return (), None
+    return ((), arrival.stages(text)) if "@" in text else (config.parse_rates(text), None)
+
+
+def _workload(given: dict[str, Any]) -> dict[str, Any]:
+    """What requests say and how long they are; `rates_rps` are those of an observed pattern."""
+    from agent.model import UsageError
+    from loadgen import config, lengths, workload
+
+    recorded = given["dataset"] or given["trace"]
+    if recorded and given["input_tokens"]:
+        raise UsageError("--input-tokens: prompts of a --dataset or --trace have their own length")
+    found: dict[str, Any] = {
+        "rates_rps": (),
+        "input_tokens": lengths.Fixed(config.DEFAULT_INPUT_TOKENS),
+        "output_tokens": None if recorded else lengths.Fixed(config.DEFAULT_OUTPUT_TOKENS),
+    }
+    if given["workload_from"]:
+        from loadgen.observed import pattern_from
+
+        pattern = pattern_from(given["workload_from"])
+        found |= {"input_tokens": pattern.input_tokens, "output_tokens": pattern.output_tokens}
+        found["rates_rps"] = config.rates_around(pattern.rate_rps)
+    for name in ("input_tokens", "output_tokens"):
+        if given[name]:
+            found[name] = lengths.parse(given[name], f"--{name.replace('_', '-')}")
+    names = ("prefix_tokens", "prefixes", "dataset", "trace", "turns")
+    found |= {name: given[name] for name in names}
+    if given["speedup"]:
+        found["speedups"] = config.parse_speedups(given["speedup"])
+    if given["think_time"]:
+        found["think_s"] = config.parse_duration(given["think_time"], "--think-time")
+    if given["mix"]:
+        found["mix"] = workload.parse_mix(given["mix"])
+    return found
 
 
 def _command() -> str:
@@ -326,7 +390,7 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = _options(url, given)
+    options = _options(url, given, single=single)
     _terminate_as_interrupt()
     with _target(options) as (reached, simulated), _store(given["db"]) as store:
         result = _run_session(options, reached, simulated, store, given)

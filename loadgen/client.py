@@ -91,9 +91,10 @@ class Exchange:
     """One request and what came back. Instants in ns of the monotonic clock; 0 is 'never'."""
 
     __slots__ = (
-        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error", "error_text",
-        "finished", "follow", "index", "output_tokens", "prompt_tokens", "reasoning_chunks", "reasoning_tokens", "sent_ns",
-        "stamps", "status", "texts", "token_counts", "warmup",
+        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
+        "error_text", "finished", "follow", "index", "output_tokens", "prompt_tokens",
+        "reasoning_chunks", "reasoning_tokens", "sent_ns", "stamps", "status", "texts",
+        "token_counts", "warmup",
     )  # fmt: skip
 
     def __init__(self, index: int, due_ns: int, *, warmup: bool = False) -> None:

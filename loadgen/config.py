@@ -11,17 +11,20 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent.model import Slo, UsageError
-from loadgen.arrival import parse_arrival
-from loadgen.lengths import TOKENS_MAX
-from loadgen.level import Plan
-from loadgen.units import is_whole
+from loadgen.arrival import Stages, parse_arrival
+from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
+from loadgen.level import TRACE, Plan
+from loadgen.units import is_whole, parse_number
 from loadgen.units import parse_duration as parse_duration
+
+if TYPE_CHECKING:
+    from loadgen.trace import Trace
 
 T = TypeVar("T", int, float)
 
@@ -33,6 +36,10 @@ DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
 CONCURRENCY_MAX = 100_000
 SEED_MAX = 2**63 - 1
+PREFIXES_MAX = 1_000_000
+TURNS_MAX = 1000
+PROCESSES_MAX = 256
+CONVERSING = ("chat", "responses")
 
 # Headers that belong to how a request is framed, not to what it says.
 OWN_HEADERS = ("host", "content-length", "content-type", "transfer-encoding", "connection")
@@ -57,10 +64,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: tuple[int, ...] = ()
     rates_rps: tuple[float, ...] = ()
     arrival: str = "poisson"
-    input_tokens: int = 512
-    output_tokens: int = 128
+    stages: Stages | None = None  # a rate that changes within the one level
+    mix: tuple[tuple[str, float], ...] = ()  # models with their weights, instead of the one
+    input_tokens: AnyLength = Fixed(DEFAULT_INPUT_TOKENS)
+    output_tokens: AnyLength | None = Fixed(DEFAULT_OUTPUT_TOKENS)  # None: as recorded
+    prefix_tokens: int = 0
+    prefixes: int = 1
+    dataset: str | None = None  # files
+    trace: str | None = None
+    speedups: tuple[float, ...] = (1.0,)  # of the trace's instants, a level each
+    turns: int = 1
+    think_s: float = 0.0
     tokenizer: str | None = None
     reuse_prompts: bool = False
+    processes: int | None = None  # None: as many as a level needs
     repeats: int = 1  # how often the whole list of levels is run
     requests: int | None = None
     duration_s: float | None = None
@@ -80,14 +97,33 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     yes: bool = False
     command: str = ""
 
-    def plans(self) -> list[Plan]:
+    @property
+    def own_lengths(self) -> bool:
+        """Whether prompts are as long as they were recorded."""
+        return bool(self.dataset or self.trace)
+
+    def plans(self, trace: Trace | None = None) -> list[Plan]:
         """The levels to run, in the order asked for; repeats go round the whole list, so that a
-        drift of the server shows as a spread and not as a slope of the curve."""
-        if self.rates_rps:
-            plans = [self._plan(rate_rps=rate) for rate in self.rates_rps]
-        else:
+        drift of the server shows as a spread and not as a slope of the curve.
+
+        `trace`: what `self.trace` holds, once it is read."""
+        if self.concurrency:
             plans = [self._plan(concurrency=n) for n in self.concurrency]
+        elif trace is not None:
+            plans = [self._traced(trace, speedup) for speedup in self.speedups]
+        elif self.stages is not None:
+            plans = [self._plan(rate_rps=self.stages.mean_rps)]
+        else:
+            plans = [self._plan(rate_rps=rate) for rate in self.rates_rps]
         return plans * self.repeats
+
+    def _traced(self, trace: Trace, speedup: float) -> Plan:
+        """The whole of a trace, unless an option ends it before."""
+        plan = self._plan(rate_rps=max(trace.mean_rps * speedup, 1e-6))
+        if self.requests is None and self.duration_s is None:
+            left = max(1, len(trace.rows) - self.warmup_requests)
+            plan = msgspec.structs.replace(plan, requests=left, duration_s=None)
+        return msgspec.structs.replace(plan, arrival=TRACE, speedup=speedup)
 
     def _plan(self, *, concurrency: int | None = None, rate_rps: float | None = None) -> Plan:
         requests, duration_s = self.requests, self.duration_s
@@ -95,11 +131,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             if concurrency is not None:
                 requests = max(DEFAULT_REQUESTS_MIN, DEFAULT_REQUESTS_PER_STREAM * concurrency)
             else:
-                duration_s = DEFAULT_OPEN_LOOP_S
+                duration_s = self.stages.total_s if self.stages else DEFAULT_OPEN_LOOP_S
         return Plan(
             mode="concurrency" if concurrency is not None else "rate",
             concurrency=concurrency,
             rate_rps=rate_rps,
+            stages=self.stages if rate_rps is not None else None,
+            think_s=self.think_s,
             arrival=self.arrival,
             requests=requests,
             duration_s=duration_s,
@@ -112,10 +150,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(options: Options) -> Options:
     """Raises UsageError for what contradicts itself; returns the options unchanged."""
-    if options.concurrency and options.rates_rps:
+    rates = bool(options.rates_rps or options.stages)
+    if options.concurrency and rates:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
-    if not options.concurrency and not options.rates_rps:
-        raise UsageError("no level asked for: give --concurrency or --rate")
+    if not (options.concurrency or rates or options.trace):
+        raise UsageError("no level asked for: give --concurrency, --rate or --trace")
+    _check_workload(options)
     if options.requests is not None and options.duration_s is not None:
         raise UsageError("--requests and --duration together: one of them ends a level")
     parse_arrival(options.arrival)
@@ -134,8 +174,9 @@ def check(options: Options) -> Options:
         if demand is not None and not math.isfinite(demand):
             raise UsageError(f"{option} {demand}: write a finite number above 0")
     for option, value, low, high in (
-        ("--input-tokens", options.input_tokens, 1, TOKENS_MAX),
-        ("--output-tokens", options.output_tokens, 1, TOKENS_MAX),
+        ("--prefix-tokens", options.prefix_tokens, 0, TOKENS_MAX),
+        ("--prefixes", options.prefixes, 1, PREFIXES_MAX),
+        ("--turns", options.turns, 1, TURNS_MAX),
         ("--seed", options.seed, 0, SEED_MAX),
     ):
         if not low <= value <= high:
@@ -144,6 +185,33 @@ def check(options: Options) -> Options:
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)
     return options
+
+
+def _check_workload(options: Options) -> None:
+    """What of the requests contradicts itself."""
+    recorded = "--trace" if options.trace else "--dataset"
+    contradictions = [
+        (options.dataset and options.trace, "--dataset and --trace together: requests come from "
+         "one of them"),
+        (options.trace and (options.rates_rps or options.stages), "--trace and --rate together: a "
+         "trace has instants of its own; --speedup makes them come faster"),
+        (options.speedups != (1.0,) and not (options.trace and not options.concurrency),
+         "--speedup is for the recorded instants of a --trace"),
+        (options.own_lengths and options.prefix_tokens, f"{recorded} and --prefix-tokens together: "
+         "its prompts are shared as they were recorded"),
+        (options.prefixes > 1 and not options.prefix_tokens, "--prefixes without --prefix-tokens: "
+         "say how long they are"),
+        (options.turns > 1 and options.trace, "--turns and --trace together: a trace holds single "
+         "requests"),
+        (options.turns > 1 and options.endpoint not in CONVERSING, "--turns sends a conversation: "
+         f"it needs --endpoint {' or '.join(CONVERSING)}"),
+        (options.think_s and options.turns == 1, "--think-time without --turns: nobody thinks "
+         "between the turns of one"),
+        (options.mix and options.model, "--mix and --model together: the mix names the models"),
+    ]  # fmt: skip
+    for wrong, why in contradictions:
+        if wrong:
+            raise UsageError(why)
 
 
 def _check_metrics_url(text: str | None) -> None:
@@ -199,6 +267,29 @@ def _once(values: Sequence[T], option: str) -> tuple[T, ...]:
     if len(set(values)) < len(values):
         raise UsageError(f"{option}: a level is named twice")
     return tuple(values)
+
+
+def parse_speedups(text: str) -> tuple[float, ...]:
+    """`1,2,4` to factors above 0, each once."""
+    values = [parse_number(word) or 0.0 for word in _words(text, "--speedup")]
+    if not all(0 < value <= 1e6 for value in values):
+        raise UsageError(f"--speedup {text[:40]!r}: write factors above 0, such as 1,2,4")
+    return _once(values, "--speedup")
+
+
+def rates_around(rate_rps: float | None) -> tuple[float, ...]:
+    """What to try where production has so many requests a second; that itself is the first."""
+    factors = (1, 0.5, 1.5, 2) if rate_rps else ()
+    return tuple(float(f"{factor * (rate_rps or 0):.4g}") for factor in factors)
+
+
+def parse_processes(text: str) -> int | None:
+    """A number from 1, or None for `auto`."""
+    if text.strip() == "auto":
+        return None
+    if not is_whole(text.strip()) or not 1 <= int(text) <= PROCESSES_MAX:
+        raise UsageError(f"--processes {text[:40]!r}: write auto, or 1 to {PROCESSES_MAX}")
+    return int(text)
 
 
 def parse_warmup(text: str) -> tuple[int, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from time import monotonic_ns
+from typing import Any
 
 from agent.model import ServefitError
 from loadgen.level import Plan
@@ -45,8 +46,8 @@ class _Member:
         if self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(packed((kind, what)))
 
-    async def until(self, *kinds: str) -> tuple[str, object]:
-        """The next message of these kinds; reports of progress are taken note of meanwhile."""
+    async def until(self, *kinds: str) -> Any:
+        """What the next message of these kinds holds; progress is taken note of meanwhile."""
         assert self._process.stdout is not None
         while True:
             message = await read_message(self._process.stdout)
@@ -59,7 +60,7 @@ class _Member:
             elif kind == "crash":
                 raise ServefitError(f"a worker process failed: {what}")
             elif kind in kinds:
-                return kind, what
+                return what
 
     async def quit(self) -> None:
         """Ends the process; it ends by itself when its stdin does."""
@@ -112,12 +113,12 @@ class CrewLevel:
         return merge(await asyncio.gather(*(self._result(member) for member in self._members)))
 
     async def _result(self, member: _Member) -> Recording:
-        _, what = await member.until("done")
-        recording, gave_up = what  # type: ignore[misc]  # see loadgen.worker
+        recording, gave_up = await member.until("done")
+        assert isinstance(recording, Recording)
         if gave_up is not None and self.gave_up is None:
             self.gave_up = gave_up
             self.stop()
-        return recording  # type: ignore[no-any-return]
+        return recording
 
 
 class Crew:

@@ -217,6 +217,9 @@ class Empirical(Length, frozen=True, tag="empirical"):
         return f"observed (mean {self.mean:.0f}, p50 {p50:.0f}, p95 {p95:.0f})"
 
 
+AnyLength = Fixed | Normal | LogNormal | Uniform | Empirical
+
+
 def _clip(value: float) -> int:
     return round(min(max(value, 1.0), TOKENS_MAX))
 
@@ -275,7 +278,7 @@ def _z(share: float) -> float:
 FORMS = "N, normal:M:SD, lognormal:M:SD or uniform:A:B"
 
 
-def parse(text: str, option: str) -> Length:
+def parse(text: str, option: str) -> AnyLength:
     """The length that an option's text names. M and SD are the mean and standard deviation of the
     lengths themselves, for lognormal too. Raises UsageError."""
     kind, *words = text.strip().split(":")

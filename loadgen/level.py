@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from agent.model import GpuView, Lag, Level, Measurement, Requests, ServerView, Slo, Stats, Tokens
 from agent.sizing.curve import slo_met
 from agent.stats import batch_means_ci95, lag, summary
+from loadgen.arrival import Stages
 from loadgen.recorder import CANCELLED, FAILED, OK, Recording
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+TRACE = "trace"  # the arrivals of a plan whose instants were recorded
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -42,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True):
     concurrency: int | None = None
     rate_rps: float | None = None
     arrival: str = "poisson"
+    stages: Stages | None = None  # open loop: a rate that changes; `rate_rps` is its mean
     requests: int | None = None  # after the warm-up; either this …
     duration_s: float | None = None  # … or this ends the level
     warmup_requests: int = 0
@@ -59,6 +64,11 @@ class Plan(msgspec.Struct, frozen=True):
         """Concurrency or requests/s, whichever the mode is of."""
         value = self.concurrency if self.mode == "concurrency" else self.rate_rps
         return float(value or 0)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rate changes within the level, so that there is no steady state."""
+        return self.stages is not None or self.arrival == TRACE
 
     def slots(self) -> range:
         """Closed loop: the numbers of the streams that this process holds."""
@@ -270,7 +280,7 @@ def _measurement(
     in_flight = _in_flight_mean(rec, window)
     overloaded = plan.mode == "rate" and _open_loop_overloaded(rec, window)
     achieved = _achieved_over_offered(rec, plan, window)
-    littles = None if overloaded else _littles_law_error(rec, window, in_flight)
+    littles = None if overloaded or plan.varies else _littles_law_error(rec, window, in_flight)
     foreign = _foreign(rec, server)
     cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
     total = int((rec.warmup == 0).sum())
@@ -365,9 +375,14 @@ def _open_loop_overloaded(rec: Recording, window: Window) -> bool:
     quarter = (window.end_ns - window.start_ns) / 4
     if quarter <= 0:
         return False
-    second = in_flight_between(window.start_ns + quarter, window.start_ns + 2 * quarter)
-    last = in_flight_between(window.end_ns - quarter, window.end_ns)
-    return last > 1.5 * second + 2
+    def due_between(low: float, high: float) -> int:
+        return max(1, int(((rec.due_ns >= low) & (rec.due_ns < high)).sum()))
+
+    early = window.start_ns + quarter, window.start_ns + 2 * quarter
+    late = window.end_ns - quarter, window.end_ns
+    # A rate that changes has more in flight where more is due; a queue has more than that.
+    more_due = due_between(*late) / due_between(*early)
+    return in_flight_between(*late) > 1.5 * in_flight_between(*early) * max(1.0, more_due) + 2
 
 
 def _littles_law_error(rec: Recording, window: Window, in_flight: float | None) -> float | None:

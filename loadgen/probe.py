@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from agent.model import TargetError, UsageError
-from loadgen import api, workload
+from loadgen import api, prompts
 from loadgen.client import (
     Address,
     Connection,
@@ -48,7 +48,7 @@ class Probed(msgspec.Struct):
     """What the probes found out, and what they cost the server."""
 
     dialect: api.Dialect = api.Dialect()
-    costs: workload.Costs = workload.DEFAULT_COSTS
+    costs: prompts.Costs = prompts.DEFAULT_COSTS
     requests: int = 0
     tokens: int = 0
     notes: list[str] = []
@@ -237,7 +237,7 @@ class Prober:
 
     async def run(self, input_tokens: int, rng: Random) -> Probed:
         """Dialect first, then the costs of prompt parts, then a prompt of the asked length."""
-        texts = workload.probe_prompts(rng)
+        texts = prompts.probe_prompts(rng)
         first = await self._agree(texts[0])
         if first.error is not None:
             self._note_failed(first)
@@ -245,7 +245,7 @@ class Prober:
         counts = await self._counts(first, texts)
         if counts is None:
             return self.found
-        costs = workload.costs_of(counts)
+        costs = prompts.costs_of(counts)
         if not _plausible(costs):
             self.found.notes.append(
                 "the server's prompt token counts do not follow the prompts; lengths are assumed "
@@ -285,7 +285,7 @@ class Prober:
 
     async def _verify(self, tokens: int, rng: Random) -> None:
         """Asks for a prompt as the levels will send it, and corrects the fixed cost by its error"""
-        prompt = workload.Prompts(tokens, self.found.costs, rng).next()
+        prompt = _prompt(tokens, self.found.costs, rng)
         exchange = await self._ask(prompt)
         if exchange.error in REFUSED:
             raise UsageError(
@@ -298,14 +298,14 @@ class Prober:
                 f"{exchange.error_text[:120]})"
             )
             return
-        expected = workload.expected_tokens(
-            workload.shape_of(tokens, self.found.costs), self.found.costs
+        expected = prompts.expected_tokens(
+            prompts.shape_of(tokens, self.found.costs), self.found.costs
         )
         off = exchange.prompt_tokens - expected
         if abs(off) >= 1:
             costs = self.found.costs
             self.found.costs = msgspec.structs.replace(costs, fixed=costs.fixed + off)
-            exchange = await self._ask(workload.Prompts(tokens, self.found.costs, rng).next())
+            exchange = await self._ask(_prompt(tokens, self.found.costs, rng))
         off = exchange.prompt_tokens - tokens
         if exchange.error is None and abs(off) > LENGTH_TOLERANCE * tokens:
             self.found.notes.append(
@@ -384,7 +384,15 @@ class Prober:
             )
 
 
-def _plausible(costs: workload.Costs) -> bool:
+def _prompt(tokens: int, costs: prompts.Costs, rng: Random) -> str:
+    """A prompt as the levels will send it."""
+    made = prompts.Texts(costs, rng.getrandbits(63)).prompt(
+        tokens, rng, rng.randrange(prompts.NONCES)
+    )
+    return str(made.content)
+
+
+def _plausible(costs: prompts.Costs) -> bool:
     values: dict[str, Any] = msgspec.structs.asdict(costs)
     # A server that rounds its counts may leave nothing, or a little less, for the fixed part.
     return costs.fixed >= -1 and all(

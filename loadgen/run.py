@@ -496,9 +496,7 @@ class OpenLoop(Level):
         if turn is not None:
             think_s = self.plan.think_s
             self._thinking += 1
-            self._loop.call_later(
-                think_s, self._say, exchange.end_ns + int(think_s * 1e9), turn
-            )
+            self._loop.call_later(think_s, self._say, exchange.end_ns + int(think_s * 1e9), turn)
         self._maybe_end()
 
     def _say(self, due_ns: int, turn: Request) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import platform
 import secrets
 import ssl
@@ -16,8 +15,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -40,8 +40,9 @@ from agent.sizing.judge import judge
 from agent.store import Store
 from loadgen import api, probe, tokenizer, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
-from loadgen.config import Options
+from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options
 from loadgen.crew import Crew, CrewLevel
+from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.observe import Observer, discover, local_gpus
 from loadgen.recorder import OK, Recording, rows
@@ -49,6 +50,10 @@ from loadgen.run import ClosedLoop, OpenLoop
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
 from loadgen.workload import Spec
+
+if TYPE_CHECKING:
+    from loadgen.dataset import Dataset
+    from loadgen.trace import Trace
 
 Running = ClosedLoop | OpenLoop | CrewLevel
 
@@ -108,6 +113,8 @@ class Session:
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
+        self._dataset = _dataset(options, watcher)
+        self._trace = _trace(options, watcher)
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
@@ -143,7 +150,7 @@ class Session:
             await self._observer.close()  # else its open connection is complained about at the exit
             raise
         try:
-            plans = self.options.plans()
+            plans = self.options.plans(self._trace)
             for number, plan in enumerate(plans, 1):
                 self._watcher.level_began(number, len(plans), plan)
                 why = await self._level(number, self._ramped(plan))
@@ -237,8 +244,8 @@ class Session:
             prefix_tokens=options.prefix_tokens,
             prefixes=options.prefixes,
             reuse=options.reuse_prompts,
-            dataset=options.dataset,
-            trace=options.trace,
+            dataset=self._dataset,
+            trace=self._trace,
             turns=options.turns,
             longest=known.lengths.get(model),
             seed=options.seed,
@@ -254,7 +261,7 @@ class Session:
         """The tokens of a prompt to try; raises UsageError where no request could be answered."""
         options = self.options
         asked = options.input_tokens.fixed
-        output = options.output_tokens or DEFAULT_OUTPUT
+        output = options.output_tokens or Fixed(DEFAULT_OUTPUT_TOKENS)
         if asked is not None and output.fixed is not None and not options.own_lengths:
             whole = asked * options.turns + options.prefix_tokens
             probe.check_length(model, known, whole, output.fixed * options.turns)
@@ -490,6 +497,30 @@ class Session:
         self._save()
 
 
+def _dataset(options: Options, watcher: Watcher) -> Dataset | None:
+    """Raises UsageError where the file has nothing that can be used."""
+    if options.dataset is None:
+        return None
+    from loadgen import dataset
+
+    read = dataset.read(options.dataset)
+    for note in read.notes:
+        watcher.note(note)
+    return read
+
+
+def _trace(options: Options, watcher: Watcher) -> Trace | None:
+    """Raises UsageError where the file has nothing that can be used."""
+    if options.trace is None:
+        return None
+    from loadgen import trace
+
+    read = trace.read(options.trace)
+    for note in read.notes:
+        watcher.note(note)
+    return read
+
+
 def _workload(options: Options) -> Workload:
     """What the result says of the requests."""
     rates = options.rates_rps or (options.trace and not options.concurrency)
@@ -505,8 +536,8 @@ def _workload(options: Options) -> Workload:
         input_tokens=lengths[0],
         output_tokens=lengths[1],
         arrival=arrivals,
-        dataset=options.dataset_file,
-        trace=options.trace_file,
+        dataset=options.dataset and Path(options.dataset).name,
+        trace=options.trace and Path(options.trace).name,
         prefix_tokens=options.prefix_tokens or None,
         turns=options.turns if options.turns > 1 else None,
         stream=options.stream,

@@ -96,6 +96,8 @@ def instants(job: Job) -> Iterator[float]:
     if trace is not None:
         return (row.at_s / plan.speedup for row in trace.rows)
     rng = Random(f"{job.spec.seed}:{job.number}")
+    if plan.stages is not None:
+        return plan.stages.instants(plan.arrival, rng)
     return arrival.instants(plan.arrival, plan.load, rng)
 
 
@@ -135,7 +137,7 @@ def ask_for_the_processor() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
 
 
-# ---------------------------------------------------------------------------- as a process of its own
+# -------------------------------------------------------------------- as a process of its own
 
 Message = tuple[str, Any]  # what it is, and what belongs to it
 

@@ -11,19 +11,21 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent.model import UsageError
 from loadgen import api
-from loadgen.dataset import Dataset, Entry
 from loadgen.lengths import Length
 from loadgen.prompts import NONCES, Costs, Maker, Piece, Texts, TokenIds, nonce_letters
-from loadgen.trace import Arrival, Trace
+
+if TYPE_CHECKING:
+    from loadgen.dataset import Dataset, Entry
+    from loadgen.trace import Arrival, Trace
 
 TRACE_BLOCK_TOKENS = 512  # what one of Mooncake's hash_ids stands for
 NONCE_STEP = 12_934_567_890_121  # odd, and of no factor of 16!: all nonces come before one repeats
-CHARS_PER_TOKEN = 4  # of English, where nobody has counted
 
 Message = dict[str, str]
 Prompt = str | list[int] | list[Message]
@@ -101,9 +103,7 @@ class Source:
         self._spec = spec
         self._base = _number(f"{spec.seed}:{level}")
         self._first_nonce = _number(f"{spec.nonce}:{level}") % NONCES
-        self._maker: Maker = (
-            TokenIds(spec.seed) if spec.token_ids else Texts(spec.costs, spec.seed)
-        )
+        self._maker: Maker = TokenIds(spec.seed) if spec.token_ids else Texts(spec.costs, spec.seed)
         self._rng = Random()
         self._bounds = list(accumulate(weight for _, weight in spec.models))
         self._order = _shuffled(spec)
@@ -228,8 +228,6 @@ def _number(text: str) -> int:
 
 def parse_mix(text: str) -> tuple[tuple[str, float], ...]:
     """`MODEL=WEIGHT,MODEL=WEIGHT` (a weight alone is 1). Raises UsageError."""
-    from agent.model import UsageError
-
     mix: dict[str, float] = {}
     for word in text.split(","):
         name, _, share = word.strip().rpartition("=") if "=" in word else (word.strip(), "", "1")
@@ -243,11 +241,3 @@ def parse_mix(text: str) -> tuple[tuple[str, float], ...]:
             raise UsageError(f"--mix: {name!r} is named twice")
         mix[name] = weight
     return tuple(mix.items())
-
-
-def described(spec: Spec) -> dict[str, Any]:
-    """What the JSON says of the workload's lengths."""
-    return {
-        "input_tokens": spec.input_tokens.fixed or str(spec.input_tokens),
-        "output_tokens": None if spec.output_tokens is None else str(spec.output_tokens),
-    }

@@ -20,6 +20,7 @@ from loadgen.client import Connection, Dialer, Exchange, parse_url, request_head
 from loadgen.level import Plan, steady_window, summarise
 from loadgen.recorder import CANCELLED, OK, Recording
 from loadgen.run import ClosedLoop, OpenLoop, Wires
+from loadgen.run import Request as Ready
 from tests.loadgen.scripted import (
     CLOSE,
     HANG,
@@ -50,7 +51,7 @@ def play(request: pytest.FixtureRequest) -> Iterator[Play]:
 
 def wires(server: Server, ahead: int = 4) -> Wires:
     top = request_head(parse_url(server.url), "/v1/chat/completions", {})
-    return Wires((wire(top, b"%d" % index) for index in count()), ahead)
+    return Wires((Ready(i, wire(top, b"%d" % i)) for i in count()), ahead)
 
 
 def dialer(server: Server) -> Dialer:
@@ -283,7 +284,7 @@ def test_stop_records_requests_that_wait_for_a_connection(play: Play, mode: str)
             level._open = nothing  # type: ignore[method-assign]
             running = asyncio.create_task(level.run())
             await until(lambda: len(level._unsent) >= 3)
-            issued = level._issued
+            issued = level._proper
             level.stop()
             rec = await asyncio.wait_for(running, 2)
             assert sorted(rec.index) == list(range(issued))
@@ -588,13 +589,13 @@ async def test_stop_ends_an_open_loop() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 def test_wires_come_in_order_however_far_ahead_they_are_made(ahead: int) -> None:
-    made = Wires((b"%d" % i for i in count()), ahead)
+    made = Wires((Ready(i, b"") for i in count()), ahead)
     taken = []
     for i in range(12):
-        taken.append(made.take())
+        taken.append(made.take().index)
         if i % 3:
             made.refill()
-    assert taken == [b"%d" % i for i in range(12)]
+    assert taken == list(range(12))
 
 
 async def test_index_and_bytes_belong_together_even_where_connections_fail() -> None:

@@ -119,7 +119,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def _traced(self, trace: Trace, speedup: float) -> Plan:
         """The whole of a trace, unless an option ends it before."""
-        plan = self._plan(rate_rps=max(trace.mean_rps * speedup, 1e-6))
+        plan = self._plan(rate_rps=trace.mean_rps * speedup)
         if self.requests is None and self.duration_s is None:
             left = max(1, len(trace.rows) - self.warmup_requests)
             plan = msgspec.structs.replace(plan, requests=left, duration_s=None)

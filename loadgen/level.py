@@ -375,6 +375,7 @@ def _open_loop_overloaded(rec: Recording, window: Window) -> bool:
     quarter = (window.end_ns - window.start_ns) / 4
     if quarter <= 0:
         return False
+
     def due_between(low: float, high: float) -> int:
         return max(1, int(((rec.due_ns >= low) & (rec.due_ns < high)).sum()))
 

@@ -124,7 +124,8 @@ class Level:
         if self._warmup_left > 0:
             self._warmup_left -= 1
             return True
-        return due_ns < self._start_ns + int(self.plan.warmup_s * 1e9)
+        warmup_s = self.plan.warmup_s  # none: a timer that fires early must not make one
+        return warmup_s > 0 and due_ns < self._start_ns + int(warmup_s * 1e9)
 
     def _send(self, connection: Connection, exchange: Exchange, data: bytes) -> None:
         self._unsent.discard(exchange)

@@ -115,6 +115,11 @@ class Trace(msgspec.Struct, frozen=True):
         """Seconds from the first request to the last."""
         return float(self.rows.at_s[-1])
 
+    @property
+    def mean_rps(self) -> float:
+        """Requests per second over the gaps; of a trace without any, one."""
+        return (len(self.rows) - 1) / self.window_s if self.window_s else 1.0
+
 
 def read(path: str | Path, option: str = "--trace") -> Trace:
     """The requests of a file, by instant.

@@ -94,7 +94,7 @@ def instants(job: Job) -> Iterator[float]:
     """When the requests of the whole level are due, in s after its start."""
     plan, trace = job.plan, job.spec.trace
     if trace is not None:
-        return (row.at_s / plan.speedup for row in trace.rows)
+        return (at_s / plan.speedup for at_s in trace.rows.at_s.tolist())
     rng = Random(f"{job.spec.seed}:{job.number}")
     if plan.stages is not None:
         return plan.stages.instants(plan.arrival, rng)

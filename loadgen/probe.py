@@ -225,10 +225,11 @@ class Prober:
     ) -> None:
         """`count`: tokens of a text by a local tokenizer, where one was given."""
         self._count_locally = count
-        self._url = address.origin + api.PATHS[endpoint]
+        self._api = api.ENDPOINTS[endpoint]
+        self._url = address.origin + self._api.path
         self._address = address
         self._dial = dial
-        self._head = request_head(address, api.PATHS[endpoint], headers)
+        self._head = request_head(address, self._api.path, headers)
         self._endpoint = endpoint
         self._model = model
         self._stream = stream
@@ -314,7 +315,7 @@ class Prober:
 
     async def _agree(self, prompt: str) -> Exchange:
         """The first dialect that the server accepts."""
-        for dialect in api.DIALECTS:
+        for dialect in self._api.dialects:
             self.found.dialect = dialect
             exchange = await self._ask(prompt)
             if exchange.error not in REFUSED:

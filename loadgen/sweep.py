@@ -241,7 +241,9 @@ class Session:
         self._counter = LocalCount(count, prompt_tokens) if count is not None else None
         for note in self._probed.notes:
             self._watcher.note(note)
-        self._head = request_head(self._address, api.PATHS[options.endpoint], options.headers)
+        self._head = request_head(
+            self._address, api.ENDPOINTS[options.endpoint].path, options.headers
+        )
         self._overhead(probe_requests=self._probed.requests, probe_tokens=self._probed.tokens)
 
     def _overhead(self, **more: int) -> None:

@@ -21,6 +21,7 @@ PURE = {
     "loadgen.arrival",
     "loadgen.workload",
     "loadgen.api",
+    "loadgen.usual",
     "loadgen.sse",
     "loadgen.level",
 } | {

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.model import Slo, UsageError
+from loadgen.api import ENDPOINTS
 from loadgen.arrival import ARRIVALS
 from loadgen.level import Plan
 
@@ -106,11 +107,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             warmup_s=self.warmup_s,
             timeout_s=self.timeout_s,
             stream=self.stream,
+            endpoint=self.endpoint,
         )
 
 
 def check(options: Options) -> Options:
-    """Raises UsageError for what contradicts itself; returns the options unchanged."""
+    """Raises UsageError for what contradicts itself.
+
+    Returns the options, without what an endpoint that generates nothing has no use for.
+    """
+    generates = ENDPOINTS[options.endpoint].generates
+    if not generates:
+        options = msgspec.structs.replace(options, stream=False, output_tokens=0)
     if options.concurrency and options.rates_rps:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
     if not options.concurrency and not options.rates_rps:
@@ -125,7 +133,8 @@ def check(options: Options) -> Options:
             "asked for: every stream sends at least one"
         )
     if any(s.metric in ("ttft", "ttfo", "itl", "tpot") for s in options.slo) and not options.stream:
-        raise UsageError("--no-stream gives no TTFT or ITL: an --slo on them cannot be judged")
+        why = "--no-stream" if generates else f"--endpoint {options.endpoint}"
+        raise UsageError(f"{why} gives no TTFT or ITL: an --slo on them cannot be judged")
     if "slo" in options.fail_on and not options.slo:
         raise UsageError("--fail-on slo without an --slo would never fail: say which, by --slo")
     for option, demand in (
@@ -135,7 +144,7 @@ def check(options: Options) -> Options:
             raise UsageError(f"{option} {demand}: write a finite number above 0")
     for option, value, low, high in (
         ("--input-tokens", options.input_tokens, 1, TOKENS_MAX),
-        ("--output-tokens", options.output_tokens, 1, TOKENS_MAX),
+        ("--output-tokens", options.output_tokens, int(generates), TOKENS_MAX),
         ("--seed", options.seed, 0, SEED_MAX),
     ):
         if not low <= value <= high:

@@ -223,7 +223,10 @@ class Session:
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         model = probe.choose_model(options.model, known.ids)
-        probe.check_length(model, known, options.input_tokens, options.output_tokens)
+        self._api = api.ENDPOINTS[options.endpoint]
+        probe.check_length(
+            model, known, options.input_tokens, options.output_tokens, self._api.sequences
+        )
         if known.simulated:
             self._simulated = True
             self._update_run(simulated=True)
@@ -241,9 +244,7 @@ class Session:
         self._counter = LocalCount(count, prompt_tokens) if count is not None else None
         for note in self._probed.notes:
             self._watcher.note(note)
-        self._head = request_head(
-            self._address, api.ENDPOINTS[options.endpoint].path, options.headers
-        )
+        self._head = request_head(self._address, self._api.path, options.headers)
         self._overhead(probe_requests=self._probed.requests, probe_tokens=self._probed.tokens)
 
     def _overhead(self, **more: int) -> None:
@@ -396,7 +397,7 @@ class Session:
         base = next((r.value for r in self._observer.readings if r.name == name), None)
         if base is None or self._server is None:
             return
-        ours = int((recording.outcome == OK).sum())
+        ours = int((recording.outcome == OK).sum()) * self._api.sequences
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline and not self._interrupted:
             with suppress(ServefitError):
@@ -452,7 +453,7 @@ class Session:
             start_unix_ns=start_ns + self._unix_minus_monotonic_ns,
             end_unix_ns=end_ns + self._unix_minus_monotonic_ns,
             model=target.model,
-            operation="chat" if self.options.endpoint == "chat" else "text_completion",
+            operation=self._api.operation,
             provider=target.engine or "openai",
             server_address=self._address.host,
             server_port=self._address.port,

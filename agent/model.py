@@ -143,8 +143,9 @@ class GpuView(msgspec.Struct, frozen=True):
 class Level(msgspec.Struct, frozen=True):
     """One load point: what was offered, what came back, and what server and GPU did meanwhile.
 
-    Only `output_tokens_per_s` and one of `concurrency` and `offered_rps` are needed, so that
-    other tools' numbers can be written in this form too.
+    Only `output_tokens_per_s` (`request_throughput` where nothing is generated) and one of
+    `concurrency` and `offered_rps` are needed, so that other tools' numbers can be written in this
+    form too.
     """
 
     mode: Literal["concurrency", "rate"] = "concurrency"
@@ -156,7 +157,8 @@ class Level(msgspec.Struct, frozen=True):
     requests: Requests | None = None
     tokens: Tokens | None = None
     request_throughput: float | None = None
-    output_tokens_per_s: float | None = None
+    request_throughput_ci95: tuple[float, float] | None = None
+    output_tokens_per_s: float | None = None  # null where nothing is generated, as of embeddings
     total_tokens_per_s: float | None = None
     output_tokens_per_s_ci95: tuple[float, float] | None = None
     ttft_ms: Stats = Stats()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen.arrival import Stages
     from loadgen.config import Options
 
+ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -92,7 +93,7 @@ _LOAD_OPTIONS = [
     click.option("--config", is_eager=True, expose_value=False, callback=_read_config,
                  metavar="FILE", envvar="LOADGEN_CONFIG", help="Options from TOML; flags win."),
     _option("--model", help="Model to ask for.  [default: the first of /v1/models]"),
-    _option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat",
+    _option("--endpoint", type=click.Choice(ENDPOINTS), default="chat",
             show_default=True, help="API to drive."),
     _option("--stream/--no-stream", default=True, show_default=True,
             help="Stream the replies; without, there is no TTFT and no ITL."),
@@ -264,6 +265,10 @@ def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Option
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
     duration = given["duration"]
+    if given["output_tokens"] and given["endpoint"] in ("embeddings", "rerank"):
+        raise click.UsageError(
+            f"--endpoint {given['endpoint']} generates nothing: leave --output-tokens away"
+        )
     return config.check(
         config.Options(
             url=url,

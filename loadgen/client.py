@@ -23,6 +23,7 @@ import msgspec
 
 from agent.model import UsageError
 from loadgen import api, sse
+from loadgen.usual import Usual
 
 REPLY_BYTES_MAX = 64 * 2**20
 GRACE_AFTER_DONE_S = 1.0  # a stream said [DONE]; the end of its body may take this long
@@ -220,6 +221,7 @@ class Connection(asyncio.Protocol):
         self._pending_send = False
         self._done_said = False
         self._events = sse.Decoder()
+        self._usual = Usual()
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._tokens_before = 0
@@ -233,6 +235,7 @@ class Connection(asyncio.Protocol):
         self._event_stream = False
         self._undeclared = False  # a stream was asked for, and the reply does not say what it is
         self._inflate: Any = None
+        self._retry_after = ""  # said to the user, never obeyed: a failed request is data
 
     # Called by httptools, in this order.
 
@@ -253,6 +256,8 @@ class Connection(asyncio.Protocol):
             b"deflate",
         ):
             self._inflate = zlib.decompressobj(wbits=47)
+        elif key == b"retry-after":
+            self._retry_after = f" (Retry-After: {value[:40].decode('latin-1')})"
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -278,13 +283,7 @@ class Connection(asyncio.Protocol):
             self._undeclared = False
             self._event_stream = body.lstrip()[:1] not in (b"{", b"[", b"<")
         if self._event_stream:
-            try:
-                events = self._events.feed(body)
-            except sse.EventTooLong as error:
-                self._finish("bad_stream", str(error))
-                return
-            for event in events:
-                self._on_event(exchange, event)
+            self._on_stream(exchange, body)
             return
         self._body.append(body)
         self._body_bytes += len(body)
@@ -298,6 +297,20 @@ class Connection(asyncio.Protocol):
 
     # ---------------------------------------------------------------------------------- meaning
 
+    def _on_stream(self, exchange: Exchange, data: bytes) -> None:
+        usual = self._usual
+        if usual.fits(data) and not self._events.pending_bytes and not self._done_said:
+            exchange.stamps.append(self._now_ns)
+            exchange.reasoning_chunks += usual.reasoning
+            return
+        try:
+            events = self._events.feed(data)
+        except sse.EventTooLong as error:
+            self._finish("bad_stream", str(error))
+            return
+        for event in events:
+            self._on_event(exchange, event)
+
     def _on_event(self, exchange: Exchange, data: bytes) -> None:
         if self._exchange is not exchange or self._done_said:
             return  # it ended with an earlier event
@@ -309,32 +322,37 @@ class Connection(asyncio.Protocol):
         except ValueError as error:
             self._finish("bad_stream", f"a frame that is no JSON of a chunk: {error}")
             return
-        if reply.error is not None:
-            self._finish("stream_error", reply.error_text or "error")
-            return
         bits = api.meaning(reply)
-        if bits & 3:
+        if bits & api.FAILED:
+            self._finish("stream_error", reply.error_text)
+            return
+        if bits & api.TOKEN:
             exchange.stamps.append(self._now_ns)
             if exchange.texts is not None:
                 exchange.texts.append(api.text(reply))
+            else:
+                self._usual.learn(data, reply, bits)
             if bits & api.ANSWER:
                 if not exchange.answer_ns:
                     exchange.answer_ns = self._now_ns
             else:
                 exchange.reasoning_chunks += 1
+        if reply.usage is not None:
+            self._on_usage(exchange, reply.usage, carries_token=bool(bits & api.TOKEN))
         if bits & api.FINISH:
             exchange.finished = True
-        if reply.usage is not None:
-            self._on_usage(exchange, reply.usage, carries_token=bool(bits & 3))
+            if isinstance(reply, api.Event):  # the last one, as [DONE] is elsewhere
+                if reply.response is not None and reply.response.usage is not None:
+                    self._on_usage(exchange, reply.response.usage, carries_token=False)
+                self._stream_done(exchange)
 
     def _on_usage(self, exchange: Exchange, usage: api.Usage, *, carries_token: bool) -> None:
-        if usage.prompt_tokens is not None:
-            exchange.prompt_tokens = usage.prompt_tokens
-        total = usage.completion_tokens
-        if total is None:
+        if (prompt := usage.prompt) is not None:
+            exchange.prompt_tokens = prompt
+        if (total := usage.output) is None:
             return
         exchange.output_tokens = total
-        exchange.reasoning_tokens = usage.reasoning_tokens
+        exchange.reasoning_tokens = usage.reasoning
         if carries_token:  # usage in every chunk: this one carries what the count grew by
             while len(exchange.token_counts) < len(exchange.stamps) - 1:
                 exchange.token_counts.append(1)
@@ -358,8 +376,8 @@ class Connection(asyncio.Protocol):
         if not self._now_ns:
             self._now_ns = monotonic_ns()
         if self._status != 200:
-            text = api.error_message(b"".join(self._body))
-            self._finish(f"http_{self._status}", text, reusable=reusable)
+            text = api.error_message(b"".join(self._body)) + self._retry_after
+            self._finish(f"http_{self._status}", text.strip(), reusable=reusable)
         elif self._event_stream:
             for event in self._events.close():
                 self._on_event(exchange, event)
@@ -374,21 +392,23 @@ class Connection(asyncio.Protocol):
 
     def _complete_whole(self, exchange: Exchange, body: bytes, *, reusable: bool) -> None:
         try:
-            reply = api.decode(body)
+            reply = api.decode_whole(body)
         except ValueError as error:
             self._finish("bad_reply", f"a reply that is no JSON of an answer: {error}")
             return
         if reply.error is not None:
-            self._finish("stream_error", reply.error_text or "error", reusable=reusable)
+            self._finish("stream_error", reply.error_text, reusable=reusable)
             return
-        if not reply.choices:
-            self._finish("bad_reply", "a reply without choices", reusable=reusable)
+        if not reply.is_answer:
+            self._finish("bad_reply", "a reply without an answer in it", reusable=reusable)
             return
         exchange.finished = True
         if exchange.texts is not None:
             exchange.texts.append(api.text(reply))
         if reply.usage is not None:
             self._on_usage(exchange, reply.usage, carries_token=False)
+            if reply.data or reply.results:
+                exchange.output_tokens = 0  # embeddings and scores: nothing is generated
         self._finish(None, "", reusable=reusable)
 
     # --------------------------------------------------------------------------------- the ends

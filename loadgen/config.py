@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.model import Slo, UsageError
+from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages, parse_arrival
 from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
 from loadgen.level import TRACE, Plan
@@ -145,11 +146,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             warmup_s=self.warmup_s,
             timeout_s=self.timeout_s,
             stream=self.stream,
+            endpoint=self.endpoint,
         )
 
 
 def check(options: Options) -> Options:
-    """Raises UsageError for what contradicts itself; returns the options unchanged."""
+    """Raises UsageError for what contradicts itself.
+
+    Returns the options, without what an endpoint that generates nothing has no use for.
+    """
+    generates = ENDPOINTS[options.endpoint].generates
+    if not generates:
+        options = msgspec.structs.replace(options, stream=False, output_tokens=Fixed(0))
     rates = bool(options.rates_rps or options.stages)
     if options.concurrency and rates:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
@@ -165,7 +173,8 @@ def check(options: Options) -> Options:
             "asked for: every stream sends at least one"
         )
     if any(s.metric in ("ttft", "ttfo", "itl", "tpot") for s in options.slo) and not options.stream:
-        raise UsageError("--no-stream gives no TTFT or ITL: an --slo on them cannot be judged")
+        why = "--no-stream" if generates else f"--endpoint {options.endpoint}"
+        raise UsageError(f"{why} gives no TTFT or ITL: an --slo on them cannot be judged")
     if "slo" in options.fail_on and not options.slo:
         raise UsageError("--fail-on slo without an --slo would never fail: say which, by --slo")
     for option, demand in (

@@ -5,7 +5,7 @@ Pure: the same recording always gives the same figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agent.model import GpuView, Lag, Level, Measurement, Requests, ServerView, Slo, Stats, Tokens
 from agent.sizing.curve import slo_met
 from agent.stats import batch_means_ci95, lag, summary
+from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages
 from loadgen.recorder import CANCELLED, FAILED, OK, Recording
 
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
     ramp_s: float = 0.0  # closed loop: the slots start over at least this time
     timeout_s: float = 300.0
     stream: bool = True
+    endpoint: str = "chat"
     speedup: float = 1.0  # of a trace's instants
     think_s: float = 0.0  # between a reply and the next turn of its conversation
     processes: int = 1  # that share the level
@@ -196,14 +198,26 @@ def _tokens_per_s(rec: Recording, low_ns: int, high_ns: int) -> float:
     return tokens * 1e9 / (high_ns - low_ns)
 
 
-def _interval(rec: Recording, window: Window, mean_e2e_ms: float) -> tuple[float, float] | None:
-    """95 % interval of output tokens/s by batch means; 4 to 20 batches, if possible of one E2E."""
+def _requests_per_s(rec: Recording, low_ns: int, high_ns: int) -> float:
+    """Requests completed in the half-open interval, per second."""
+    if high_ns <= low_ns:
+        return 0.0
+    ended = (rec.end_ns > low_ns) & (rec.end_ns <= high_ns)
+    return float(((rec.outcome == OK) & ended).sum()) * 1e9 / (high_ns - low_ns)
+
+
+def _interval(
+    rate: Callable[[Recording, int, int], float],
+    rec: Recording,
+    window: Window,
+    mean_e2e_ms: float,
+) -> tuple[float, float] | None:
+    """95 % interval of a rate by batch means; 4 to 20 batches, if possible of one E2E."""
     if window.seconds <= 0 or not window.steady:
         return None
     batches = int(np.clip(window.seconds * 1e3 / max(mean_e2e_ms, 1e-3), 4, 20))
     edges = np.linspace(window.start_ns, window.end_ns, batches + 1).astype(np.int64)
-    rates = [_tokens_per_s(rec, int(low), int(high)) for low, high in pairwise(edges)]
-    return batch_means_ci95(np.array(rates))
+    return batch_means_ci95(np.array([rate(rec, int(a), int(b)) for a, b in pairwise(edges)]))
 
 
 def _in_flight_mean(rec: Recording, window: Window) -> float | None:
@@ -281,7 +295,7 @@ def _measurement(
     overloaded = plan.mode == "rate" and _open_loop_overloaded(rec, window)
     achieved = _achieved_over_offered(rec, plan, window)
     littles = None if overloaded or plan.varies else _littles_law_error(rec, window, in_flight)
-    foreign = _foreign(rec, server)
+    foreign = _foreign(rec, server, ENDPOINTS[plan.endpoint].sequences)
     cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
     total = int((rec.warmup == 0).sum())
     failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
@@ -389,7 +403,8 @@ def _open_loop_overloaded(rec: Recording, window: Window) -> bool:
 def _littles_law_error(rec: Recording, window: Window, in_flight: float | None) -> float | None:
     """|in-flight / (throughput · mean E2E) − 1| in a steady window.
 
-    Throughput is output tokens/s over mean output tokens: it has no edges of whole requests.
+    Throughput is output tokens/s over mean output tokens: it has no edges of whole requests. Where
+    nothing is generated it is requests/s.
     """
     rows = _ok(rec)
     if not window.steady or not in_flight or not rows.any():
@@ -397,10 +412,13 @@ def _littles_law_error(rec: Recording, window: Window, in_flight: float | None) 
     inside = rows & (rec.sent_ns >= window.start_ns) & (rec.sent_ns <= window.end_ns)
     if not inside.any():
         return None
-    mean_tokens = float(rec.output_tokens[rows].mean())
-    if mean_tokens <= 0 or (rec.outcome == FAILED).any():
+    if (rec.outcome == FAILED).any():
         return None
-    throughput = _tokens_per_s(rec, window.start_ns, window.end_ns) / mean_tokens
+    mean_tokens = float(rec.output_tokens[rows].mean())
+    if mean_tokens > 0:
+        throughput = _tokens_per_s(rec, window.start_ns, window.end_ns) / mean_tokens
+    else:
+        throughput = _requests_per_s(rec, window.start_ns, window.end_ns)
     expected = throughput * float(_e2e_ms(rec)[inside].mean()) / 1e3
     return abs(in_flight / expected - 1) if expected > 0 else None
 
@@ -411,13 +429,16 @@ def _edge_share(rec: Recording, window: Window) -> float:
     return float(e2e.mean()) / 2e3 / window.seconds if e2e.size and window.seconds else 0.0
 
 
-def _foreign(rec: Recording, server: ServerView | None) -> int | None:
-    """Requests that the server finished and that were not ours, warm-up included."""
+def _foreign(rec: Recording, server: ServerView | None, sequences: int) -> int | None:
+    """Requests that the server finished and that were not ours, warm-up included.
+
+    `sequences`: as how many the server counts one of ours.
+    """
     if server is None or server.requests_total is None:
         return None
-    ours = int((rec.outcome == OK).sum())
+    ours = int((rec.outcome == OK).sum()) * sequences
     # A request of ours that was cut off may or may not have been counted by the server.
-    unsure = int((rec.outcome == FAILED).sum() + (rec.outcome == CANCELLED).sum())
+    unsure = int((rec.outcome != OK).sum()) * sequences
     excess = server.requests_total - ours
     return max(0, excess - unsure) if excess > 0 else 0
 
@@ -454,7 +475,9 @@ def summarise(
     mean_e2e = float(e2e[rows].mean()) if rows.any() else 0.0
     first = _first_ns(rec)
     gaps, owner = _gaps(rec)
-    output_rate = _tokens_per_s(rec, window.start_ns, window.end_ns)
+    edges = (window.start_ns, window.end_ns)
+    generates = ENDPOINTS[plan.endpoint].generates
+    output_rate = _tokens_per_s(rec, *edges)
     tokens = _tokens(rec, level_rows)
     due = level_rows & (rec.outcome != CANCELLED)  # by us: they met nothing and missed nothing
     if window.steady:  # else the whole level counts, whose first request was due before it was sent
@@ -470,12 +493,15 @@ def summarise(
         window_s=window.seconds,
         requests=_requests(rec, level_rows),
         tokens=tokens,
-        request_throughput=_completions_per_s(rec, window),
-        output_tokens_per_s=output_rate,
+        request_throughput=_requests_per_s(rec, *edges) if window.seconds > 0 else None,
+        request_throughput_ci95=_interval(_requests_per_s, rec, window, mean_e2e),
+        output_tokens_per_s=output_rate if generates else None,
         total_tokens_per_s=None
         if tokens.prompt is None
         else output_rate + _prompt_tokens_per_s(rec, window, first),
-        output_tokens_per_s_ci95=_interval(rec, window, mean_e2e),
+        output_tokens_per_s_ci95=_interval(_tokens_per_s, rec, window, mean_e2e)
+        if generates
+        else None,
         ttft_ms=_stats(_since_ms(first, rec.sent_ns), rows),
         ttft_from_due_ms=_stats(_since_ms(first, rec.due_ns), rows),
         ttfo_ms=_stats(_since_ms(rec.answer_ns, rec.sent_ns), rows),
@@ -520,13 +546,6 @@ def _tokens(rec: Recording, rows: Mask) -> Tokens:
         reasoning=int(rec.reasoning_tokens[rows].sum()),
         source="usage" if rec.usage_rows else "tokenizer" if rec.tokenizer_rows else "events",
     )
-
-
-def _completions_per_s(rec: Recording, window: Window) -> float | None:
-    if window.seconds <= 0:
-        return None
-    ended = (rec.end_ns > window.start_ns) & (rec.end_ns <= window.end_ns)
-    return float(((rec.outcome == OK) & ended).sum()) / window.seconds
 
 
 def _prompt_tokens_per_s(rec: Recording, window: Window, first: NDArray[np.int64]) -> float:

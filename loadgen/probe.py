@@ -34,6 +34,8 @@ REFUSED = ("http_400", "http_413", "http_422")
 BUSY = ("http_429", "http_500", "http_502", "http_503", "http_504")  # may well pass
 PAUSES_S = (0.2, 0.8)  # before a probe that met a busy server is sent again
 LENGTH_TOLERANCE = 0.02
+PROBE_TOKEN_IDS = 32
+SAFE_TOKEN_IDS = range(100, 1000)  # ordinary tokens of every vocabulary; the special ones lie apart
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class Probed(msgspec.Struct):
 
     dialect: api.Dialect = api.Dialect()
     costs: prompts.Costs = prompts.DEFAULT_COSTS
+    token_ids: bool = False  # takes token ids as a prompt, and counts just these; see `run`
     requests: int = 0
     tokens: int = 0
     notes: list[str] = []
@@ -195,21 +198,28 @@ def choose_model(asked: str | None, known: list[str]) -> str:
     return asked
 
 
-def check_length(model: str, known: Known, input_tokens: int, output_tokens: int) -> None:
-    """Raises UsageError where prompt and reply together are longer than the model takes."""
+def check_length(
+    model: str, known: Known, input_tokens: int, output_tokens: int, sequences: int = 1
+) -> None:
+    """Raises UsageError where prompt and reply together are longer than the model takes.
+
+    `sequences`: over how many of its own the endpoint deals out one prompt.
+    """
     longest = known.lengths.get(model)
-    if longest is not None and input_tokens + output_tokens > longest:
-        raise UsageError(
-            f"--input-tokens {input_tokens} and --output-tokens {output_tokens} are together more "
-            f"than the {longest} tokens that {model!r} takes here"
-        )
+    if longest is None or -(-input_tokens // sequences) + output_tokens <= longest:
+        return
+    asked = f"--input-tokens {input_tokens}"
+    if sequences > 1:
+        asked += f", {sequences} documents with their query,"
+    asked += f" and --output-tokens {output_tokens} are" if output_tokens else " are"
+    raise UsageError(f"{asked} together more than the {longest} tokens that {model!r} takes here")
 
 
 # ---------------------------------------------------------------------------------------- probes
 
 
 class Prober:
-    """Sends single requests over the very path that the levels use, with one token each."""
+    """Sends single requests over the very path that the levels use, with next to no output."""
 
     def __init__(
         self,
@@ -225,23 +235,30 @@ class Prober:
     ) -> None:
         """`count`: tokens of a text by a local tokenizer, where one was given."""
         self._count_locally = count
-        self._url = address.origin + api.PATHS[endpoint]
+        self._api = api.ENDPOINTS[endpoint]
+        self._url = address.origin + self._api.path
         self._address = address
         self._dial = dial
-        self._head = request_head(address, api.PATHS[endpoint], headers)
+        self._head = request_head(address, self._api.path, headers)
         self._endpoint = endpoint
         self._model = model
-        self._stream = stream
+        self._stream = stream and self._api.generates
         self._timeout_s = timeout_s
         self.found = Probed(notes=[])
 
-    async def run(self, input_tokens: int, rng: Random) -> Probed:
-        """Dialect first, then the costs of prompt parts, then a prompt of the asked length."""
+    async def run(self, input_tokens: int, rng: Random, *, try_token_ids: bool = False) -> Probed:
+        """Dialect first, then the costs of prompt parts, then a prompt of the asked length.
+
+        `try_token_ids`: finds out, too, whether a prompt may be token ids.
+        """
         texts = prompts.probe_prompts(rng)
         first = await self._agree(texts[0])
         if first.error is not None:
             self._note_failed(first)
             return self.found
+        if try_token_ids and api.TOKEN_IDS in self._api.takes:
+            ids = rng.choices(SAFE_TOKEN_IDS, k=PROBE_TOKEN_IDS)
+            self.found.token_ids = (await self._ask(ids)).prompt_tokens == PROBE_TOKEN_IDS
         counts = await self._counts(first, texts)
         if counts is None:
             return self.found
@@ -314,7 +331,7 @@ class Prober:
 
     async def _agree(self, prompt: str) -> Exchange:
         """The first dialect that the server accepts."""
-        for dialect in api.DIALECTS:
+        for dialect in self._api.dialects:
             self.found.dialect = dialect
             exchange = await self._ask(prompt)
             if exchange.error not in REFUSED:
@@ -324,8 +341,8 @@ class Prober:
             f"{exchange.error_text}"
         )
 
-    async def _ask(self, prompt: str) -> Exchange:
-        """One request of one output token, again where the server was only busy.
+    async def _ask(self, prompt: api.Prompt) -> Exchange:
+        """One request of hardly any output, again where the server was only busy.
 
         Raises TargetError where nobody can use the target.
         """
@@ -337,7 +354,7 @@ class Prober:
             exchange = await self._ask_once(prompt)
         return exchange
 
-    async def _ask_once(self, prompt: str) -> Exchange:
+    async def _ask_once(self, prompt: api.Prompt) -> Exchange:
         ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
 
         def done(connection: Connection, exchange: Exchange) -> None:
@@ -354,8 +371,9 @@ class Prober:
                 raise TargetError(_tls_advice(self._address, error)) from error
             raise TargetError(f"no connection to {self._address.origin}: {_why(error)}") from error
         body = api.body(
-            self._endpoint, self._model, prompt, 1, stream=self._stream, dialect=self.found.dialect
-        )
+            self._endpoint, self._model, prompt, self._api.output_min, stream=self._stream,
+            dialect=self.found.dialect,
+        )  # fmt: skip
         connection.start(Exchange(0, 0), wire(self._head, body), self._timeout_s,
                          stream=self._stream)  # fmt: skip
         exchange = await ended

@@ -2,13 +2,12 @@
 
 What comes out does not depend on how the bytes were cut on their way. Comments, `event:`, `id:` and
 `retry:` lines carry no token and are dropped; several `data:` lines of one event are joined by a
-newline, as the HTML standard says. Lines end with LF or CRLF.
+newline, as the HTML standard says. Lines end with LF, CRLF or CR.
 """
 
 from __future__ import annotations
 
 MAX_EVENT_BYTES = 16 * 2**20
-CR = 13
 
 
 class EventTooLong(ValueError):
@@ -18,25 +17,36 @@ class EventTooLong(ValueError):
 class Decoder:
     """Decoder of one stream. `feed` what arrives, `close` at its end."""
 
-    __slots__ = ("_event_bytes", "_lines", "_tail")
+    __slots__ = ("_after_cr", "_lines", "_tail", "pending_bytes")
 
     def __init__(self) -> None:
         self._tail: list[bytes] = []  # pieces of a line that is not complete yet
         self._lines: list[bytes] = []  # data lines of an event that is not complete yet
-        self._event_bytes = 0  # of both; 0: there is neither
+        self.pending_bytes = 0  # of both; 0: it stands between two events
+        self._after_cr = False  # an LF that comes next belongs to the line end before it
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that `data` completes. Raises EventTooLong."""
-        if self._event_bytes == 0 and data.startswith(b"data: ") and data.endswith(b"\n\n"):
+        cr = data.find(b"\r") >= 0  # quicker than `in`
+        if not (self.pending_bytes or cr) and data.startswith(b"data: ") and data.endswith(b"\n\n"):
             # What nearly every read is: whole events of one line each; very often it is one.
             length = len(data)
-            if data.find(b"\n") == length - 2 and data[-3] != CR and length <= MAX_EVENT_BYTES:
-                return [data[6:-2]]
-            events = data[6:-2].split(b"\n\ndata: ")
-            whole = data.count(b"\n") == 2 * len(events) and b"\r" not in data
-            if whole and length <= MAX_EVENT_BYTES:
-                return events
-        return self._feed_lines(data)
+            if length <= MAX_EVENT_BYTES:
+                if data.find(b"\n") == length - 2:
+                    return [data[6:-2]]
+                events = data[6:-2].split(b"\n\ndata: ")
+                if data.count(b"\n") == 2 * len(events):
+                    return events
+        return self._feed_lines(self._plain(data) if cr or self._after_cr else data)
+
+    def _plain(self, data: bytes) -> bytes:
+        """The same lines, each ended by LF."""
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _feed_lines(self, data: bytes) -> list[bytes]:
         events: list[bytes] = []
@@ -53,22 +63,20 @@ class Decoder:
         return events
 
     def _grow(self, piece: bytes) -> None:
-        self._event_bytes += len(piece)
-        if self._event_bytes > MAX_EVENT_BYTES:
+        self.pending_bytes += len(piece)
+        if self.pending_bytes > MAX_EVENT_BYTES:
             raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES} bytes")
 
     def _line(self, line: bytes, events: list[bytes]) -> None:
-        if line.endswith(b"\r"):
-            line = line[:-1]
         if not line:
-            self._event_bytes = 0
+            self.pending_bytes = 0
             if self._lines:
                 events.append(b"\n".join(self._lines))
                 self._lines.clear()
         elif line.startswith(b"data:"):
             self._lines.append(line[6:] if line.startswith(b"data: ") else line[5:])
         elif not self._lines:
-            self._event_bytes = 0  # comments between events belong to none
+            self.pending_bytes = 0  # comments between events belong to none
 
     def close(self) -> list[bytes]:
         """The event that a stream ended in the middle of, if any: `[DONE]` without a newline."""

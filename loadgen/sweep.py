@@ -216,6 +216,7 @@ class Session:
         options = self.options
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
+        self._api = api.ENDPOINTS[options.endpoint]
         model = self._choose_model(known)
         prompt_tokens = self._check_length(model, known)
         if known.simulated:
@@ -228,10 +229,12 @@ class Session:
             stream=options.stream, timeout_s=limit_s,
             count=tokenizer.counter(options.tokenizer) if options.tokenizer else None,
         )  # fmt: skip
-        probed = await prober.run(prompt_tokens, self._nonces)
+        probed = await prober.run(
+            prompt_tokens, self._nonces, try_token_ids=api.TOKEN_IDS in self._api.takes
+        )
         for note in probed.notes:
             self._watcher.note(note)
-        self._head = request_head(self._address, api.PATHS[options.endpoint], options.headers)
+        self._head = request_head(self._address, self._api.path, options.headers)
         self._overhead(probe_requests=probed.requests, probe_tokens=probed.tokens)
         self._spec = Spec(
             endpoint=options.endpoint,
@@ -241,6 +244,7 @@ class Session:
             output_tokens=options.output_tokens,
             costs=probed.costs,
             dialect=probed.dialect,
+            token_ids=probed.token_ids,
             prefix_tokens=options.prefix_tokens,
             prefixes=options.prefixes,
             reuse=options.reuse_prompts,
@@ -264,7 +268,9 @@ class Session:
         output = options.output_tokens or Fixed(DEFAULT_OUTPUT_TOKENS)
         if asked is not None and output.fixed is not None and not options.own_lengths:
             whole = asked * options.turns + options.prefix_tokens
-            probe.check_length(model, known, whole, output.fixed * options.turns)
+            probe.check_length(
+                model, known, whole, output.fixed * options.turns, self._api.sequences
+            )
             return asked
         longest = known.lengths.get(model, round(options.input_tokens.mean) + 1)
         return max(1, min(round(options.input_tokens.mean), longest - 1))
@@ -410,7 +416,7 @@ class Session:
         base = next((r.value for r in self._observer.readings if r.name == name), None)
         if base is None or self._server is None:
             return
-        ours = int((recording.outcome == OK).sum())
+        ours = int((recording.outcome == OK).sum()) * self._api.sequences
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline and not self._interrupted:
             with suppress(ServefitError):
@@ -466,7 +472,7 @@ class Session:
             start_unix_ns=start_ns + self._unix_minus_monotonic_ns,
             end_unix_ns=end_ns + self._unix_minus_monotonic_ns,
             model=target.model,
-            operation="chat" if self.options.endpoint == "chat" else "text_completion",
+            operation=self._api.operation,
             provider=target.engine or "openai",
             server_address=self._address.host,
             server_port=self._address.port,

@@ -17,6 +17,7 @@ import msgspec
 
 from agent.model import UsageError
 from loadgen import api
+from loadgen.api import Prompt
 from loadgen.lengths import Length
 from loadgen.prompts import NONCES, Costs, Maker, Piece, Texts, TokenIds, nonce_letters
 
@@ -28,7 +29,6 @@ TRACE_BLOCK_TOKENS = 512  # what one of Mooncake's hash_ids stands for
 NONCE_STEP = 12_934_567_890_121  # odd, and of no factor of 16!: all nonces come before one repeats
 
 Message = dict[str, str]
-Prompt = str | list[int] | list[Message]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):

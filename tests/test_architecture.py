@@ -23,6 +23,7 @@ PURE = {
     "loadgen.lengths",
     "loadgen.workload",
     "loadgen.api",
+    "loadgen.usual",
     "loadgen.sse",
     "loadgen.level",
 } | {

@@ -164,7 +164,7 @@ def _point(load: float, levels: list[Level], tokens: bool, t: Thresholds) -> Poi
     rates = [(lv.output_tokens_per_s if tokens else lv.request_throughput) or 0 for lv in levels]
     mean = float(np.mean(rates))
     spread = max(abs(rate - mean) for rate in rates) / mean if mean > 0 else 0.0
-    half = max(spread, *(_half(level, t) for level in levels))
+    half = max(spread, *(_half(level, tokens, t) for level in levels))
     return Point(
         load=load,
         level=levels[0],
@@ -181,11 +181,15 @@ def sample_size(level: Level) -> int:
     return level.requests.ok if level.requests else level.e2e_ms.n
 
 
-def _half(level: Level, t: Thresholds) -> float:
-    if level.output_tokens_per_s_ci95 is None or not level.output_tokens_per_s:
+def _half(level: Level, tokens: bool, t: Thresholds) -> float:
+    rate, interval = (
+        (level.output_tokens_per_s, level.output_tokens_per_s_ci95)
+        if tokens
+        else (level.request_throughput, level.request_throughput_ci95)
+    )
+    if interval is None or not rate:
         return t.assumed_error
-    low, high = level.output_tokens_per_s_ci95
-    return max(0.0, high - low) / 2 / level.output_tokens_per_s
+    return max(0.0, interval[1] - interval[0]) / 2 / rate
 
 
 def in_flight(level: Level) -> float | None:

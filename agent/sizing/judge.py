@@ -21,6 +21,7 @@ import msgspec
 from agent.model import (
     Confidence,
     Curve,
+    Knee,
     Level,
     Ratio,
     Reason,
@@ -524,13 +525,20 @@ def _basis(cap: Capacity) -> str:
 def _capacity_sentence(case: Case, cap: Capacity) -> str:
     unit, knee = UNIT_NAMES[cap.unit], case.curve.knee
     limit = f"; the limit is {case.curve.limit}" if case.curve.limit else ""
-    best = f" ({_n(knee.output_tokens_per_s)} output tokens/s at the knee)" if knee else ""
+    best = f" ({_at_knee(case, knee)} at the knee)" if knee else ""
     if cap.basis == "slo" and cap.value is None:
         lowest = _n(case.points[0].load)
         return f"The SLO is broken at the smallest load tested, {lowest} {unit}{best}{limit}."
     value = _n(cap.value) if cap.value is not None else "an unknown number of"
     least = "at least " if cap.hi is None and cap.basis != "throughput" else "up to "
     return f"Right for {least}{value} {unit} {_basis(cap)}{best}{limit}."
+
+
+def _at_knee(case: Case, knee: Knee) -> str:
+    if knee.output_tokens_per_s:
+        return f"{_n(knee.output_tokens_per_s)} output tokens/s"
+    point = curves.knee_point(case.points, case.t)
+    return f"{_n(point.rps or 0.0) if point else 'no'} requests/s"
 
 
 def _rests_on(case: Case) -> list[str]:

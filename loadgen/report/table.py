@@ -89,6 +89,7 @@ def _shapes() -> dict[str, Any]:
         "tokens": nulls(Tokens(0, 0, 0, "usage")),
         "measurement": nulls(Measurement(True, [])) | {"send_lag_ms": lag, "loop_lag_ms": lag},
         "server": nulls(ServerView()),
+        "request_throughput_ci95": [],
         "output_tokens_per_s_ci95": [],
     }
 

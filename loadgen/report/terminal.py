@@ -66,7 +66,9 @@ class Progress:
         parts = [f"{self._prefix} {bar} {state.share:4.0%}"]
         if left is not None:
             parts.append(f"{left:.0f} s left")
-        parts += [f"{rate:,.0f} tok/s", f"{state.in_flight} in flight", f"{state.ok} ok"]
+        if state.tokens:
+            parts.append(f"{rate:,.0f} tok/s")
+        parts += [f"{state.in_flight} in flight", f"{state.ok} ok"]
         if state.failed:
             parts.insert(1, f"{state.failed} failed")
         while len(parts) > 1 and len(" · ".join(parts)) >= _columns(self._out):
@@ -119,11 +121,14 @@ def load_text(mode: str, load: float) -> str:
 
 def level_line(level: Level) -> str:
     """One level in one line."""
-    parts = [f"{number(level.output_tokens_per_s)} tok/s{_plus_minus(level)}"]
+    rate, unit = _rate(level)
+    parts = [f"{number(rate)} {unit}{_plus_minus(level)}"]
     if level.ttft_ms.n:
         parts.append(f"TTFT p50 {ms(level.ttft_ms.p50)} p95 {ms(level.ttft_ms.p95)}")
     if level.itl_ms.n:
         parts.append(f"ITL p50 {ms(level.itl_ms.p50)} p95 {ms(level.itl_ms.p95)}")
+    if level.e2e_ms.n and not level.ttft_ms.n:
+        parts.append(f"E2E p50 {ms(level.e2e_ms.p50)} p95 {ms(level.e2e_ms.p95)}")
     if level.requests:
         parts.append(f"{level.requests.ok} ok")
         parts += [f"{n} {kind}" for kind, n in sorted(level.requests.errors.items())]
@@ -134,9 +139,16 @@ def level_line(level: Level) -> str:
     return " · ".join(parts)
 
 
+def _rate(level: Level) -> tuple[float | None, str]:
+    """The throughput and its unit: requests where nothing is generated, as of embeddings."""
+    if level.output_tokens_per_s is None and level.request_throughput is not None:
+        return level.request_throughput, "req/s"
+    return level.output_tokens_per_s, "tok/s"
+
+
 def _plus_minus(level: Level) -> str:
-    interval = level.output_tokens_per_s_ci95
-    rate = level.output_tokens_per_s
+    rate, unit = _rate(level)
+    interval = level.request_throughput_ci95 if unit == "req/s" else level.output_tokens_per_s_ci95
     if interval is None or not rate:
         return ""
     return f" ±{(interval[1] - interval[0]) / 2 / rate:.0%}"
@@ -211,17 +223,26 @@ class Column(NamedTuple):
 
 def _columns_of(levels: Sequence[Level]) -> list[Column]:
     """The columns that have something to show."""
+    generates = any(_rate(level)[1] == "tok/s" for level in levels)
+    streams = any(level.ttft_ms.n for level in levels)
+    tokens = Column("tok/s", 0, lambda level: number(level.output_tokens_per_s))
+    error = Column("±95%", 6, lambda level: _plus_minus(level).strip(" ±") or "–")
+    requests = Column("req/s", 5 * generates, lambda level: number(level.request_throughput))
+    prompts = Column("prompt tok/s", 2, lambda level: number(level.total_tokens_per_s))
     columns = [
         Column("req/s asked" if levels[0].mode == "rate" else "streams", 0, _load_cell),
-        Column("tok/s", 0, lambda level: number(level.output_tokens_per_s)),
-        Column("±95%", 6, lambda level: _plus_minus(level).strip(" ±") or "–"),
-        Column("req/s", 5, lambda level: number(level.request_throughput)),
-        Column("TTFT p50", 3, lambda level: ms(level.ttft_ms.p50)),
-        Column("TTFT p95", 1, lambda level: ms(level.ttft_ms.p95)),
-        Column("ITL p50", 4, lambda level: ms(level.itl_ms.p50)),
-        Column("ITL p95", 1, lambda level: ms(level.itl_ms.p95)),
-        Column("E2E p95", 7, lambda level: ms(level.e2e_ms.p95)),
+        *((tokens, error, requests) if generates else (requests, error, prompts)),
     ]
+    if streams:
+        columns += [
+            Column("TTFT p50", 3, lambda level: ms(level.ttft_ms.p50)),
+            Column("TTFT p95", 1, lambda level: ms(level.ttft_ms.p95)),
+            Column("ITL p50", 4, lambda level: ms(level.itl_ms.p50)),
+            Column("ITL p95", 1, lambda level: ms(level.itl_ms.p95)),
+        ]
+    else:
+        columns.append(Column("E2E p50", 3, lambda level: ms(level.e2e_ms.p50)))
+    columns.append(Column("E2E p95", 7 if streams else 1, lambda level: ms(level.e2e_ms.p95)))
     if any(level.server for level in levels):
         columns += [
             Column("running", 8, lambda level: _server_cell(level, "running_mean")),

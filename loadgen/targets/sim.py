@@ -8,7 +8,7 @@ could not hold the pace, and what was measured is the machine.
 
     python -m loadgen.targets.sim 'sim:h100-sxm/llama-3.1-8b?max_num_seqs=64' --port 8000
 
-Prompts are counted, not read; the reply is the word "tok" once a token.
+Prompts are counted, not read; the reply is the word "tok" once a token, an embedding or a score 0.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import signal
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -38,16 +38,29 @@ from agent.sizing.engine import Efficiencies, EngineSpec, check
 from agent.sizing.hardware import gpu, unknown
 from agent.sizing.models import model
 from agent.sizing.simulate import Engine, Step
+from loadgen.api import ENDPOINTS
+from loadgen.targets.sim_api import (
+    ID_PREFIXES,
+    SIMULATED,
+    Ask,
+    Chunks,
+    Refused,
+    ResponseEvents,
+    check_model,
+    count_messages,
+    count_pairs,
+    count_prompts,
+    json_reply,
+    prefill,
+    scores,
+    token_ids,
+    too_long,
+    understand,
+    whole_reply,
+)
 
 DEMO_SPEC = "sim:rtx-4090/llama-3.1-8b?num_gpu_blocks=256"
 """Small enough that a laptop holds its pace, and a KV cache that 30 short requests fill."""
-
-NATURAL_TOKENS = 512
-"""A reply ends by itself after so many tokens unless `ignore_eos` or `min_tokens` say otherwise."""
-
-CHAT_TOKENS = 3  # the chat template: once a conversation …
-MESSAGE_TOKENS = 4  # … and once a message
-_COMPLETIONS_MAX_TOKENS = 16  # what OpenAI and vLLM take where max_tokens is not given
 
 # ------------------------------------------------------------------------------------------- spec
 
@@ -103,52 +116,6 @@ def _parse_value(key: str, value: str, parse: Callable[[str], Any]) -> Any:
         return parse(value)
     except ValueError as error:
         raise UsageError(f"{key}={value}: not a number") from error
-
-
-# ---------------------------------------------------------------------------------------- counting
-
-
-def count_tokens(text: str) -> int:
-    """Tokens of a text: a word takes one for every 4 characters, rounded up.
-
-    A rule, not a tokenizer: it adds up over words, so that a prompt of n short words is n tokens.
-    """
-    return sum(-(-len(word) // 4) for word in text.split())
-
-
-def token_ids(text: str, vocab: int) -> list[int]:
-    """An id for each token of `text`, the same for the same piece."""
-    pieces = (word[at : at + 4] for word in text.split() for at in range(0, len(word), 4))
-    return [zlib.crc32(piece.encode()) % vocab for piece in pieces]
-
-
-def _content_text(content: Any) -> str:
-    """The text of a chat message: a string, or the text parts of a list."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return ""
-
-
-def _count_messages(messages: Any) -> int:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise _Refused(400, "messages: Input should be a valid list of messages")
-    if not messages:
-        raise _Refused(400, "messages: at least one message is needed")
-    texts = (_content_text(message.get("content")) for message in messages)
-    return CHAT_TOKENS + sum(MESSAGE_TOKENS + count_tokens(text) for text in texts)
-
-
-def _count_prompt(prompt: Any) -> int:
-    """Tokens of a completions prompt: text, token ids, or a list of one of either."""
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return count_tokens(prompt)
-    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
-        return len(prompt)
-    raise _Refused(400, "prompt: the simulated engine takes one text or one list of token ids")
 
 
 # ----------------------------------------------------------------------------------------- metrics
@@ -307,192 +274,6 @@ def _cache_labels(engine: Engine) -> str:
     return ",".join(f'{name}="{value}"' for name, value in labels.items())
 
 
-# ------------------------------------------------------------------------------------------ replies
-
-
-class _Refused(Exception):
-    """A request that is answered with an error object, as vLLM words and shapes it."""
-
-    def __init__(self, status: int, text: str, param: str | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.param = param
-
-    def response(self) -> web.Response:
-        error = {
-            "message": self.text,
-            "type": "NotFoundError" if self.status == 404 else "BadRequestError",
-            "param": self.param,
-            "code": self.status,
-        }
-        return _json({"error": error}, self.status)
-
-
-_SIMULATED = {"x-servefit-simulated": "1"}
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(value)
-    return web.Response(
-        body=body, status=status, content_type="application/json", headers=_SIMULATED
-    )
-
-
-class _Ask(msgspec.Struct):
-    """A request for tokens, understood."""
-
-    chat: bool
-    model: str
-    prompt_tokens: int
-    output_tokens: int
-    finish_reason: str  # how it will end: stop or length
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-
-
-def _whole(body: dict[str, Any], name: str) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _Refused(400, f"{name}: Input should be a valid non-negative integer", name)
-    return value
-
-
-def _understand(body: Any, chat: bool, served: str, longest: int) -> _Ask:
-    """Raises _Refused where vLLM would refuse."""
-    if not isinstance(body, dict):
-        raise _Refused(400, "Input should be a valid dictionary")
-    asked_model = body.get("model") or served
-    if asked_model != served:
-        raise _Refused(404, f"The model `{asked_model}` does not exist.", "model")
-    if body.get("n") not in (None, 1):
-        raise _Refused(400, "n: the simulated engine gives one choice a request", "n")
-    prompt = _count_messages(body.get("messages")) if chat else _count_prompt(body.get("prompt"))
-    prompt = max(1, prompt)
-    room = longest - prompt
-    if room < 1:
-        raise _Refused(
-            400,
-            f"This model's maximum context length is {longest} tokens. However, your request has "
-            f"{prompt} input tokens. Please reduce the length of the input messages.",
-            "input_tokens",
-        )
-    most = _whole(body, "max_completion_tokens") if chat else None
-    most = _whole(body, "max_tokens") if most is None else most
-    if most is None:
-        most = room if chat else min(room, _COMPLETIONS_MAX_TOKENS)
-    if most < 1:
-        raise _Refused(400, f"max_tokens must be at least 1, got {most}.", "max_tokens")
-    if most > room:
-        raise _Refused(
-            400,
-            f"'max_tokens' or 'max_completion_tokens' is too large: {most}. This model's maximum "
-            f"context length is {longest} tokens and your request has {prompt} input tokens "
-            f"({most} > {longest} - {prompt}).",
-            "max_tokens",
-        )
-    least = _whole(body, "min_tokens") or 0
-    if least > most:
-        raise _Refused(400, f"min_tokens must be at most max_tokens={most}, got {least}.")
-    ends_at = most if body.get("ignore_eos") else max(NATURAL_TOKENS, least)
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise _Refused(400, "stream_options: Input should be a valid dictionary")
-    return _Ask(
-        chat=chat,
-        model=served,
-        prompt_tokens=prompt,
-        output_tokens=min(most, ends_at),
-        finish_reason="stop" if ends_at < most else "length",
-        stream=bool(body.get("stream")),
-        include_usage=bool(options.get("include_usage")),
-        continuous_usage=bool(options.get("continuous_usage_stats")),
-    )
-
-
-def _usage(ask: _Ask, completion_tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": ask.prompt_tokens,
-        "total_tokens": ask.prompt_tokens + completion_tokens,
-        "completion_tokens": completion_tokens,
-    }
-
-
-class _Chunks:
-    """The events of one stream as bytes, shaped as vLLM shapes them, made before they are due."""
-
-    def __init__(self, ask: _Ask, reply_id: str, chunked: bool) -> None:
-        self._ask = ask
-        self._chunked = chunked
-        kind = "chat.completion.chunk" if ask.chat else "text_completion"
-        self._head = {
-            "id": reply_id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": ask.model,
-        }
-        self.token = self._frame(self._token_event())
-        first = self._event({"role": "assistant", "content": ""}) if ask.chat else b""
-        self.first = self._frame(first + self._token_event(1))
-
-    def token_with_usage(self, done: int) -> bytes:
-        return self._frame(self._token_event(done))
-
-    def last(self, done: int) -> bytes:
-        """The last token with its finish reason, the usage where it was asked for, `[DONE]`."""
-        ask = self._ask
-        text = "" if ask.finish_reason == "stop" else " tok"
-        role = {"role": "assistant", "content": ""}
-        events = self._event(role) if ask.chat and done == 1 else b""
-        events += self._token_event(done, text, ask.finish_reason)
-        if ask.include_usage:
-            events += _sse({**self._head, "choices": [], "usage": _usage(ask, done)})
-        return self._frame(events + b"data: [DONE]\n\n")
-
-    def _token_event(self, done: int = 0, text: str = " tok", reason: str | None = None) -> bytes:
-        delta: Any = {"content": text} if self._ask.chat else text
-        return self._event(delta, reason, done)
-
-    def _event(self, delta: Any, reason: str | None = None, done: int = 0) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "delta" if self._ask.chat else "text": delta}
-        choice |= {"logprobs": None, "finish_reason": reason}
-        if not self._ask.chat or reason:
-            choice["stop_reason"] = None
-        event = {**self._head, "choices": [choice]}
-        if self._ask.continuous_usage:
-            event["usage"] = _usage(self._ask, done)
-        return _sse(event)
-
-    def _frame(self, data: bytes) -> bytes:
-        """One chunk of HTTP/1.1's chunked coding; HTTP/1.0 has the connection's end instead."""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
-
-
-def _sse(event: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(event) + b"\n\n"
-
-
-def _whole_reply(ask: _Ask, reply_id: str) -> dict[str, Any]:
-    n = ask.output_tokens
-    text = " tok" * (n - 1 if ask.finish_reason == "stop" else n)
-    choice: dict[str, Any] = {"index": 0}
-    choice["message" if ask.chat else "text"] = (
-        {"role": "assistant", "content": text, "tool_calls": []} if ask.chat else text
-    )
-    choice |= {"logprobs": None, "finish_reason": ask.finish_reason, "stop_reason": None}
-    return {
-        "id": reply_id,
-        "object": "chat.completion" if ask.chat else "text_completion",
-        "created": int(time.time()),
-        "model": ask.model,
-        "choices": [choice],
-        "usage": {**_usage(ask, n), "prompt_tokens_details": None},
-    }
-
-
 # -------------------------------------------------------------------------------------------- clock
 
 
@@ -543,11 +324,14 @@ class _Live:
     """One request under way: where its tokens go, and its instants on the monotonic clock."""
 
     __slots__ = (
-        "admitted_s", "ask", "chunks", "done", "first_s", "gone", "last_s", "sent_s", "token",
+        "admitted_s", "ask", "chunks", "done", "first_s", "gone", "id", "last_s", "sent_s", "token",
         "transport",
     )  # fmt: skip
 
-    def __init__(self, ask: _Ask, finished: asyncio.Future[None], sent_s: float) -> None:
+    def __init__(
+        self, request_id: int, ask: Ask, finished: asyncio.Future[None], sent_s: float
+    ) -> None:
+        self.id = request_id
         self.ask = ask
         self.gone = finished
         self.sent_s = sent_s
@@ -556,13 +340,13 @@ class _Live:
         self.last_s = sent_s
         self.done = 0
         self.transport: asyncio.Transport | None = None
-        self.chunks: _Chunks | None = None
+        self.chunks: Chunks | ResponseEvents | None = None
         self.token = b""  # the chunk of an ordinary token; empty where each is different
 
 
-def _token_with_usage(live: _Live) -> bytes:
+def _token_number(live: _Live) -> bytes:
     assert live.chunks is not None
-    return live.chunks.token_with_usage(live.done)
+    return live.chunks.token_number(live.done)
 
 
 class Server:
@@ -585,8 +369,9 @@ class Server:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/tokenize", self._tokenize)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._completions)
+        for name, endpoint in ENDPOINTS.items():
+            answer = self._generate if endpoint.generates else self._compute
+            app.router.add_post(endpoint.path, partial(answer, endpoint=name))
         app.cleanup_ctx.append(self._running)
         return app
 
@@ -640,7 +425,7 @@ class Server:
             if request_id in finished:
                 continue
             if (transport := live.transport) is not None:
-                transport.write(live.token or _token_with_usage(live))
+                transport.write(live.token or _token_number(live))
         metrics = self.metrics
         if usual:
             metrics.itl.observe(gap_s, usual)  # those who decode all got their last one together
@@ -650,21 +435,23 @@ class Server:
         for request_id in step.finished:
             if live := live_by_id.pop(request_id, None):
                 self._finish(live)
-        metrics.generation_tokens += usual + len(step.first) + len(step.resumed)
+        metrics.generation_tokens += usual
         metrics.step_tokens.observe(step.decoded + step.prefilled)
 
     def _give_after_prefill(self, live: _Live, now_s: float, is_last: bool) -> None:
         live.done += 1
+        self.metrics.generation_tokens += live.ask.generates
         if live.done == 1:
             live.first_s = now_s
             self.metrics.prompt_tokens += live.ask.prompt_tokens
-            self.metrics.ttft.observe(now_s - live.sent_s)
+            if live.ask.generates:
+                self.metrics.ttft.observe(now_s - live.sent_s)
         else:
             self.metrics.itl.observe(now_s - live.last_s)
         live.last_s = now_s
         if live.transport is not None and live.chunks is not None and not is_last:
             chunks = live.chunks
-            first = chunks.first if live.done == 1 else chunks.token_with_usage(live.done)
+            first = chunks.first if live.done == 1 else chunks.token_number(live.done)
             live.transport.write(first)
 
     def _finish(self, live: _Live) -> None:
@@ -679,68 +466,99 @@ class Server:
         metrics.decode.observe(live.last_s - live.first_s)
         metrics.inference.observe(live.last_s - live.admitted_s)
         metrics.request_prompt.observe(ask.prompt_tokens)
-        metrics.request_output.observe(live.done)
+        metrics.request_output.observe(live.done if ask.generates else 0)
         if live.done > 1:
             metrics.tpot.observe((live.last_s - live.first_s) / (live.done - 1))
 
     # ---------------------------------------------------------------------------------- routes
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=True)
-
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=False)
-
-    async def _generate(self, request: web.Request, chat: bool) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, endpoint: str) -> web.StreamResponse:
         sent_s = time.monotonic()
         try:
             body = await _body(request)
-            ask = _understand(body, chat, self.model, self.engine.max_model_len)
-        except _Refused as refused:
+            ask = understand(body, endpoint, self.model, self.engine.max_model_len)
+        except Refused as refused:
             return refused.response()
-        request_id = next(self._ids)
-        reply_id = f"{'chatcmpl' if chat else 'cmpl'}-{self._tag}-{request_id}"
-        live = _Live(ask, asyncio.get_running_loop().create_future(), sent_s)
+        live = self._begin(ask, sent_s)
+        reply_id = f"{ID_PREFIXES[endpoint]}{self._tag}-{live.id}"
         reply = await self._open_stream(request, live, reply_id) if ask.stream else None
-        self._live[request_id] = live
-        self.engine.submit(request_id, ask.prompt_tokens, ask.output_tokens)
+        await self._run_through([live])
+        return reply if reply is not None else json_reply(whole_reply(ask, reply_id))
+
+    async def _compute(self, request: web.Request, endpoint: str) -> web.StreamResponse:
+        """Embeddings and scores: prompts are computed, and nothing is generated."""
+        sent_s = time.monotonic()
+        longest = self.engine.max_model_len
+        try:
+            body = await _body(request)
+            check_model(body, self.model)
+            reranks = endpoint == "rerank"
+            counts = count_pairs(body) if reranks else count_prompts(body.get("input"), "input")
+            if max(counts) > longest:
+                raise too_long(max(counts), longest)
+        except Refused as refused:
+            return refused.response()
+        asks = [prefill(endpoint, self.model, max(1, count)) for count in counts]
+        await self._run_through([self._begin(ask, sent_s) for ask in asks])
+        usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+        head = {"model": self.model, "usage": usage}
+        if reranks:
+            return json_reply({**head, "results": scores(body)})
+        vector = msgspec.Raw(b"[" + b",".join([b"0.0"] * self.engine.spec.model.hidden) + b"]")
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index in range(len(counts))
+        ]
+        return json_reply({"object": "list", **head, "data": data})
+
+    def _begin(self, ask: Ask, sent_s: float) -> _Live:
+        return _Live(next(self._ids), ask, asyncio.get_running_loop().create_future(), sent_s)
+
+    async def _run_through(self, lives: list[_Live]) -> None:
+        """Gives the sequences of one request to the engine, and waits until it is done."""
+        for live in lives:
+            self._live[live.id] = live
+            room = self.engine.max_model_len - live.ask.output_tokens
+            self.engine.submit(live.id, min(live.ask.prompt_tokens, room), live.ask.output_tokens)
         assert self._work is not None
         self._work.set()
         try:
-            await live.gone
+            for live in lives:
+                await live.gone
         except asyncio.CancelledError:  # the client has gone
-            if self._live.pop(request_id, None) is not None:
-                self.engine.abort(request_id)
-                self.metrics.finished["abort"] += 1
+            for live in lives:
+                if self._live.pop(live.id, None) is not None:
+                    self.engine.abort(live.id)
+                    self.metrics.finished["abort"] += 1
             raise
-        return reply if reply is not None else _json(_whole_reply(ask, reply_id))
 
     async def _open_stream(
         self, request: web.Request, live: _Live, reply_id: str
     ) -> web.StreamResponse:
         """Sends the headers and makes ready to write past aiohttp, straight to the transport."""
         reply = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", **_SIMULATED}
+            headers={"Content-Type": "text/event-stream; charset=utf-8", **SIMULATED}
         )
         chunked = request.version >= (1, 1)
         if chunked:
             reply.enable_chunked_encoding()
         await reply.prepare(request)
-        live.chunks = _Chunks(live.ask, reply_id, chunked)
-        live.token = b"" if live.ask.continuous_usage else live.chunks.token
+        make = ResponseEvents if live.ask.endpoint == "responses" else Chunks
+        live.chunks = make(live.ask, reply_id, chunked)
+        live.token = live.chunks.token
         live.transport = request.transport
         return reply
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.Response(headers=_SIMULATED)
+        return web.Response(headers=SIMULATED)
 
     async def _version(self, request: web.Request) -> web.Response:
-        return _json({"version": f"servefit-sim {__version__}"})
+        return json_reply({"version": f"servefit-sim {__version__}"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(
             body=self.metrics.page(self.engine),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", **_SIMULATED},
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", **SIMULATED},
         )
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -753,23 +571,23 @@ class Server:
             "parent": None,
             "max_model_len": self.engine.max_model_len,
         }
-        return _json({"object": "list", "data": [card]})
+        return json_reply({"object": "list", "data": [card]})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         try:
             body = await _body(request)
             if not isinstance(body, dict):
-                raise _Refused(400, "Input should be a valid dictionary")
+                raise Refused(400, "Input should be a valid dictionary")
             if "messages" in body:
-                count = _count_messages(body["messages"])
+                count = count_messages(body["messages"])
                 tokens = list(range(count))
             else:
                 tokens = token_ids(str(body.get("prompt", "")), self.engine.spec.model.vocab)
                 count = len(tokens)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.response()
         longest = self.engine.max_model_len
-        return _json(
+        return json_reply(
             {"count": count, "max_model_len": longest, "tokens": tokens, "token_strs": None}
         )
 
@@ -778,11 +596,11 @@ async def _body(request: web.Request) -> Any:
     try:
         data = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise _Refused(413, "the request's body is too large") from error
+        raise Refused(413, "the request's body is too large") from error
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError as error:
-        raise _Refused(400, f"JSON decode error: {error}") from error
+        raise Refused(400, f"JSON decode error: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------- main

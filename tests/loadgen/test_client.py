@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import socket
 import ssl
 import weakref
 import zlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import pairwise
 from time import monotonic_ns
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 import trustme
 import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.model import UsageError
-from loadgen import client
+from loadgen import client, sse
 from loadgen.client import (
     Connection,
     Dialer,
@@ -30,6 +33,7 @@ from loadgen.client import (
     tls_context,
     wire,
 )
+from loadgen.usual import Usual
 from tests.loadgen.scripted import (
     CLOSE,
     DONE,
@@ -82,6 +86,7 @@ class Seen(NamedTuple):
     prompt: int = 7
     output: int = 3
     reasoning: int = 0
+    answered: bool = True  # did a token of an answer come?
     counts: tuple[int, ...] = ()
     reused: bool = True  # may the connection carry another request?
 
@@ -95,6 +100,7 @@ def seen(exchange: Exchange, connection: Connection) -> Seen:
         exchange.prompt_tokens,
         exchange.output_tokens,
         exchange.reasoning_tokens or exchange.reasoning_chunks,
+        exchange.answer_ns > 0,
         tuple(exchange.token_counts),
         connection.usable,
     )
@@ -103,6 +109,7 @@ def seen(exchange: Exchange, connection: Connection) -> Seen:
 X = delta(content="x")
 GOOD = b"".join((delta(role="assistant", content=""), X, X, X, delta("stop"), usage_chunk(7, 3)))
 NO_USAGE = Seen(prompt=-1, output=-1)
+NOTHING = NO_USAGE._replace(stamps=0, finished=False, answered=False)
 BODY = GOOD + DONE
 
 
@@ -119,15 +126,173 @@ def deflated(body: bytes) -> bytes:
     return zlib.compress(body)
 
 
+def gzipped(*events: bytes) -> bytes:
+    """A chunk an event, as a proxy compresses a stream: flushed after each."""
+    packer = zlib.compressobj(wbits=31)
+    pieces = [packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH) for event in events]
+    first = head("200 OK", "Content-Encoding: gzip")
+    return streamed(*pieces, packer.flush(), first=first)
+
+
+def event(kind: str, **members: Any) -> bytes:
+    """An event of the Responses API, with its line `event:`."""
+    return b"event: %b\n" % kind.encode() + frame({"type": kind, **members})
+
+
+def response(status: str, **members: Any) -> bytes:
+    """An event that tells the state of the whole reply."""
+    return event(f"response.{status}", response={"status": status, **members})
+
+
 TOOL = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{"}}]
 ERROR = frame({"error": {"message": "out of memory", "code": 500}})
 HTTP_1_0 = head(version="1.0", chunked=False)
+AZURE = frame({"choices": [], "prompt_filter_results": [], "id": "", "model": ""})
+TEXT_DELTA = event("response.output_text.delta", delta="x", item_id="m", sequence_number=4)
+THOUGHT = event("response.reasoning_text.delta", delta="r", item_id="r")
+ARGUMENTS = event("response.function_call_arguments.delta", delta="{", item_id="f")
+OPENED = (
+    response("created", usage=None), response("in_progress"),
+    event("response.output_item.added", item={"type": "message", "content": []}),
+    event("response.content_part.added", part={"type": "output_text", "text": ""}),
+    event("response.output_text.delta", delta=""),
+)  # fmt: skip
+COUNTED = {
+    "input_tokens": 7, "output_tokens": 3, "total_tokens": 10,
+    "output_tokens_details": {"reasoning_tokens": 0},
+}  # fmt: skip
+CLOSED = event("response.output_text.done", text="xxx")
+
+
+def crlf(*events: bytes) -> tuple[bytes, ...]:
+    return tuple(each.replace(b"\n", b"\r\n") for each in events)
+
+
+PLAIN = (delta(role="assistant", content=""), X, X, X, delta("stop"), usage_chunk(7, 3), DONE)
+
+# name → (events, what must be seen). Every stream that is known to exist.
+STREAMS: dict[str, tuple[tuple[bytes, ...], Seen]] = {
+    "plain": (PLAIN, Seen()),
+    "CRLF": (crlf(*PLAIN), Seen()),
+    "CR": (tuple(each.replace(b"\n", b"\r") for each in PLAIN), Seen()),
+    "no space": (tuple(each.replace(b"data: ", b"data:") for each in PLAIN), Seen()),
+    "comments": (tuple(b": ping\n\nevent: x\n: y\n" + each for each in PLAIN), Seen()),
+    "comments with CRLF": (crlf(*(b": ping\n\n" + each for each in PLAIN)), Seen()),
+    "two events in one": ((X + X, X + delta("stop"), usage_chunk(7, 3) + DONE), Seen()),
+    "utf-8": (
+        (delta(content="日本"), delta("stop", content="é🙂"), DONE), NO_USAGE._replace(stamps=2)
+    ),
+    "role-only and empty deltas": (
+        (delta(role="assistant"), delta(), delta(content=""), X, delta("stop"), DONE),
+        NO_USAGE._replace(stamps=1),
+    ),
+    "reasoning_content": (
+        (delta(reasoning_content="r"), delta(reasoning_content="r"), X, delta("stop"),
+         usage_chunk(7, 9, 6), DONE), Seen(output=9, reasoning=6),
+    ),
+    "reasoning": (
+        (delta(reasoning="r"), delta(reasoning="r"), X, delta("stop"), DONE),
+        NO_USAGE._replace(reasoning=2),
+    ),
+    "reasoning by both names": (
+        (*[delta(reasoning="r", reasoning_content="r")] * 2, X, delta("stop"), DONE),
+        NO_USAGE._replace(reasoning=2),
+    ),
+    "reasoning without an answer": (
+        (*[delta(reasoning="r")] * 3, delta("length"), DONE),
+        NO_USAGE._replace(reasoning=3, answered=False),
+    ),
+    "tool calls": (
+        (delta(tool_calls=TOOL), delta(tool_calls=TOOL), delta("tool_calls"), DONE),
+        NO_USAGE._replace(stamps=2),
+    ),
+    "usage in the last chunk": (
+        (X, X, delta("stop", usage(7, 3), content="x"), DONE),
+        Seen(counts=(1, 1, 3)),  # not their sum: the recorder shares the total out
+    ),
+    "usage in every chunk": (
+        (delta(None, usage(7, 0), role="assistant"), delta(None, usage(7, 1), content="x"),
+         delta(None, usage(7, 4), content="xyz"), delta("stop", usage(7, 4)), DONE),
+        Seen(stamps=2, output=4, counts=(1, 3)),
+    ),
+    "usage never": ((X, X, X, delta("stop"), DONE), NO_USAGE),
+    "Azure": ((AZURE, X, X, X, delta("stop"), DONE), NO_USAGE),
+    "an error in the middle": (
+        (X, X, ERROR, DONE),
+        NO_USAGE._replace(error="stream_error", stamps=2, finished=False, reused=False),
+    ),
+    "an error after the finish_reason": (
+        (X, delta("stop"), ERROR, DONE),
+        NO_USAGE._replace(error="stream_error", stamps=1, reused=False),
+    ),
+    "no [DONE], a finish_reason": (PLAIN[:-1], Seen()),
+    "neither": (
+        (X, X), NO_USAGE._replace(error="cut", stamps=2, finished=False, reused=False)
+    ),
+    "nothing at all": ((), NOTHING._replace(error="cut", reused=False)),
+    "[DONE] without a newline": ((*PLAIN[:-1], b"data: [DONE]"), Seen()),
+    "only [DONE] tells the end": ((X, X, X, DONE), NO_USAGE),
+    "more after [DONE]": ((*PLAIN, X, ERROR, DONE), Seen()),
+    "a broken frame, then [DONE]": (
+        (X, b'data: {"choices":[{"del\n\n', X, DONE),
+        NO_USAGE._replace(error="bad_stream", stamps=1, finished=False, reused=False),
+    ),
+    "cut inside a frame": (
+        (X, X, b'data: {"choices":[{"del'),
+        NO_USAGE._replace(error="bad_stream", stamps=2, finished=False, reused=False),
+    ),
+    "responses": (
+        (*OPENED, TEXT_DELTA, TEXT_DELTA, TEXT_DELTA, CLOSED, response("completed", usage=COUNTED)),
+        Seen(),
+    ),
+    "responses that reason": (
+        (*OPENED, THOUGHT, event("response.reasoning_summary_text.delta", delta="r"), TEXT_DELTA,
+         response("completed", usage={**COUNTED, "output_tokens_details": {"reasoning_tokens": 2}}),
+         DONE), Seen(reasoning=2),
+    ),
+    "responses that call": (
+        (*OPENED, ARGUMENTS, ARGUMENTS, ARGUMENTS, response("completed", usage=COUNTED)), Seen(),
+    ),
+    "responses at max_output_tokens": (
+        (*OPENED, TEXT_DELTA, TEXT_DELTA, TEXT_DELTA, response("incomplete", usage=COUNTED)),
+        Seen(),
+    ),
+    "responses that failed": (
+        (*OPENED, TEXT_DELTA, response("failed", error={"code": "x", "message": "no memory"})),
+        NO_USAGE._replace(error="stream_error", stamps=1, finished=False, reused=False),
+    ),
+    "responses with an error": (
+        (*OPENED, THOUGHT, event("error", code="x", message="no memory")),
+        NO_USAGE._replace(error="stream_error", stamps=1, finished=False, reasoning=1,
+                          answered=False, reused=False),
+    ),
+    "responses cut": (
+        (*OPENED, TEXT_DELTA, CLOSED),
+        NO_USAGE._replace(error="cut", stamps=1, finished=False, reused=False),
+    ),
+}  # fmt: skip
+
+# name → (bytes of a reply of these events, then the connection is closed?)
+FRAMINGS: dict[str, tuple[Callable[..., bytes], bool]] = {
+    "an event a chunk": (streamed, False),
+    "one chunk": (lambda *events: streamed(*filter(None, (b"".join(events),))), False),
+    "sixteen bytes a chunk": (
+        lambda *events: streamed(*cut_up(b"".join(events), 16)), False
+    ),
+    "content-length": (lambda *events: with_length(b"".join(events)), False),
+    "until the connection closes": (lambda *events: HTTP_1_0 + b"".join(events), True),
+    "gzip": (gzipped, False),
+}  # fmt: skip
+
+
+def cut_up(data: bytes, step: int) -> list[bytes]:
+    return [data[i : i + step] for i in range(0, len(data), step)]
+
 
 # name → (bytes, then the connection is closed?, what must be seen)
 REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
-    "chunked": (streamed(GOOD, DONE), False, Seen()),
+    **{name: (streamed(*events), False, told) for name, (events, told) in STREAMS.items()},
     "content-length": (with_length(BODY), False, Seen()),
-    "an event a chunk": (streamed(X, X, X, delta("stop"), usage_chunk(7, 3), DONE), False, Seen()),
     "close-delimited, HTTP/1.0": (HTTP_1_0 + BODY, True, Seen(reused=False)),
     "close-delimited, HTTP/1.1": (head(chunked=False) + BODY, True, Seen(reused=False)),
     "HTTP/1.0 kept alive": (
@@ -137,69 +302,7 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
     "connection: close": (
         head("200 OK", "Connection: close") + chunk(BODY) + END, True, Seen(reused=False)
     ),
-    "CRLF": (streamed(BODY.replace(b"\n", b"\r\n")), False, Seen()),
-    "no space": (streamed(BODY.replace(b"data: ", b"data:")), False, Seen()),
-    "comments": (streamed(BODY.replace(b"data: ", b": ping\n\nevent: x\ndata: ")), False, Seen()),
-    "one byte a chunk": (head() + b"".join(chunk(b"%c" % c) for c in BODY) + END, False, Seen()),
-    "utf-8": (streamed(delta(content="日本"), delta("stop", content="é"), DONE), False,
-              NO_USAGE._replace(stamps=2)),
-    "role-only and empty deltas": (
-        streamed(delta(role="assistant"), delta(), delta(content=""), X, delta("stop"), DONE),
-        False, NO_USAGE._replace(stamps=1),
-    ),
-    "reasoning_content": (
-        streamed(delta(reasoning_content="r"), delta(reasoning_content="r"), X, delta("stop"),
-                 usage_chunk(7, 9, 6), DONE), False, Seen(output=9, reasoning=6),
-    ),
-    "reasoning": (
-        streamed(delta(reasoning="r"), delta(reasoning="r"), X, delta("stop"), DONE), False,
-        NO_USAGE._replace(reasoning=2),
-    ),
-    "tool calls": (
-        streamed(delta(tool_calls=TOOL), delta(tool_calls=TOOL), delta("tool_calls"), DONE), False,
-        NO_USAGE._replace(stamps=2),
-    ),
-    "usage in the last chunk": (
-        streamed(X, X, delta("stop", usage(7, 3), content="x"), DONE), False,
-        Seen(counts=(1, 1, 3)),  # not their sum: the recorder shares the total out
-    ),
-    "usage in every chunk": (
-        streamed(delta(None, usage(7, 0), role="assistant"), delta(None, usage(7, 1), content="x"),
-                 delta(None, usage(7, 4), content="xyz"), delta("stop", usage(7, 4)), DONE),
-        False, Seen(stamps=2, output=4, counts=(1, 3)),
-    ),
-    "usage never": (streamed(X, X, X, delta("stop"), DONE), False, NO_USAGE),
-    "Azure": (
-        streamed(frame({"choices": [], "prompt_filter_results": []}), X, X, X, delta("stop"), DONE),
-        False, NO_USAGE,
-    ),
-    "an error in the middle": (
-        streamed(X, X, ERROR, DONE), False,
-        NO_USAGE._replace(error="stream_error", stamps=2, finished=False, reused=False),
-    ),
-    "an error after the finish_reason": (
-        streamed(X, delta("stop"), ERROR, DONE), False,
-        NO_USAGE._replace(error="stream_error", stamps=1, reused=False),
-    ),
-    "no [DONE], a finish_reason": (streamed(GOOD), False, Seen()),
-    "neither": (
-        streamed(X, X), False,
-        NO_USAGE._replace(error="cut", stamps=2, finished=False, reused=False),
-    ),
-    "nothing at all": (
-        streamed(), False, NO_USAGE._replace(error="cut", stamps=0, finished=False, reused=False)
-    ),
-    "[DONE] without a newline": (streamed(GOOD, b"data: [DONE]"), False, Seen()),
-    "only [DONE] tells the end": (streamed(X, X, X, DONE), False, NO_USAGE),
-    "a broken frame, then [DONE]": (
-        streamed(X, b'data: {"choices":[{"del\n\n', X, DONE), False,
-        NO_USAGE._replace(error="bad_stream", stamps=1, finished=False, reused=False),
-    ),
-    "cut inside a frame": (
-        streamed(X, X, b'data: {"choices":[{"del'), False,
-        NO_USAGE._replace(error="bad_stream", stamps=2, finished=False, reused=False),
-    ),
-    "more after [DONE]": (streamed(GOOD, DONE, ERROR, DONE), False, Seen()),
+    "one byte a chunk": (streamed(*cut_up(BODY, 1)), False, Seen()),
     "no final chunk": (
         head() + chunk(X) + chunk(X), True,
         NO_USAGE._replace(error="cut", stamps=2, finished=False, reused=False),
@@ -208,10 +311,7 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
     "no final chunk after the finish_reason": (
         head() + chunk(GOOD), True, Seen(error="cut", reused=False)
     ),
-    "closed without a word": (
-        b"", True,
-        NO_USAGE._replace(error="reset", stamps=0, finished=False, status=0, reused=False),
-    ),
+    "closed without a word": (b"", True, NOTHING._replace(error="reset", status=0, reused=False)),
     "gzip that nobody asked for": (
         with_length(gzip.compress(BODY), "Content-Encoding: gzip"), False, Seen()
     ),
@@ -220,23 +320,22 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
     ),
     "broken gzip": (
         with_length(b"no gzip at all", "Content-Encoding: gzip"), False,
-        NO_USAGE._replace(error="bad_http", stamps=0, finished=False, reused=False),
+        NOTHING._replace(error="bad_http", reused=False),
     ),
     "429": (
         whole("429 Too Many Requests", b'{"error":{"message":"slow down"}}', "Retry-After: 2"),
-        False, NO_USAGE._replace(error="http_429", stamps=0, finished=False, status=429),
+        False, NOTHING._replace(error="http_429", status=429),
     ),
     "503 in HTML": (
         whole("503 Service Unavailable", b"<h1>busy</h1>", "Retry-After: 1", kind="text/html"),
-        False, NO_USAGE._replace(error="http_503", stamps=0, finished=False, status=503),
+        False, NOTHING._replace(error="http_503", status=503),
     ),
     "500 as a stream": (
         head("500 Oops") + chunk(ERROR) + END, False,
-        NO_USAGE._replace(error="http_500", stamps=0, finished=False, status=500),
+        NOTHING._replace(error="http_500", status=500),
     ),
     "204": (
-        b"HTTP/1.1 204 No Content\r\n\r\n", False,
-        NO_USAGE._replace(error="http_204", stamps=0, finished=False, status=204),
+        b"HTTP/1.1 204 No Content\r\n\r\n", False, NOTHING._replace(error="http_204", status=204)
     ),
     "interim replies": (
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Encoding: gzip\r\n\r\n"
@@ -244,34 +343,60 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
     ),
     "switching protocols": (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", False,
-        NO_USAGE._replace(error="bad_http", stamps=0, finished=False, status=101, reused=False),
+        NOTHING._replace(error="bad_http", status=101, reused=False),
     ),
     "not HTTP": (
         b"SSH-2.0-OpenSSH_9.6\r\n", False,
-        NO_USAGE._replace(error="bad_http", stamps=0, finished=False, status=0, reused=False),
+        NOTHING._replace(error="bad_http", status=0, reused=False),
     ),
     "a broken chunk": (
         head() + chunk(X) + b"zz\r\n", False,
         NO_USAGE._replace(error="bad_http", stamps=1, finished=False, reused=False),
     ),
-    "not streamed although asked": (answer(7, 3), False, Seen(stamps=0)),
+    "not streamed although asked": (answer(7, 3), False, Seen(stamps=0, answered=False)),
     "not streamed and not declared": (
         with_length(b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}]}', kind=None),
-        False, NO_USAGE._replace(stamps=0),
+        False, NO_USAGE._replace(stamps=0, answered=False),
     ),
     "streamed and not declared": (with_length(BODY, kind=None), False, Seen()),
     "streamed as text": (with_length(b": hi\n\n" + BODY, kind="text/plain"), False, Seen()),
     "HTML": (
         whole("200 OK", b"<html>log in</html>", kind="text/html"), False,
-        NO_USAGE._replace(error="bad_reply", stamps=0, finished=False, reused=False),
+        NOTHING._replace(error="bad_reply", reused=False),
     ),
     "JSON of something else": (
-        whole("200 OK", b'{"hello":1}'), False,
-        NO_USAGE._replace(error="bad_reply", stamps=0, finished=False),
+        whole("200 OK", b'{"hello":1}'), False, NOTHING._replace(error="bad_reply"),
     ),
     "an error with status 200": (
         whole("200 OK", b'{"error":{"message":"no"}}'), False,
-        NO_USAGE._replace(error="stream_error", stamps=0, finished=False),
+        NOTHING._replace(error="stream_error"),
+    ),
+    "a response that is not streamed": (
+        whole("200 OK", json.dumps({
+            "object": "response", "status": "incomplete", "error": None,
+            "output": [{"type": "message", "content": [{"type": "output_text", "text": "x"}]}],
+            "usage": {**COUNTED, "output_tokens_details": {"reasoning_tokens": 1}},
+        }).encode()), False, Seen(stamps=0, answered=False, reasoning=1),
+    ),
+    "a response that failed": (
+        whole("200 OK", b'{"status":"failed","output":[],"error":{"message":"no memory"}}'), False,
+        NOTHING._replace(error="stream_error"),
+    ),
+    "a response that is only queued": (
+        whole("200 OK", b'{"status":"queued","output":[]}'), False,
+        NOTHING._replace(error="bad_reply"),
+    ),
+    "embeddings": (
+        whole("200 OK", b'{"data":[{"embedding":[0.5,-1e-3]}],"usage":{"prompt_tokens":7}}'),
+        False, Seen(stamps=0, answered=False, output=0),
+    ),
+    "scores": (
+        whole("200 OK", b'{"results":[{"relevance_score":0.5}],"usage":{"total_tokens":7}}'),
+        False, Seen(stamps=0, answered=False, output=0),
+    ),
+    "scores as a list": (
+        whole("200 OK", b'[{"score":0.5,"index":0}]'), False,
+        NO_USAGE._replace(stamps=0, answered=False),
     ),
 }  # fmt: skip
 
@@ -320,37 +445,178 @@ class FakeTransport(asyncio.Transport):
         self.closed = True
 
 
-def fed(pieces: list[bytes], *, closes: bool, is_stream: bool = True) -> Seen:
-    """What a connection makes of the pieces, without a socket."""
+def fed(
+    pieces: Sequence[bytes], *, end: str = "", is_stream: bool = True, usual: bool = True
+) -> Seen:
+    """What a connection makes of the pieces, without a socket; then its `end` comes."""
     ended: list[Exchange] = []
     connection = Connection(lambda _, exchange: ended.append(exchange))
     connection.connection_made(FakeTransport())
     connection.start(Exchange(0, monotonic_ns()), b"x", 60.0, stream=is_stream)
+    if not usual:
+        connection._usual = Unlearned()
     for piece in pieces:
         if piece and not connection._transport.is_closing():  # type: ignore[union-attr]
             connection.data_received(piece)
-    if closes:
+    if end == CLOSE:
         connection.eof_received()
+    elif end == RESET:
+        connection.connection_lost(ConnectionResetError(errno.ECONNRESET, "reset by peer"))
+    elif end == HANG:
+        connection._timed_out()
     assert len(ended) == 1
     assert ordered(ended[0])
     result = seen(ended[0], connection)
-    connection.connection_lost(None)
+    if end != RESET:
+        connection.connection_lost(None)
     assert len(ended) == 1
-    return result._replace(reused=result.reused and not closes)
+    return result._replace(reused=result.reused and not end)
+
+
+class Unlearned(Usual):
+    """Knows no chunk: every one is decoded."""
+
+    def fits(self, data: bytes) -> bool:
+        return False
+
+
+def cut_everywhere(data: bytes, end: str, expected: Seen) -> None:
+    assert fed([data], end=end) == expected
+    assert fed(cut_up(data, 1), end=end) == expected
+    for cut in range(1, len(data)):
+        assert fed([data[:cut], data[cut:]], end=end) == expected, cut
 
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_a_reply_cut_at_every_position(name: str) -> None:
     data, closes, expected = REPLIES[name]
-    assert fed([data], closes=closes) == expected
-    assert fed([data[i : i + 1] for i in range(len(data))], closes=closes) == expected
-    step = max(1, len(data) // 1000)
-    for cut in range(1, len(data), step):
-        assert fed([data[:cut], data[cut:]], closes=closes) == expected, cut
+    cut_everywhere(data, CLOSE if closes else "", expected)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_stream_in_every_framing_cut_at_every_position(name: str, framing: str) -> None:
+    events, expected = STREAMS[name]
+    framed, closes = FRAMINGS[framing]
+    if closes:
+        expected = expected._replace(reused=False)
+    cut_everywhere(framed(*events), CLOSE if closes else "", expected)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3])
+@pytest.mark.parametrize(("end", "kind"), [(RESET, "reset"), (HANG, "timeout"), (CLOSE, "cut")])
+async def test_an_end_after_some_tokens_cut_at_every_position(
+    tokens: int, end: str, kind: str
+) -> None:
+    data = head() + chunk(X) * tokens
+    expected = NOTHING._replace(error=kind, stamps=tokens, answered=tokens > 0, reused=False)
+    cut_everywhere(data, end, expected)
+
+
+@pytest.mark.parametrize(("end", "kind"), [(RESET, "reset"), (HANG, "timeout"), (CLOSE, "reset")])
+async def test_an_end_at_every_position_of_the_head(end: str, kind: str) -> None:
+    data = head()
+    for cut in range(len(data) - 1):
+        told = fed([data[:cut]], end=end)
+        assert (told.error, told.stamps, told.reused) == (kind, 0, False), cut
+
+
+async def test_the_text_of_a_reply_does_not_depend_on_the_cuts() -> None:
+    events, _ = STREAMS["utf-8"]
+    data = streamed(*events)
+    for cut in range(len(data)):
+        exchange = Exchange(0, monotonic_ns())
+        exchange.texts = []
+        connection = Connection(lambda *_: None)
+        connection.connection_made(FakeTransport())
+        connection.start(exchange, b"x", 60.0, stream=True)
+        for piece in (data[:cut], data[cut:]):
+            if piece:
+                connection.data_received(piece)
+        assert "".join(exchange.texts) == "日本é🙂"
+        connection.connection_lost(None)
+
+
+# What a server might send as one more chunk: nearly always the one before with another token.
+MEMBERS = st.sampled_from(["content", "reasoning_content", "reasoning", "refusal", "role"])
+USUAL = '{"id":"c","choices":[{"index":0,"delta":{"MEMBER":"TOKEN"},"finish_reason":null}]}'
+UNUSUAL = [
+    USUAL.replace('"c"', '"d"'),
+    USUAL.replace("null", '"stop"'),
+    USUAL.replace("]}", '],"usage":{"completion_tokens":4}}'),
+    USUAL.replace("[{", '[{"delta":{"content":"x"}},{'),
+    USUAL.replace('"delta":{', '"delta":{"content":"TOKEN",'),
+    USUAL.replace("null", "null\r"),
+    '{"choices":[{"text":"TOKEN"}]}', '{"error":"TOKEN"}', "TOKEN", "[DONE]",
+    '{"type":"response.output_text.delta","delta":"TOKEN"}',
+]  # fmt: skip
+TOKENS = st.one_of(
+    st.sampled_from(["x", " a", "c", "0x7", ":", "\\n", '\\"', "é"]),
+    st.sampled_from(["", '"', "\\", "\n", "\r", "\x00", "\x7f", "}", '","x":"', '"},"x":{"']),
+    st.text(max_size=3),
+)
+FRAME_ENDS = st.sampled_from(["\n\n"] * 12 + ["\r\n\r\n", "\n", ""])
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> list[bytes]:
+    member = draw(MEMBERS)
+
+    def one() -> bytes:
+        usual = draw(st.integers(0, 9)) < 7
+        template = USUAL if usual else draw(st.sampled_from(UNUSUAL))
+        text = template.replace("MEMBER", member if usual else draw(MEMBERS))
+        text = f"data: {text.replace('TOKEN', draw(TOKENS))}{draw(FRAME_ENDS)}"
+        return text.encode("utf-8", "surrogatepass")
+
+    return [one() for _ in range(draw(st.integers(1, 12)))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(frames(), st.booleans(), st.lists(st.integers(0, 900), max_size=3))
+def test_what_needs_no_decoding_means_what_it_means_decoded(
+    parts: list[bytes], whole_frames: bool, cuts: list[int]
+) -> None:
+    """The same exchange with and without the short way, whatever comes and however it is cut."""
+    data = streamed(*parts)
+    edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+    pieces = [data[a:b] for a, b in pairwise(edges)]
+    if whole_frames:  # each in a read of its own: the short way's own case
+        pieces = [head(), *map(chunk, parts), END]
+
+    async def both() -> None:
+        assert fed(pieces) == fed(pieces, usual=False)
+
+    asyncio.run(both())
+
+
+async def test_the_short_way_is_taken() -> None:
+    """Else the test above would compare nothing."""
+    ended: list[Exchange] = []
+    connection = Connection(lambda _, exchange: ended.append(exchange))
+    connection.connection_made(FakeTransport())
+    connection.start(Exchange(0, monotonic_ns()), b"x", 60.0, stream=True)
+    decoded: list[bytes] = []
+    events = connection._events
+    feed = events.feed
+
+    class Spy(sse.Decoder):
+        def feed(self, data: bytes) -> list[bytes]:
+            decoded.append(data)
+            return feed(data)
+
+    connection._events = Spy()
+    thoughts = [delta(reasoning="a"), delta(reasoning="b"), delta(reasoning="é")]
+    answers = [delta(content=text) for text in ("c", "d", '"', "e", " f")]
+    for piece in (head(), *map(chunk, (*thoughts, *answers, delta("stop"), DONE)), END):
+        connection.data_received(piece)
+    (exchange,) = ended
+    assert (len(exchange.stamps), exchange.reasoning_chunks) == (8, 3)
+    assert decoded == [thoughts[0], thoughts[2], answers[0], answers[2], delta("stop"), DONE]
 
 
 async def test_a_stream_where_none_was_asked_is_a_stream() -> None:
-    assert fed([streamed(GOOD, DONE)], closes=False, is_stream=False) == Seen()
+    assert fed([streamed(GOOD, DONE)], is_stream=False) == Seen()
 
 
 # ------------------------------------------------------------------------------------ how it ends
@@ -440,8 +706,11 @@ def test_an_answer_before_the_request_was_whole_is_refused(play: Play) -> None:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (REPLIES["429"][0], "slow down"),
-        (REPLIES["503 in HTML"][0], "<h1>busy</h1>"),
+        (REPLIES["429"][0], "slow down (Retry-After: 2)"),
+        (REPLIES["503 in HTML"][0], "<h1>busy</h1> (Retry-After: 1)"),
+        (whole("503 Busy", b"", "Retry-After: 9"), "(Retry-After: 9)"),
+        (REPLIES["responses that failed"][0], "no memory"),
+        (REPLIES["responses with an error"][0], "no memory"),
         (REPLIES["an error in the middle"][0], "out of memory"),
         (REPLIES["neither"][0], "finish_reason"),
         (REPLIES["a broken frame, then [DONE]"][0], "frame"),

@@ -12,6 +12,7 @@ from loadgen import sse
 
 # bytes of a stream, and the data of its events when the stream has ended
 SAMPLES: dict[str, tuple[bytes, list[bytes]]] = {
+    "cr": (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
     "lf": (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
     "crlf": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
     "mixed line ends": (b"data: a\r\n\ndata: b\n\r\n", [b"a", b"b"]),
@@ -22,7 +23,7 @@ SAMPLES: dict[str, tuple[bytes, list[bytes]]] = {
     "other fields": (b"event: x\nid: 7\nretry: 10\ndata: a\n\nevent: error\n\n", [b"a"]),
     "empty data": (b"data:\n\ndata: \n\n", [b"", b""]),
     "utf-8": ("data: 日本 é 🙂\n\n".encode(), ["日本 é 🙂".encode()]),
-    "a carriage return inside": (b"data: a\rb\n\ndata: c\r\n\n", [b"a\rb", b"c"]),
+    "a carriage return inside": (b"data: a\rdata: b\n\ndata: c\r\n\n", [b"a\nb", b"c"]),
     "[DONE] without a newline": (b"data: a\n\ndata: [DONE]", [b"a", b"[DONE]"]),
     "[DONE] with one newline": (b"data: a\n\ndata: [DONE]\n", [b"a", b"[DONE]"]),
     "[DONE] with half of a CRLF": (b"data: a\r\n\r\ndata: [DONE]\r", [b"a", b"[DONE]"]),
@@ -51,7 +52,7 @@ def test_every_cut_gives_the_same_events(name: str) -> None:
 lines = st.sampled_from(
     [b"data: a", b"data:b", b"data: ", b"data", b": c", b"event: x", b"", b"", "data: é".encode()]
 )
-ends = st.sampled_from([b"\n", b"\r\n"])
+ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
 @settings(max_examples=200, deadline=None)

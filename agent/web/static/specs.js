@@ -114,7 +114,8 @@ window.servefitSpecs = (() => {
   function throughput(base) {
     if (!base.levels.some((l) => l.output_tokens_per_s)) {
       return seriesOf(base, "request_throughput", "requests/s", "--s1",
-        (l) => l.request_throughput, { width: 2.25 });
+        (l) => l.request_throughput,
+        { width: 2.25, ci: base.levels.map((l) => orNull(l.request_throughput_ci95)) });
     }
     return seriesOf(base, "output_tokens_per_s", "output tokens/s", "--s1",
       (l) => l.output_tokens_per_s,

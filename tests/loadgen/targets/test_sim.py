@@ -22,7 +22,8 @@ from agent.model import UsageError
 from agent.sizing.engine import decode_step_seconds, prefill_seconds
 from agent.sizing.simulate import closed_loop
 from loadgen.targets.process import started
-from loadgen.targets.sim import DEMO_SPEC, NATURAL_TOKENS, count_tokens, parse_spec, token_ids
+from loadgen.targets.sim import DEMO_SPEC, parse_spec
+from loadgen.targets.sim_api import NATURAL_TOKENS, count_tokens, token_ids
 
 SPEC = "sim:h100-sxm/llama-3.1-8b?max_model_len=4096&max_num_seqs=64"
 MODULE = [sys.executable, "-m", "loadgen.targets.sim"]

@@ -6,6 +6,7 @@ silently left out.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
@@ -139,12 +140,12 @@ def _opened(path: str | Path, option: str) -> Iterator[io.BufferedReader]:
                 unpacked = open_files.enter_context(gzip.GzipFile(fileobj=file))
                 file = open_files.enter_context(io.BufferedReader(unpacked))
             begin = file.peek(3)[:3]
-            if begin[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise UsageError(
                     f"{option} {path}: this is UTF-16; write it as UTF-8 (iconv -t UTF-8)"
                 )
-            if begin == b"\xef\xbb\xbf":
-                file.read(3)
+            if begin == codecs.BOM_UTF8:
+                file.read(len(begin))
             yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(

@@ -44,19 +44,20 @@ class Skipped:
 
     def notes(self, path: str | Path) -> list[str]:
         """One line for each reason, the most frequent first."""
+        return [f"{Path(path).name}: {said}" for said in self._said()]
+
+    def _said(self) -> list[str]:
         things = {"line": ("line", "lines"), "index": ("entry", "entries")}[self.place]
         ranked = sorted(self.counts.items(), key=lambda item: -item[1][0])
         return [
-            f"{Path(path).name}: {n} {things[n > 1]} skipped: {reason} (first {self.place} {first})"
+            f"{n} {things[n > 1]} skipped: {reason} (first {self.place} {first})"
             for reason, (n, first) in ranked
         ]
 
     def nothing_left(self, path: str | Path, option: str, wanted: str) -> UsageError:
         """The error of a file in which every line was skipped, or that has none."""
-        why = "; ".join(note.partition(": ")[2] for note in self.notes(path)[:3])
-        return UsageError(
-            f"{option} {path}: nothing in it can be used ({why or 'it is empty'}); {wanted}"
-        )
+        why = "; ".join(self._said()[:3]) or "it is empty"
+        return UsageError(f"{option} {path}: nothing in it can be used ({why}); {wanted}")
 
 
 def lines(path: str | Path, option: str, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
@@ -80,12 +81,14 @@ def entries(path: str | Path, option: str, skipped: Skipped) -> Iterator[tuple[i
             yield from _lines(file, skipped)
             return
         skipped.place = "index"
-        data = file.read(FILE_BYTES_MAX + 1)
-    if len(data) > FILE_BYTES_MAX:
-        raise UsageError(
-            f"{option} {path}: a JSON list above {FILE_BYTES_MAX >> 30} GiB; write it as JSONL, an "
-            "object a line"
-        )
+        data = bytearray()
+        while piece := file.read(2**20):
+            data += piece
+            if len(data) > FILE_BYTES_MAX:
+                raise UsageError(
+                    f"{option} {path}: a JSON list above {FILE_BYTES_MAX >> 30} GiB; write it as "
+                    "JSONL, an object a line"
+                )
     try:
         elements = msgspec.json.decode(data, type=list[msgspec.Raw])
     except (ValueError, RecursionError) as error:
@@ -93,7 +96,7 @@ def entries(path: str | Path, option: str, skipped: Skipped) -> Iterator[tuple[i
     yield from ((index, bytes(element)) for index, element in enumerate(elements))
 
 
-def _place(error: Exception, data: bytes) -> str:
+def _place(error: Exception, data: bytearray) -> str:
     """What is wrong with JSON, and in which line."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

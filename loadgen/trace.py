@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.model import UsageError
-from loadgen.datafile import Skipped, Unusable, lines
-from loadgen.lengths import TOKENS_MAX
+from loadgen.datafile import Skipped, Unusable, check_length, lines
 from loadgen.units import is_whole
 
 HASH_BLOCK_TOKENS = 512  # what one of Mooncake's hash ids stands for
@@ -196,8 +195,8 @@ class _Columns:
         self.back: tuple[int, int] | None = None  # how many instants go back, the first one's line
 
     def append(self, row: Row, number: int) -> None:
-        _check(row.output_tokens, "output")
-        _check(row.input_tokens, "input")
+        check_length(row.output_tokens, "output")
+        check_length(row.input_tokens, "input")
         if row.hash_ids:
             try:
                 self.ids.extend(array("q", row.hash_ids))
@@ -211,14 +210,6 @@ class _Columns:
         self.output_tokens.append(row.output_tokens)
         self.ends.append(len(self.ids))
         self.model.append(self.names.setdefault(row.model, len(self.names)))
-
-
-def _check(tokens: int, what: str) -> None:
-    if 1 <= tokens <= TOKENS_MAX:
-        return
-    if tokens == 0:
-        raise Unusable(f"zero {what} tokens")
-    raise Unusable("negative length" if tokens < 0 else f"length over {TOKENS_MAX}")
 
 
 # --------------------------------------------------------------------------------------- formats

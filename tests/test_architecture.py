@@ -21,6 +21,7 @@ PURE = {
     "loadgen.units",
     "loadgen.arrival",
     "loadgen.lengths",
+    "loadgen.pattern",
     "loadgen.workload",
     "loadgen.api",
     "loadgen.usual",

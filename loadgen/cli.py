@@ -256,10 +256,10 @@ def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Option
         headers["Authorization"] = f"Bearer {key}"
     concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
     rates, stages = _rates(given["rate"])
-    workload = _workload(given)
-    if not concurrency and not rates and not stages and workload["rates_rps"]:
-        rates = workload["rates_rps"][:1] if single else workload["rates_rps"]
-    del workload["rates_rps"]
+    workload = _workload(given, single=single)
+    observed_rps = workload.pop("rates_rps")
+    if not concurrency and not rates and not stages:
+        rates = observed_rps
     if not concurrency and not rates and not stages and not given["trace"]:
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
@@ -314,7 +314,7 @@ def _rates(text: str | None) -> tuple[tuple[float, ...], Stages | None]:
     return ((), arrival.stages(text)) if "@" in text else (config.parse_rates(text), None)
 
 
-def _workload(given: dict[str, Any]) -> dict[str, Any]:
+def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
     """What requests say and how long they are; `rates_rps` are those of an observed pattern."""
     from agent.model import UsageError
     from loadgen import config, lengths, workload
@@ -331,8 +331,13 @@ def _workload(given: dict[str, Any]) -> dict[str, Any]:
         from loadgen.observed import pattern_from
 
         pattern = pattern_from(given["workload_from"])
-        found |= {"input_tokens": pattern.input_tokens, "output_tokens": pattern.output_tokens}
-        found["rates_rps"] = config.rates_around(pattern.rate_rps)
+        lengths_known = {
+            "input_tokens": pattern.input_tokens,
+            "output_tokens": pattern.output_tokens,
+        }
+        found |= {name: length for name, length in lengths_known.items() if length is not None}
+        found["rates_rps"] = config.rates_around(pattern.rate_rps, single=single)
+        found["notes"] = tuple(pattern.notes)
     for name in ("input_tokens", "output_tokens"):
         if given[name]:
             found[name] = lengths.parse(given[name], f"--{name.replace('_', '-')}")

@@ -97,6 +97,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str | None = None
     yes: bool = False
     command: str = ""
+    notes: tuple[str, ...] = ()  # what was assumed where nothing was said, a line each
 
     @property
     def own_lengths(self) -> bool:
@@ -286,9 +287,9 @@ def parse_speedups(text: str) -> tuple[float, ...]:
     return _once(values, "--speedup")
 
 
-def rates_around(rate_rps: float | None) -> tuple[float, ...]:
-    """What to try where production has so many requests a second; that itself is the first."""
-    factors = (1, 0.5, 1.5, 2) if rate_rps else ()
+def rates_around(rate_rps: float | None, *, single: bool) -> tuple[float, ...]:
+    """What to try where production has so many requests a second."""
+    factors = () if not rate_rps else (1.0,) if single else (0.5, 1.0, 1.5, 2.0)
     return tuple(float(f"{factor * (rate_rps or 0):.4g}") for factor in factors)
 
 

@@ -18,9 +18,10 @@ PAGE = "/api/v1/pattern"
 def pattern_from(where: str) -> Pattern:
     """An agent's base URL, the URL of its pattern, or a file. Raises TargetError and UsageError."""
     from loadgen import pattern
+    from loadgen.config import read_text
 
     if not where.startswith(("http://", "https://")):
-        return pattern.read(where)
+        return pattern.parse(read_text(where, "--workload-from"), where)
     url = where if PAGE in where else where.rstrip("/") + PAGE
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:

@@ -214,6 +214,8 @@ class Session:
 
     async def _prepare(self) -> None:
         options = self.options
+        for note in options.notes:
+            self._watcher.note(note)
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         self._api = api.ENDPOINTS[options.endpoint]

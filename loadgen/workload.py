@@ -117,11 +117,14 @@ class Source:
         """Conversation number `n`."""
         spec = self._spec
         first = self._made(n)
+        rng = Random(f"{self._base + n}:turns")
         if spec.dataset is not None:
             entry = self._entry(n)
-            texts = list(entry.turns[1 : spec.turns])
-            return Talk(first.model, [(text, first.output_tokens) for text in texts], first)
-        rng = Random(f"{self._base + n}:turns")
+            later = [
+                (text, self._entry_output(entry, turn, rng))
+                for turn, text in enumerate(entry.turns[1 : spec.turns], 1)
+            ]
+            return Talk(first.model, later, first)
         later = []
         for _ in range(spec.turns - 1):
             own, output = spec.input_tokens.sample(rng), self._output_tokens(rng)
@@ -175,12 +178,17 @@ class Source:
         assert self._spec.dataset is not None
         return self._spec.dataset.entries[self._order[n % len(self._order)]]
 
+    def _entry_output(self, entry: Entry, turn: int, rng: Random) -> int:
+        """What was replied then, unless an option says what to ask for now."""
+        recorded = None
+        if self._spec.output_tokens is None and turn < len(entry.output_tokens):
+            recorded = entry.output_tokens[turn]
+        return self._output_tokens(rng) if recorded is None else recorded
+
     def _of_entry(self, entry: Entry, model: str, n: int) -> Ask:
         """An entry's first message, behind a nonce unless prompts are to be reused."""
         spec, text = self._spec, entry.turns[0]
-        output = entry.output_tokens if spec.output_tokens is None else None
-        if output is None:
-            output = self._output_tokens(self._rng)
+        output = self._entry_output(entry, 0, self._rng)
         nonce = self._nonce(n)
         if nonce is not None:
             text = f"{' '.join(nonce_letters(nonce))}\n{text}"

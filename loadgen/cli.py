@@ -331,11 +331,14 @@ def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
         from loadgen.observed import pattern_from
 
         pattern = pattern_from(given["workload_from"])
-        lengths_known = {
+        known = {
             "input_tokens": pattern.input_tokens,
             "output_tokens": pattern.output_tokens,
         }
-        found |= {name: length for name, length in lengths_known.items() if length is not None}
+            "input_tokens": pattern.input_tokens,
+            "output_tokens": pattern.output_tokens,
+        }
+        found |= {name: length for name, length in known.items() if length is not None}
         found["rates_rps"] = config.rates_around(pattern.rate_rps, single=single)
         found["notes"] = tuple(pattern.notes)
     for name in ("input_tokens", "output_tokens"):

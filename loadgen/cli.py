@@ -335,9 +335,6 @@ def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
             "input_tokens": pattern.input_tokens,
             "output_tokens": pattern.output_tokens,
         }
-            "input_tokens": pattern.input_tokens,
-            "output_tokens": pattern.output_tokens,
-        }
         found |= {name: length for name, length in known.items() if length is not None}
         found["rates_rps"] = config.rates_around(pattern.rate_rps, single=single)
         found["notes"] = tuple(pattern.notes)

@@ -387,7 +387,7 @@ def _run_session(
     import uvloop
 
     from loadgen.report.terminal import Progress
-    from loadgen.sweep import Session
+    from loadgen.session import Session
 
     progress = Progress(quiet=given["quiet"], live=False if given["no_progress"] else None)
     reachable = msgspec.structs.replace(options, url=reached)

@@ -36,7 +36,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a level was asked to do; `loadgen.run` does it."""
+    """What a level was asked to do; `loadgen.loops` does it."""
 
     mode: str  # "concurrency" or "rate"
     concurrency: int | None = None

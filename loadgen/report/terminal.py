@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from loadgen.level import Plan
-    from loadgen.sweep import Moment
+    from loadgen.session import Moment
 
 BAR_WIDTH = 10
 UNBOUNDED = 1_000  # columns of a file

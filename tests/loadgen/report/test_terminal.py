@@ -23,7 +23,7 @@ from agent.model import Level, Measurement, Requests, Stats, Sweep
 from loadgen.level import Plan
 from loadgen.report import terminal
 from loadgen.report.terminal import Progress, level_line, load_text, run_table, show
-from loadgen.sweep import Moment
+from loadgen.session import Moment
 from tests.e2e.command import SMALL, environment
 from tests.e2e.misbehaving import good, serving
 from tests.loadgen.report.test_table import some_sweeps, sweep

@@ -42,9 +42,9 @@ from loadgen import api, arrival, probe, tokenizer, workload
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context, wire
 from loadgen.config import Options
 from loadgen.level import Plan, span, steady_window, summarise
+from loadgen.loops import ClosedLoop, OpenLoop, Wires
 from loadgen.observe import Observer, discover, local_gpus
 from loadgen.recorder import OK, LocalCount, Recording, rows
-from loadgen.run import ClosedLoop, OpenLoop, Wires
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 
 CONNECT_TIMEOUT_S = 10.0

@@ -160,31 +160,72 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
     """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
-    sim:h100-sxm/llama-3.1-8b.
+    sim:h100-sxm/llama-3.1-8b. Without a URL the server that runs on this machine is found, and a
+    quick sweep answers in about a minute.
     """
-    _nearest(context, given)
-    if demo:
-        url, given = _demo(url, given)
-    if url is None:
-        raise click.UsageError("give the URL of a server, or --demo")
-    context.exit(_measure(url, given))
+    context.exit(_measure(*asked(context, _tell)))
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", required=False)
 @_option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
 @_option("--rate", metavar="X", help="Requests per second (open loop).")
 @_load_options
 @click.pass_context
-def run(context: click.Context, /, url: str, **given: Any) -> None:
+def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
+    context.exit(_measure(*asked(context, _tell), single=True))
+
+
+def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
+    """What a parsed `sweep` or `run` asks for: the target, found if need be, and the options.
+
+    Raises click.UsageError, and of finding a target UsageError and TargetError.
+    """
+    given = dict(context.params)
+    url, demo = given.pop("url"), given.pop("demo", False)
     _nearest(context, given)
+    if context.command is run:
+        _single(given)
+    if demo:
+        return _demo(url, given)
+    if url is None:
+        url = _found(context, given, tell)
+    return url, given
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _single(given: dict[str, Any]) -> None:
     for option in ("concurrency", "rate"):
         if given[option] and "," in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
     if not given["concurrency"] and not given["rate"]:
         given["concurrency"] = "1"
-    context.exit(_measure(url, given, single=True))
+
+
+def _found(context: click.Context, given: dict[str, Any], tell: Callable[[str], None]) -> str:
+    """The URL of the server on this machine; what was found and is added goes into the command."""
+    import asyncio
+
+    from agent.words import printable
+    from loadgen import config, find
+
+    headers = config.request_headers(given["header"], given["api_key_file"])
+    found = asyncio.run(find.look(headers, find.PORTS))
+    for one in find.usable(found):
+        tell(printable(f"found: {one.line()}"))
+    url = find.the_one(found, context.info_name or "sweep").url
+    added = [url]
+    if not given["concurrency"] and not given["rate"]:
+        for name, value in config.QUICK.items():
+            if given[name] is None and not (name == "duration" and given["requests"]):
+                given[name] = value
+                added += [f"--{name.replace('_', '-')}", value]
+    given["added"] = added
+    return url
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -232,10 +273,6 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     from loadgen import config
 
     warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
-    headers = config.parse_headers(given["header"])
-    key = config.api_key(given["api_key_file"])
-    if key and not any(name.lower() == "authorization" for name in headers):
-        headers["Authorization"] = f"Bearer {key}"
     concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
     rates = config.parse_rates(given["rate"]) if given["rate"] else ()
     if not concurrency and not rates:
@@ -263,7 +300,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             warmup_s=warmup_s,
             slo=tuple(parse_slo(given["slo"])) if given["slo"] else (),
             timeout_s=config.parse_duration(given["timeout"], "--timeout"),
-            headers=headers,
+            headers=config.request_headers(given["header"], given["api_key_file"]),
             ca_file=given["ca_file"],
             insecure=given["insecure"],
             metrics_url=given["metrics_url"],
@@ -273,17 +310,19 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             fail_on=config.parse_fail_on(given["fail_on"]),
             otlp_endpoint=given["otlp_endpoint"],
             yes=given["yes"],
-            command=_command(),
+            command=_command(given.get("added", ())),
         )
     )
 
 
-def _command() -> str:
-    """The command that repeats this run: what was typed, then what came from elsewhere.
+def _command(added: Sequence[str] = ()) -> str:
+    """The command that repeats this run: what was typed, then what came from elsewhere."""
+    return command_line([*sys.argv[1:], *_from_elsewhere(), *added])
 
-    The values of headers are left out: they may be secrets.
-    """
-    words = ["loadgen", *sys.argv[1:], *_from_elsewhere()]
+
+def command_line(words: Sequence[str]) -> str:
+    """`loadgen` with these arguments, to copy. Values of headers, maybe secrets, are left out."""
+    words = ["loadgen", *words]
     for i, word in enumerate(words):
         if word == "--header" and i + 1 < len(words):
             words[i + 1] = words[i + 1].partition(":")[0] + ": …"

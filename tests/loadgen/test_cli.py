@@ -67,8 +67,6 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
     [
         ([], "which command? export, report, run"),
         (["serve"], "which command? sim, vllm"),
-        (["sweep"], "give the URL of a server, or --demo"),
-        (["run"], "Missing argument 'URL'"),
         (["sweep", URL, URL], "unexpected extra argument"),
         (["sweep", URL, "--demo"], "leave the URL away"),
         (["sweeep", URL], "No such command 'sweeep'"),

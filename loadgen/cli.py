@@ -357,7 +357,7 @@ def _from_elsewhere() -> list[str]:
 
 def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
     """Runs it all; returns the exit code."""
-    from loadgen import config
+    from loadgen import config, limits
     from loadgen.outcome import exit_code
 
     files = {name: given[f"{name}_file"] for name in ("json", "html", "csv")}
@@ -366,6 +366,7 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
     options = _options(url, given)
+    limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
     with _target(options) as (reached, simulated), _store(given["db"]) as store:
         result = _run_session(options, reached, simulated, store, given)

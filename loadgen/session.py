@@ -38,7 +38,7 @@ from agent.model import (
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from agent.store import Store
-from loadgen import api, arrival, probe, tokenizer, workload
+from loadgen import api, arrival, limits, probe, tokenizer, workload
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context, wire
 from loadgen.config import Options
 from loadgen.level import Plan, span, steady_window, summarise
@@ -51,6 +51,7 @@ CONNECT_TIMEOUT_S = 10.0
 SERVER_INTERVAL_S = 0.5
 GPU_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.5
+CLOSING_S = 0.01  # the loop closes a level's sockets in its next turns
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
@@ -166,6 +167,9 @@ class Session:
         try:
             plans = self.options.plans()
             for number, plan in enumerate(plans, 1):
+                if (why := self._beyond(plan)) is not None:
+                    self._watcher.note(f"no further level is tried: {why}")
+                    break
                 self._watcher.level_began(number, len(plans), plan)
                 why = await self._level(number, self._ramped(plan))
                 self._keeping = False
@@ -187,6 +191,17 @@ class Session:
             self._watcher.note(delivery.line())
         self._conclude()
         return self.sweep
+
+    def _beyond(self, plan: Plan) -> str | None:
+        """Why this open-loop level cannot be run here, by what the level before took."""
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        if plan.mode != "rate" or e2e_ms is None:
+            return None
+        try:
+            limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
+        except UsageError as error:
+            return str(error)
+        return None
 
     @property
     def began(self) -> bool:
@@ -220,6 +235,7 @@ class Session:
 
     async def _prepare(self) -> None:
         options = self.options
+        limits.check_streams(max(options.concurrency, default=0), self._address.port)
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         model = probe.choose_model(options.model, known.ids)
@@ -241,6 +257,9 @@ class Session:
         self._counter = LocalCount(count, prompt_tokens) if count is not None else None
         for note in self._probed.notes:
             self._watcher.note(note)
+        if options.rates_rps:  # at least: a level's replies are longer than the probes'
+            fastest_s = self._probed.fastest_s or 0.0
+            limits.check_rate(max(options.rates_rps), fastest_s, self._address.port)
         self._head = request_head(self._address, api.PATHS[options.endpoint], options.headers)
         self._overhead(probe_requests=self._probed.requests, probe_tokens=self._probed.tokens)
 
@@ -358,6 +377,7 @@ class Session:
             finally:
                 self._running = None
                 ticker.cancel()
+                await asyncio.sleep(CLOSING_S)  # what follows opens files, too
             if not self._interrupted and runner.gave_up is None:
                 await self._settle(recording)
             after_ns = time.monotonic_ns()

@@ -130,7 +130,7 @@ def level_line(level: Level) -> str:
         if level.requests.cancelled:
             parts.append(f"{level.requests.cancelled} cancelled")
     if level.measurement and not level.measurement.valid:
-        parts.append("INVALID: " + level.measurement.reasons[0])
+        parts.append("INVALID: " + _decides(level))
     return " · ".join(parts)
 
 
@@ -152,12 +152,28 @@ def show(sweep: Sweep, out: TextIO | None = None) -> None:
     lines = _wrapped(heading(sweep), width)
     if sweep.levels:
         lines += ["", *_drawn(level_table(sweep, width), file, width), ""]
+    for line in invalid_lines(sweep):
+        lines += _wrapped(line, width)
     if sweep.verdict is not None:
         first, *rest = verdict_lines(sweep.verdict)
         lines += _wrapped(first, width)
         for line in rest:
             lines += _wrapped(line, width, indent="  ")
     file.write("\n".join(lines) + "\n")
+
+
+def invalid_lines(sweep: Sweep) -> list[str]:
+    """Of each level that does not count, the number that decides beside its bound."""
+    return [
+        f"not valid, {load_text(level.mode, _load(level) or 0.0)}: {_decides(level)}"
+        for level in sweep.levels
+        if not _valid(level)
+    ]
+
+
+def _decides(level: Level) -> str:
+    reasons = level.measurement.reasons if level.measurement else []
+    return reasons[0] if reasons else "no reason was recorded"
 
 
 def _width_of(file: TextIO) -> int:
@@ -242,8 +258,12 @@ def _columns_of(levels: Sequence[Level]) -> list[Column]:
     return columns
 
 
+def _load(level: Level) -> float | None:
+    return level.offered_rps if level.mode == "rate" else level.concurrency
+
+
 def _load_cell(level: Level) -> str:
-    load = level.offered_rps if level.mode == "rate" else level.concurrency
+    load = _load(level)
     return f"{load:g}" if load is not None else "–"
 
 

@@ -28,15 +28,16 @@ def ms(value: float | None) -> str:
     return f"{value / 1000:.2f} s" if value >= 10_000 else f"{number(value)} ms"
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """The verdict with its evidence, a sentence a line."""
+def verdict_lines(verdict: Verdict, *, action: bool = True) -> list[str]:
+    """The verdict with its evidence, a sentence a line; its `action` unless that was said."""
     lines = [f"{verdict.finding}: {verdict.summary}"]
     confidence = verdict.confidence
     lines.append(f"confidence {confidence.level}, limited by {confidence.limited_by}")
     lines += [f"{reason.code}: {reason.because}" for reason in verdict.reasons]
     recommendation = verdict.recommendation
     if recommendation is not None:
-        lines.append(f"do: {recommendation.action}")
+        if action:
+            lines.append(f"do: {recommendation.action}")
         if recommendation.confirm_with:
             lines.append(f"confirm with: {recommendation.confirm_with}")
         if recommendation.overturned_by:

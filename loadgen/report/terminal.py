@@ -146,20 +146,23 @@ def _plus_minus(level: Level) -> str:
 
 
 def show(sweep: Sweep, out: TextIO | None = None) -> None:
-    """Prints the closing table and the verdict."""
+    """Prints the closing table, the answer in plain words and the verdict."""
+    from loadgen.report import words
+
     file = out or sys.stdout
     width = _width_of(file)
-    lines = _wrapped(heading(sweep), width)
+    blocks = [_wrapped(heading(sweep), width)]
     if sweep.levels:
-        lines += ["", *_drawn(level_table(sweep, width), file, width), ""]
-    for line in invalid_lines(sweep):
-        lines += _wrapped(line, width)
+        blocks.append(_drawn(level_table(sweep, width), file, width))
+    blocks += [
+        [line for text in said for line in _wrapped(text, width)]
+        for said in (invalid_lines(sweep), words.answer(sweep))
+    ]
     if sweep.verdict is not None:
-        first, *rest = verdict_lines(sweep.verdict)
-        lines += _wrapped(first, width)
-        for line in rest:
-            lines += _wrapped(line, width, indent="  ")
-    file.write("\n".join(lines) + "\n")
+        first, *rest = verdict_lines(sweep.verdict, action=not words.action_is_told(sweep))
+        inset = [line for text in rest for line in _wrapped(text, width, indent="  ")]
+        blocks.append([*_wrapped(first, width), *inset])
+    file.write("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
 
 
 def invalid_lines(sweep: Sweep) -> list[str]:

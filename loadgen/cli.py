@@ -268,7 +268,7 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------- measuring
 
 
-def _options(url: str, given: dict[str, Any]) -> Options:
+def options_of(url: str, given: dict[str, Any]) -> Options:
     from agent.sizing.curve import parse_slo
     from loadgen import config
 
@@ -317,7 +317,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
 
 def _command(added: Sequence[str] = ()) -> str:
     """The command that repeats this run: what was typed, then what came from elsewhere."""
-    return command_line([*sys.argv[1:], *_from_elsewhere(), *added])
+    return command_line([*sys.argv[1:], *from_elsewhere(), *added])
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -332,7 +332,7 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join(words).encode("utf-8", "replace").decode()
 
 
-def _from_elsewhere() -> list[str]:
+def from_elsewhere() -> list[str]:
     """Options that the environment set, as flags. A --config file is among what was typed."""
     context = click.get_current_context(silent=True)
     words: list[str] = []
@@ -365,10 +365,10 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = _options(url, given)
+    options = options_of(url, given)
     limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
-    with _target(options) as (reached, simulated), _store(given["db"]) as store:
+    with reachable(options) as (reached, simulated), _store(given["db"]) as store:
         result = _run_session(options, reached, simulated, store, given)
     failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
@@ -387,7 +387,7 @@ def _terminate_as_interrupt() -> None:
 
 
 @contextmanager
-def _target(options: Options) -> Iterator[tuple[str, bool]]:
+def reachable(options: Options) -> Iterator[tuple[str, bool]]:
     """The address to measure, and whether it is simulated: sim: starts its server for as long."""
     if not options.url.startswith("sim:"):
         yield options.url, False
@@ -465,7 +465,7 @@ def _run_session(
 # ---------------------------------------------------------------------------------------- output
 
 
-def _render(sweep: Sweep, form: str) -> bytes:
+def rendered(sweep: Sweep, form: str) -> bytes:
     if form == "json":
         from agent.model import encode
 
@@ -488,7 +488,7 @@ def _write_all(sweep: Sweep, files: dict[str, str | None], *, quiet: bool) -> bo
     failed = False
     for form, path in files.items():
         if path is not None:
-            failed |= not _write(_render(sweep, form), path, quiet=quiet)
+            failed |= not _write(rendered(sweep, form), path, quiet=quiet)
     return failed
 
 
@@ -599,7 +599,7 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
     from loadgen import config
 
     config.check_writable(path, "the output file")
-    if not _write(_render(sweep, form), path):
+    if not _write(rendered(sweep, form), path):
         raise click.exceptions.Exit(2)
 
 

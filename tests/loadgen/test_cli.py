@@ -52,7 +52,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
     seen: list[Options] = []
 
     def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-        seen.append(module._options(url, given))
+        seen.append(module.options_of(url, given))
         return 0
 
     monkeypatch.setattr(module, "_measure", measure)

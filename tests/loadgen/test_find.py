@@ -256,7 +256,7 @@ def test_what_is_asked_of_a_server_that_was_found(
     seen: list[config.Options] = []
 
     def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-        seen.append(cli._options(url, given))
+        seen.append(cli.options_of(url, given))
         return 0
 
     monkeypatch.setattr(cli, "_measure", measure)

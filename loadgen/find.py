@@ -148,7 +148,9 @@ async def _version(
         value = msgspec.json.decode(body)[engine.member] if status == 200 else None
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return value[:VERSION_LENGTH_MAX] if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    return value.removeprefix(f"{engine.name} ")[:VERSION_LENGTH_MAX]
 
 
 async def _get(

@@ -58,7 +58,10 @@ ENGINES: dict[str, tuple[Pages, str | None]] = {
         "0.12.0",
     ),
     "servefit-sim": (
-        {"/v1/models": listing("servefit-sim", "m"), "/version": page({"version": "0.1.0"})},
+        {
+            "/v1/models": listing("servefit-sim", "m"),
+            "/version": page({"version": "servefit-sim 0.1.0"}),
+        },
         "0.1.0",
     ),
 }

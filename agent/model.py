@@ -338,6 +338,12 @@ class Sweep(msgspec.Struct, frozen=True):
     verdict: Verdict | None = None
     schema_version: int = SCHEMA_VERSION
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from agent.words import sweep_html
+
+        return sweep_html(self)
+
 
 class _AtLeast(msgspec.Struct):
     """Without this any JSON object at all would be a sweep."""

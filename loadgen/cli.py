@@ -178,31 +178,76 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
     """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
-    sim:h100-sxm/llama-3.1-8b.
+    sim:h100-sxm/llama-3.1-8b. Without a URL the server that runs on this machine is found, and a
+    quick sweep answers in about a minute.
     """
-    _nearest(context, given)
-    if demo:
-        url, given = _demo(url, given)
-    if url is None:
-        raise click.UsageError("give the URL of a server, or --demo")
-    context.exit(_measure(url, given))
+    context.exit(_measure(*asked(context, _tell)))
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", required=False)
 @_option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
 @_option("--rate", metavar="X", help="Requests per second (open loop).")
 @_load_options
 @click.pass_context
-def run(context: click.Context, /, url: str, **given: Any) -> None:
+def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
+    context.exit(_measure(*asked(context, _tell), single=True))
+
+
+def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
+    """What a parsed `sweep` or `run` asks for: the target, found if need be, and the options.
+
+    Raises click.UsageError, and of finding a target UsageError and TargetError.
+    """
+    given = dict(context.params)
+    url, demo = given.pop("url"), given.pop("demo", False)
     _nearest(context, given)
+    if context.command is run:
+        _single(given)
+    if demo:
+        return _demo(url, given)
+    if url is None:
+        url = _found(context, given, tell)
+    return url, given
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+LOADS = ("concurrency", "rate", "trace", "workload_from")  # options that say what the levels are
+
+
+def _single(given: dict[str, Any]) -> None:
+    given["single"] = True
     for option in ("concurrency", "rate", "speedup"):
         if given[option] and "," in given[option] and "@" not in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
-    if not any(given[name] for name in ("concurrency", "rate", "trace", "workload_from")):
+    if not any(given[name] for name in LOADS):
         given["concurrency"] = "1"
-    context.exit(_measure(url, given, single=True))
+
+
+def _found(context: click.Context, given: dict[str, Any], tell: Callable[[str], None]) -> str:
+    """The URL of the server on this machine; what was found and is added goes into the command."""
+    import asyncio
+
+    from agent.words import printable
+    from loadgen import config, find
+
+    headers = config.request_headers(given["header"], given["api_key_file"])
+    found = asyncio.run(find.look(headers, find.PORTS))
+    for one in find.usable(found):
+        tell(printable(f"found: {one.line()}"))
+    url = find.the_one(found, context.info_name or "sweep").url
+    added = [url]
+    if not any(given[name] for name in LOADS):
+        for name, value in config.QUICK.items():
+            if given[name] is None and not (name == "duration" and given["requests"]):
+                given[name] = value
+                added += [f"--{name.replace('_', '-')}", value]
+    given["added"] = added
+    return url
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -245,18 +290,14 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------- measuring
 
 
-def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Options:
+def options_of(url: str, given: dict[str, Any]) -> Options:
     from agent.sizing.curve import parse_slo
     from loadgen import config
 
     warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
-    headers = config.parse_headers(given["header"])
-    key = config.api_key(given["api_key_file"])
-    if key and not any(name.lower() == "authorization" for name in headers):
-        headers["Authorization"] = f"Bearer {key}"
     concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
     rates, stages = _rates(given["rate"])
-    workload = _workload(given, single=single)
+    workload = _workload(given)
     observed_rps = workload.pop("rates_rps")
     if not concurrency and not rates and not stages:
         rates = observed_rps
@@ -290,7 +331,7 @@ def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Option
             warmup_s=warmup_s,
             slo=tuple(parse_slo(given["slo"])) if given["slo"] else (),
             timeout_s=config.parse_duration(given["timeout"], "--timeout"),
-            headers=headers,
+            headers=config.request_headers(given["header"], given["api_key_file"]),
             ca_file=given["ca_file"],
             insecure=given["insecure"],
             metrics_url=given["metrics_url"],
@@ -300,7 +341,7 @@ def _options(url: str, given: dict[str, Any], *, single: bool = False) -> Option
             fail_on=config.parse_fail_on(given["fail_on"]),
             otlp_endpoint=given["otlp_endpoint"],
             yes=given["yes"],
-            command=_command(),
+            command=_command(given.get("added", ())),
         )
     )
 
@@ -314,7 +355,7 @@ def _rates(text: str | None) -> tuple[tuple[float, ...], Stages | None]:
     return ((), arrival.stages(text)) if "@" in text else (config.parse_rates(text), None)
 
 
-def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
+def _workload(given: dict[str, Any]) -> dict[str, Any]:
     """What requests say and how long they are; `rates_rps` are those of an observed pattern."""
     from agent.model import UsageError
     from loadgen import config, lengths, workload
@@ -336,7 +377,9 @@ def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
             "output_tokens": pattern.output_tokens,
         }
         found |= {name: length for name, length in known.items() if length is not None}
-        found["rates_rps"] = config.rates_around(pattern.rate_rps, single=single)
+        found["rates_rps"] = config.rates_around(
+            pattern.rate_rps, single=given.get("single", False)
+        )
         found["notes"] = tuple(pattern.notes)
     for name in ("input_tokens", "output_tokens"):
         if given[name]:
@@ -352,12 +395,14 @@ def _workload(given: dict[str, Any], *, single: bool) -> dict[str, Any]:
     return found
 
 
-def _command() -> str:
-    """The command that repeats this run: what was typed, then what came from elsewhere.
+def _command(added: Sequence[str] = ()) -> str:
+    """The command that repeats this run: what was typed, then what came from elsewhere."""
+    return command_line([*sys.argv[1:], *from_elsewhere(), *added])
 
-    The values of headers are left out: they may be secrets.
-    """
-    words = ["loadgen", *sys.argv[1:], *_from_elsewhere()]
+
+def command_line(words: Sequence[str]) -> str:
+    """`loadgen` with these arguments, to copy. Values of headers, maybe secrets, are left out."""
+    words = ["loadgen", *words]
     for i, word in enumerate(words):
         if word == "--header" and i + 1 < len(words):
             words[i + 1] = words[i + 1].partition(":")[0] + ": …"
@@ -367,7 +412,7 @@ def _command() -> str:
     return shlex.join(words).encode("utf-8", "replace").decode()
 
 
-def _from_elsewhere() -> list[str]:
+def from_elsewhere() -> list[str]:
     """Options that the environment set, as flags. A --config file is among what was typed."""
     context = click.get_current_context(silent=True)
     words: list[str] = []
@@ -392,7 +437,7 @@ def _from_elsewhere() -> list[str]:
 
 def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
     """Runs it all; returns the exit code."""
-    from loadgen import config
+    from loadgen import config, limits
     from loadgen.outcome import exit_code
 
     files = {name: given[f"{name}_file"] for name in ("json", "html", "csv")}
@@ -400,9 +445,10 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = _options(url, given, single=single)
+    options = options_of(url, given)
+    limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
-    with _target(options) as (reached, simulated), _store(given["db"]) as store:
+    with reachable(options) as (reached, simulated), _store(given["db"]) as store:
         result = _run_session(options, reached, simulated, store, given)
     failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
@@ -421,7 +467,7 @@ def _terminate_as_interrupt() -> None:
 
 
 @contextmanager
-def _target(options: Options) -> Iterator[tuple[str, bool]]:
+def reachable(options: Options) -> Iterator[tuple[str, bool]]:
     """The address to measure, and whether it is simulated: sim: starts its server for as long."""
     if not options.url.startswith("sim:"):
         yield options.url, False
@@ -461,7 +507,7 @@ def _run_session(
     import uvloop
 
     from loadgen.report.terminal import Progress
-    from loadgen.sweep import Session
+    from loadgen.session import Session
 
     progress = Progress(quiet=given["quiet"], live=False if given["no_progress"] else None)
     reachable = msgspec.structs.replace(options, url=reached)
@@ -499,7 +545,7 @@ def _run_session(
 # ---------------------------------------------------------------------------------------- output
 
 
-def _render(sweep: Sweep, form: str) -> bytes:
+def rendered(sweep: Sweep, form: str) -> bytes:
     if form == "json":
         from agent.model import encode
 
@@ -522,7 +568,7 @@ def _write_all(sweep: Sweep, files: dict[str, str | None], *, quiet: bool) -> bo
     failed = False
     for form, path in files.items():
         if path is not None:
-            failed |= not _write(_render(sweep, form), path, quiet=quiet)
+            failed |= not _write(rendered(sweep, form), path, quiet=quiet)
     return failed
 
 
@@ -633,7 +679,7 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
     from loadgen import config
 
     config.check_writable(path, "the output file")
-    if not _write(_render(sweep, form), path):
+    if not _write(rendered(sweep, form), path):
         raise click.exceptions.Exit(2)
 
 

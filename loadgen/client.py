@@ -26,6 +26,12 @@ from loadgen import api, sse
 from loadgen.usual import Usual
 
 REPLY_BYTES_MAX = 64 * 2**20
+# No connection, and it is this machine that has none to give.
+OUR_LIMITS = {
+    errno.EMFILE: "no_descriptor",
+    errno.ENFILE: "no_descriptor",
+    errno.EADDRNOTAVAIL: "no_port",
+}
 GRACE_AFTER_DONE_S = 1.0  # a stream said [DONE]; the end of its body may take this long
 
 
@@ -516,5 +522,7 @@ def tls_context(*, ca_file: str | None, insecure: bool) -> ssl.SSLContext:
 
 
 def connect_error_kind(error: BaseException) -> str:
-    """`tls` or `connect`: why no connection could be made."""
-    return "tls" if isinstance(error, ssl.SSLError) else "connect"
+    """`tls`, `connect`, or what was missing on our side: why no connection could be made."""
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    return OUR_LIMITS.get(getattr(error, "errno", None) or 0, "connect")

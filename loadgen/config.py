@@ -54,6 +54,10 @@ DEMO_DURATION_S = 5.5
 DEMO_SLO = "ttft:p95<500ms,itl:p95<60ms"
 DEMO_EXPECT_CONCURRENCY = 20
 
+# What `sweep` asks of a server that it found by itself, where no level was asked for: an answer in
+# about a minute. By the names of the options; none of them where a flag says otherwise.
+QUICK = {"concurrency": "1,4,16,32,64", "duration": "8s"}
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """All options of `run` and `sweep`, as numbers."""
@@ -103,6 +107,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def own_lengths(self) -> bool:
         """Whether prompts are as long as they were recorded."""
         return bool(self.dataset or self.trace)
+
+    def rate_rps_max(self, trace: Trace | None) -> float:
+        """The highest rate of an open loop here; 0 where all levels are closed loops."""
+        if self.concurrency:
+            return 0.0
+        if trace is not None:
+            return trace.mean_rps * max(self.speedups)
+        return self.stages.peak_rps if self.stages else max(self.rates_rps, default=0.0)
 
     def plans(self, trace: Trace | None = None) -> list[Plan]:
         """The levels to run, in the order asked for; repeats go round the whole list, so that a
@@ -331,6 +343,15 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def request_headers(lines: Sequence[str], key_file: str | None) -> dict[str, str]:
+    """The headers of every request: those asked for, and the key unless one of them carries it."""
+    headers = parse_headers(lines)
+    key = api_key(key_file)
+    if key and not any(name.lower() == "authorization" for name in headers):
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
 def api_key(path: str | None) -> str | None:

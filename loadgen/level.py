@@ -41,7 +41,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a level was asked to do; `loadgen.run` does it."""
+    """What a level was asked to do; `loadgen.loops` does it."""
 
     mode: str  # "concurrency" or "rate"
     concurrency: int | None = None
@@ -301,6 +301,7 @@ def _measurement(
     failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
     too_late = _above("send_lag_p99_ms", send_lag.p99, bounds.send_lag_p99_ms, "client_limited")
     checks = [
+        *(_ran_out(rec, *limit) for limit in RAN_OUT),
         too_late if late >= min(bounds.late_requests, send_lags_ms.size) else None,
         _above("loop_lag_p99_ms", loop_lag.p99, bounds.loop_lag_p99_ms, "client_limited"),
         _above("client_cpu", cpu, bounds.client_cpu_share * plan.processes, "client_limited"),
@@ -349,6 +350,20 @@ def _measurement(
         littles_law_error=littles,
         foreign_requests=foreign,
     )
+
+
+# Failures that are this machine's doing: one alone makes the level this client's limit.
+RAN_OUT = (
+    ("no_descriptor", "file descriptor (`ulimit -n`)"),
+    ("no_port", "local port (net.ipv4.ip_local_port_range, or more addresses)"),
+)
+
+
+def _ran_out(rec: Recording, kind: str, what: str) -> str | None:
+    if kind not in rec.error_kinds:
+        return None
+    failed = (rec.outcome == FAILED) & (rec.error == rec.error_kinds.index(kind))
+    return f"client_limited: {int(failed.sum())} requests found no free {what}, the bound is 0"
 
 
 def _above(name: str, value: float | None, bound: float, code: str) -> str | None:

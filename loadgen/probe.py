@@ -54,6 +54,7 @@ class Probed(msgspec.Struct):
     token_ids: bool = False  # takes token ids as a prompt, and counts just these; see `run`
     requests: int = 0
     tokens: int = 0
+    fastest_s: float | None = None  # the quickest reply of one token
     notes: list[str] = []
 
 
@@ -382,7 +383,10 @@ class Prober:
         return exchange
 
     def _count(self, exchange: Exchange) -> None:
-        self.found.requests += exchange.error is None
+        if exchange.error is None:
+            self.found.requests += 1
+            took_s = (exchange.end_ns - exchange.sent_ns) / 1e9
+            self.found.fastest_s = min(took_s, self.found.fastest_s or took_s)
         # A server has counted the tokens of a reply that was cut off, too.
         known = exchange.output_tokens >= 0
         self.found.tokens += exchange.output_tokens if known else len(exchange.stamps)

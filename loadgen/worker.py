@@ -24,7 +24,7 @@ import msgspec
 from loadgen import arrival, tokenizer
 from loadgen.client import Address, Dialer, tls_context, wire
 from loadgen.level import Plan
-from loadgen.run import ClosedLoop, OpenLoop, Request, Wires
+from loadgen.loops import ClosedLoop, OpenLoop, Request, Wires
 from loadgen.workload import Ask, Source, Spec, Talk
 
 CONNECT_TIMEOUT_S = 10.0

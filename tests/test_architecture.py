@@ -17,6 +17,7 @@ PURE = {
     "agent.metrics",
     "agent.stats",
     "agent.join",
+    "agent.words",
     "agent.samplers.dialects",
     "loadgen.units",
     "loadgen.arrival",

@@ -138,9 +138,11 @@ def load_of(level: Level) -> float | None:
 
 
 def of_mode(levels: Iterable[Level]) -> list[Level]:
-    """The levels of the mode that most of the valid ones have; the closed loop wins a tie."""
+    """The levels of the mode that most of the valid ones have (of all, where none is valid); the
+    closed loop wins a tie."""
     levels = [level for level in levels if load_of(level) is not None]
-    is_rate = 2 * sum(is_open(lv) for lv in levels if is_valid(lv)) > sum(map(is_valid, levels))
+    counted = list(filter(is_valid, levels)) or levels
+    is_rate = 2 * sum(map(is_open, counted)) > len(counted)
     return [level for level in levels if is_open(level) == is_rate]
 
 
@@ -289,13 +291,14 @@ def invalid_because(level: Level) -> str | None:
     if level.measurement is None or level.measurement.valid:
         return None
     text = " ".join(level.measurement.reasons).lower()
-    for cause, words in _CAUSES.items():
+    for cause, words in CAUSES.items():
         if any(word in text for word in words):
             return cause
     return "other"
 
 
-_CAUSES = {
+# Words of `measurement.reasons` that tell a cause; the first cause that fits decides.
+CAUSES = {
     "foreign": ("foreign",),
     "client": ("client", "send_lag", "loop_lag", "send lag", "loop lag", "achieved"),
     "errors": ("error:", "errors", "failed"),

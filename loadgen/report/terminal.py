@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from loadgen.level import Plan
-    from loadgen.sweep import Moment
+    from loadgen.session import Moment
 
 BAR_WIDTH = 10
 UNBOUNDED = 1_000  # columns of a file
@@ -135,7 +135,7 @@ def level_line(level: Level) -> str:
         if level.requests.cancelled:
             parts.append(f"{level.requests.cancelled} cancelled")
     if level.measurement and not level.measurement.valid:
-        parts.append("INVALID: " + level.measurement.reasons[0])
+        parts.append("INVALID: " + _decides(level))
     return " · ".join(parts)
 
 
@@ -158,18 +158,37 @@ def _plus_minus(level: Level) -> str:
 
 
 def show(sweep: Sweep, out: TextIO | None = None) -> None:
-    """Prints the closing table and the verdict."""
+    """Prints the closing table, the answer in plain words and the verdict."""
+    from loadgen.report import words
+
     file = out or sys.stdout
     width = _width_of(file)
-    lines = _wrapped(heading(sweep), width)
+    blocks = [_wrapped(heading(sweep), width)]
     if sweep.levels:
-        lines += ["", *_drawn(level_table(sweep, width), file, width), ""]
+        blocks.append(_drawn(level_table(sweep, width), file, width))
+    blocks += [
+        [line for text in said for line in _wrapped(text, width)]
+        for said in (invalid_lines(sweep), words.answer(sweep))
+    ]
     if sweep.verdict is not None:
-        first, *rest = verdict_lines(sweep.verdict)
-        lines += _wrapped(first, width)
-        for line in rest:
-            lines += _wrapped(line, width, indent="  ")
-    file.write("\n".join(lines) + "\n")
+        first, *rest = verdict_lines(sweep.verdict, action=not words.action_is_told(sweep))
+        inset = [line for text in rest for line in _wrapped(text, width, indent="  ")]
+        blocks.append([*_wrapped(first, width), *inset])
+    file.write("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
+
+
+def invalid_lines(sweep: Sweep) -> list[str]:
+    """Of each level that does not count, the number that decides beside its bound."""
+    return [
+        f"not valid, {load_text(level.mode, _load(level) or 0.0)}: {_decides(level)}"
+        for level in sweep.levels
+        if not _valid(level)
+    ]
+
+
+def _decides(level: Level) -> str:
+    reasons = level.measurement.reasons if level.measurement else []
+    return reasons[0] if reasons else "no reason was recorded"
 
 
 def _width_of(file: TextIO) -> int:
@@ -263,8 +282,12 @@ def _columns_of(levels: Sequence[Level]) -> list[Column]:
     return columns
 
 
+def _load(level: Level) -> float | None:
+    return level.offered_rps if level.mode == "rate" else level.concurrency
+
+
 def _load_cell(level: Level) -> str:
-    load = level.offered_rps if level.mode == "rate" else level.concurrency
+    load = _load(level)
     return f"{load:g}" if load is not None else "–"
 
 

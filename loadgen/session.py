@@ -38,15 +38,15 @@ from agent.model import (
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from agent.store import Store
-from loadgen import api, probe, tokenizer, worker
+from loadgen import api, limits, probe, tokenizer, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
+from loadgen.loops import ClosedLoop, OpenLoop
 from loadgen.observe import Observer, discover, local_gpus
 from loadgen.recorder import OK, Recording, rows
-from loadgen.run import ClosedLoop, OpenLoop
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
 from loadgen.workload import Spec
@@ -60,6 +60,7 @@ Running = ClosedLoop | OpenLoop | CrewLevel
 SERVER_INTERVAL_S = 0.5
 GPU_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.5
+CLOSING_S = 0.01  # the loop closes a level's sockets in its next turns
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
@@ -152,6 +153,9 @@ class Session:
         try:
             plans = self.options.plans(self._trace)
             for number, plan in enumerate(plans, 1):
+                if (why := self._beyond(plan)) is not None:
+                    self._watcher.note(f"no further level is tried: {why}")
+                    break
                 self._watcher.level_began(number, len(plans), plan)
                 why = await self._level(number, self._ramped(plan))
                 self._keeping = False
@@ -174,6 +178,17 @@ class Session:
             self._watcher.note(delivery.line())
         self._conclude()
         return self.sweep
+
+    def _beyond(self, plan: Plan) -> str | None:
+        """Why this open-loop level cannot be run here, by what the level before took."""
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        if plan.mode != "rate" or e2e_ms is None:
+            return None
+        try:
+            limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
+        except UsageError as error:
+            return str(error)
+        return None
 
     @property
     def began(self) -> bool:
@@ -216,6 +231,7 @@ class Session:
         options = self.options
         for note in options.notes:
             self._watcher.note(note)
+        limits.check_streams(max(options.concurrency, default=0), self._address.port)
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         self._api = api.ENDPOINTS[options.endpoint]
@@ -236,6 +252,9 @@ class Session:
         )
         for note in probed.notes:
             self._watcher.note(note)
+        if rate_rps := options.rate_rps_max(self._trace):
+            # At least: a level's replies are longer than the probes'.
+            limits.check_rate(rate_rps, probed.fastest_s or 0.0, self._address.port)
         self._head = request_head(self._address, self._api.path, options.headers)
         self._overhead(probe_requests=probed.requests, probe_tokens=probed.tokens)
         self._spec = Spec(
@@ -382,6 +401,7 @@ class Session:
             finally:
                 self._running = None
                 ticker.cancel()
+                await asyncio.sleep(CLOSING_S)  # what follows opens files, too
             if not self._interrupted and runner.gave_up is None:
                 await self._settle(recording)
             after_ns = time.monotonic_ns()

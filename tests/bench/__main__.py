@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bench import child, truth
+from loadgen.targets import truth
+from tests.bench import child
 
 Figures = dict[str, float]
 
@@ -26,7 +27,6 @@ Figures = dict[str, float]
 class Bench(NamedTuple):
     """What a case gets."""
 
-    program: Path
     directory: Path
     runs: int
     quick: bool
@@ -102,7 +102,7 @@ PROMPT = ("--input-tokens", "128")
 
 def _streams(bench: Bench, streams: int, per_stream: int) -> Figures:
     options = ("--output-tokens", str(TOKENS), *PROMPT)
-    with truth.serving(bench.program, ttft_ms=TTFT_MS, itl_ms=ITL_MS) as server:
+    with truth.serving(ttft_ms=TTFT_MS, itl_ms=ITL_MS) as server:
         idle_s = bench.cost_without_load(
             server, "--concurrency", "1", "--requests", "1", "--output-tokens", "1", *PROMPT
         )
@@ -169,7 +169,7 @@ def open_loop_2000(bench: Bench) -> list[Row]:
         "--rate", str(rate), "--arrival", "constant", "--no-stream", "--output-tokens", "1",
         "--duration", "4s" if bench.quick else "10s", *PROMPT,
     )  # fmt: skip
-    with truth.serving(bench.program, ttft_ms=5, itl_ms=0) as server:
+    with truth.serving(ttft_ms=5, itl_ms=0) as server:
         figures = bench.medians(lambda: bench.load(server, *options, rate=rate))
     achieved = figures["measurement.achieved_over_offered"]
     send_lag = figures["measurement.send_lag_ms.p99"]
@@ -190,7 +190,7 @@ def one_token_requests(bench: Bench) -> list[Row]:
     """What a request costs when nothing streams: as many as go, over 64 connections."""
     requests = 5_000 if bench.quick else 20_000
     common = ("--no-stream", "--output-tokens", "1", *PROMPT)
-    with truth.serving(bench.program, ttft_ms=0, itl_ms=0) as server:
+    with truth.serving(ttft_ms=0, itl_ms=0) as server:
         idle_s = bench.cost_without_load(server, "--concurrency", "1", "--requests", "1", *common)
         load = ("--concurrency", "64", "--requests", str(requests), *common)
         figures = bench.medians(lambda: bench.load(server, *load))
@@ -209,7 +209,7 @@ def start_up(bench: Bench) -> list[Row]:
     runs = bench._replace(runs=max(5, bench.runs))
     helped = runs.medians(lambda: {"s": child.run([*child.loadgen(), "--help"]).wall_s})
     load = ("--concurrency", "1", "--requests", "1", "--output-tokens", "1", *PROMPT)
-    with truth.serving(bench.program, ttft_ms=0, itl_ms=0) as server:
+    with truth.serving(ttft_ms=0, itl_ms=0) as server:
         figures = runs.medians(lambda: bench.load(server, *load))
     return [
         _at_most("loadgen --help, s", helped["s"], 0.15),
@@ -261,13 +261,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short run of each, under 60 s")
     parser.add_argument("--only", metavar="WORDS", help="cases whose title contains this")
     given = parser.parse_args()
-    if truth.compiler() is None:
+    if truth.program() is None:
         print("bench: the ground-truth server needs Linux and a C compiler (cc); nothing measured")
         return 0
     runs = 1 if given.quick else 3
     print(f"# Truth and report\n\n{_machine()}; {'one run' if given.quick else 'median of 3'}.")
-    with truth.compiled() as program, tempfile.TemporaryDirectory() as directory:
-        bench = Bench(program, Path(directory), runs, given.quick)
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory), runs, given.quick)
         for title, case in CASES:
             if not given.only or given.only in title:
                 _show(title, case(bench))

@@ -157,7 +157,7 @@ class Session:
     async def run(self) -> Sweep:
         """Raises TargetError and UsageError before the first level, and nothing after it."""
         self._task = asyncio.current_task()
-        _ask_for_the_processor()
+        ask_for_the_processor()
         try:
             await self._prepare()
         except BaseException:
@@ -512,7 +512,7 @@ def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Ite
         )
 
 
-def _ask_for_the_processor() -> None:
+def ask_for_the_processor() -> None:
     """A client that waits for its turn measures the scheduler; root may ask to be served first."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)

@@ -101,6 +101,7 @@ class Measurement(msgspec.Struct, frozen=True):
     in_flight_mean: float | None = None
     littles_law_error: float | None = None  # |in-flight / (throughput · mean E2E) − 1|
     foreign_requests: int | None = None  # requests the server finished that were not ours
+    stalled_share: float | None = None  # of the level's time the client itself stood still, 0 … n
 
 
 class ServerView(msgspec.Struct, frozen=True):

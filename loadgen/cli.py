@@ -621,6 +621,71 @@ def _show(sweep: Sweep, out: Any) -> None:
     show(sweep, out)
 
 
+# -------------------------------------------------------------------------------------- calibrate
+
+
+@cli.command()
+@_option("--bound", default="5ms", show_default=True, metavar="TIME",
+         help="How far TTFT and ITL may be from the truth.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="A look in some seconds; it is not kept.")
+@_option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON.")
+@_option("--quiet", is_flag=True, help="No progress and no table.")
+def calibrate(bound: str, quick: bool, json_file: str | None, quiet: bool) -> None:
+    """Find what this machine can measure, against a built-in server of exactly known timing.
+
+    The most streams, token events and requests a second at which our own error stays within
+    --bound; about a minute. It is kept for this machine, and sweep starts as many processes as it
+    makes necessary. Let nothing else run meanwhile.
+    """
+    from loadgen import config
+
+    bound_ms = config.parse_duration(bound, "--bound") * 1e3
+    config.check_writable(json_file, "--json")
+    raise click.exceptions.Exit(_calibrate(bound_ms, quick, json_file, quiet))
+
+
+def _calibrate(bound_ms: float, quick: bool, json_file: str | None, quiet: bool) -> int:
+    """0: found and kept; 3: not even the smallest load could be measured."""
+    import asyncio
+    import signal
+
+    import msgspec
+    import uvloop
+
+    from loadgen.calibrate import FULL, QUICK, Calibrator, Result, conclusion, save
+    from loadgen.report.terminal import Progress, calibration_tables
+
+    progress = Progress(quiet=quiet)
+    calibrator = Calibrator(
+        bound_ms=bound_ms, effort=QUICK if quick else FULL, say=progress.line, note=progress.note
+    )
+
+    async def main() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
+        return await calibrator.run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    failed = False
+    if json_file is not None:
+        text = msgspec.json.format(msgspec.json.encode(result)) + b"\n"
+        failed = not _write(text, json_file, quiet=quiet)
+    if not quiet:
+        out = sys.stderr if json_file == "-" else sys.stdout
+        calibration_tables(result, out)
+        click.echo("\n".join(conclusion(result)), file=out)
+    if result.calibration is not None and not quick:
+        path = save(result.calibration)
+        progress.line(f"kept in {path}")
+    return 2 if failed else 3 if result.calibration is None else 0
+
+
 # --------------------------------------------------------------------------------- from the store
 
 

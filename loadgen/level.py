@@ -24,6 +24,9 @@ Mask = NDArray[np.bool_]
 
 
 TRACE = "trace"  # the arrivals of a plan whose instants were recorded
+# One pause as long as this is a stall of the client, however seldom: it is of the order of a TTFT.
+# Shorter ones come one by one on every machine that does something else too; p99 judges those.
+STALL_MS = 150.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -32,6 +35,7 @@ class Bounds(msgspec.Struct, frozen=True):
     send_lag_p99_ms: float = 10.0
     late_requests: int = 3  # of fewer, p99 is only its largest: one stall of the machine decides
     loop_lag_p99_ms: float = 10.0
+    stalled_share: float = 0.004  # of the level's time, the client's own stalls: 300 ms in 75 s
     client_cpu_share: float = 0.95  # of one core per client process
     achieved_over_offered: float = 0.99
     in_flight_over_concurrency: float = 0.9
@@ -296,6 +300,7 @@ def _measurement(
     achieved = _achieved_over_offered(rec, plan, window)
     littles = None if overloaded or plan.varies else _littles_law_error(rec, window, in_flight)
     foreign = _foreign(rec, server, ENDPOINTS[plan.endpoint].sequences)
+    stalled = _stalled_share(rec)
     cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
     total = int((rec.warmup == 0).sum())
     failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
@@ -304,6 +309,7 @@ def _measurement(
         *(_ran_out(rec, *limit) for limit in RAN_OUT),
         too_late if late >= min(bounds.late_requests, send_lags_ms.size) else None,
         _above("loop_lag_p99_ms", loop_lag.p99, bounds.loop_lag_p99_ms, "client_limited"),
+        _above("stalled_share", stalled, bounds.stalled_share, "client_limited"),
         _above("client_cpu", cpu, bounds.client_cpu_share * plan.processes, "client_limited"),
         _below("achieved_over_offered", achieved, bounds.achieved_over_offered, "client_limited"),
         _above(
@@ -332,6 +338,11 @@ def _measurement(
             f"late: {late} of {send_lags_ms.size} requests were sent later than "
             f"{bounds.send_lag_p99_ms:g} ms after they were due, too few to be the rule"
         )
+    if stalled and stalled <= bounds.stalled_share:
+        notes.append(
+            f"stalled: the client itself stood still for {stalled * rec.wall_s * 1e3:.0f} ms, "
+            f"{stalled:.2%} of the level; the bound is {bounds.stalled_share:.2%}"
+        )
     if not window.steady:
         notes.append(
             "window: the steady window is shorter than twice the mean E2E time; "
@@ -344,6 +355,7 @@ def _measurement(
         reasons=reasons + notes,
         send_lag_ms=send_lag,
         loop_lag_ms=loop_lag,
+        stalled_share=stalled,
         client_cpu=cpu,
         achieved_over_offered=achieved,
         in_flight_mean=in_flight,
@@ -364,6 +376,18 @@ def _ran_out(rec: Recording, kind: str, what: str) -> str | None:
         return None
     failed = (rec.outcome == FAILED) & (rec.error == rec.error_kinds.index(kind))
     return f"client_limited: {int(failed.sum())} requests found no free {what}, the bound is 0"
+
+
+def _stalled_share(rec: Recording) -> float | None:
+    """Share of the level's time in which a client process stood still for STALL_MS or longer.
+
+    A p99 hides one stall of 300 ms in a level of 30 s, and so does every p99 of the requests; what
+    arrived meanwhile was stamped late all the same, and a closed loop sent nothing.
+    """
+    if not rec.wall_s or not rec.loop_lag_ns.size:
+        return None
+    lags_ms = rec.loop_lag_ns / 1e6
+    return float(lags_ms[lags_ms >= STALL_MS].sum()) / 1e3 / rec.wall_s
 
 
 def _above(name: str, value: float | None, bound: float, code: str) -> str | None:

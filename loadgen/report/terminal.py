@@ -19,6 +19,7 @@ from agent.words import ms, number, printable, verdict_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loadgen.calibrate import Result, Trial
     from loadgen.level import Plan
     from loadgen.session import Moment
 
@@ -47,6 +48,10 @@ class Progress:
     def note(self, text: str) -> None:
         self._clear()
         self._print(f"note: {printable(text)}")
+
+    def line(self, text: str) -> None:
+        if not self._quiet:
+            self._print(printable(text))
 
     def level_began(self, number: int, of: int, plan: Plan) -> None:
         self._prefix = f"[{number}/{of}] {load_text(plan.mode, plan.load)}"
@@ -365,6 +370,68 @@ def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(escaped, cells))
     file.write("\n".join(_drawn(table, file, width)) + "\n")
+
+
+def calibration_tables(result: Result, out: TextIO | None = None) -> None:
+    """The trials of `loadgen calibrate`: what was reported, and in brackets what was true."""
+    streams = [trial for trial in result.trials if trial.true.ttft_ms.n]
+    requests = [trial for trial in result.trials if not trial.true.ttft_ms.n]
+    _trial_table(
+        ("load", "TTFT mean (true)", "TTFT p99 (true)", "ITL p99 (true)", "tok/s (true)",
+         "µs/event", "held", "verdict"),
+        [(trial.what, *_stream_cells(trial)) for trial in streams], streams, out,
+    )  # fmt: skip
+    _trial_table(
+        ("load", "requests/s (true)", "reply mean (true)", "send lag p99", "µs/request", "verdict"),
+        [(trial.what, *_request_cells(trial)) for trial in requests], requests, out,
+    )  # fmt: skip
+
+
+def _beside(told: float | None, true: float | None) -> str:
+    return f"{number(told)} ({number(true)})"
+
+
+def _stream_cells(trial: Trial) -> tuple[str, ...]:
+    told, true = trial.reported, trial.true
+    return (
+        _beside(told.ttft_ms.mean, true.ttft_ms.mean),
+        _beside(told.ttft_ms.p99, true.ttft_ms.p99),
+        _beside(told.itl_ms.p99, true.itl_ms.p99),
+        _beside(told.tokens_per_s, true.tokens_per_s),
+        number(trial.us_per_event),
+        f"{trial.held:,}",
+    )
+
+
+def _request_cells(trial: Trial) -> tuple[str, ...]:
+    told, true = trial.reported, trial.true
+    return (
+        _beside(told.requests_per_s, true.requests_per_s),
+        _beside(told.reply_ms.mean, true.reply_ms.mean),
+        ms(trial.send_lag_p99_ms),
+        number(trial.us_per_event),
+    )
+
+
+def _trial_table(
+    titles: Sequence[str], cells: Sequence[Sequence[str]], trials: Sequence[Trial],
+    out: TextIO | None,
+) -> None:  # fmt: skip
+    """The verdict says why where there is room for it."""
+    if not trials:
+        return
+    file = out or sys.stdout
+    width = _width_of(file)
+    why = ["ok" if trial.ok else f"too much: {trial.reasons[0]}" for trial in trials]
+    rows = [[*row, reason] for row, reason in zip(cells, why, strict=True)]
+    if _total(list(zip(titles, *rows, strict=True))) > width:
+        rows = [[*row, reason.partition(":")[0]] for row, reason in zip(cells, why, strict=True)]
+    table = _table()
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("load", "verdict") else "right")
+    for row, trial in zip(rows, trials, strict=True):
+        table.add_row(*map(escaped, row), style=None if trial.ok else "dim")
+    file.write("\n".join(_drawn(table, file, width)) + "\n\n")
 
 
 def _valid(level: Level) -> bool:

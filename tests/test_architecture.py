@@ -23,6 +23,7 @@ PURE = {
     "loadgen.api",
     "loadgen.sse",
     "loadgen.level",
+    "loadgen.search",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

@@ -150,24 +150,36 @@ def _load_options(function: Any) -> Any:
 
 @cli.command()
 @click.argument("url", required=False)
-@_option("--concurrency", metavar="N,N,…",
-         help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
-@_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
+@_option("--concurrency", metavar="N,N,…|auto",
+         help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
+@_option("--rate", metavar="X,X,…|auto",
+         help="Requests per second, a level each, or searched (open loop).")  # fmt: skip
+@_option("--budget", metavar="TIME",
+         help="For all levels together.  [default with auto: 5m]")  # fmt: skip
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
 @click.pass_context
-def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) -> None:
+def sweep(
+    context: click.Context, /, url: str | None, demo: bool, resume: str | None, **given: Any
+) -> None:
     """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
     sim:h100-sxm/llama-3.1-8b.
     """
     _nearest(context, given)
+    if resume is not None:
+        if demo:
+            raise click.UsageError("--resume goes on with its own target: leave --demo away")
+        explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
+        options, begun = _resumed(resume, url, given, explicit)
+        context.exit(_measure(options, given, resumed=begun))
     if demo:
         url, given = _demo(url, given)
     if url is None:
         raise click.UsageError("give the URL of a server, or --demo")
-    context.exit(_measure(url, given))
+    context.exit(_measure(_options(url, given), given))
 
 
 @cli.command()
@@ -178,13 +190,17 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
 @click.pass_context
 def run(context: click.Context, /, url: str, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
+    from loadgen import config
+
     _nearest(context, given)
     for option in ("concurrency", "rate"):
         if given[option] and "," in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
+        if config.is_auto(given[option]):
+            raise click.UsageError(f"run takes a number as --{option}; sweep searches (auto)")
     if not given["concurrency"] and not given["rate"]:
         given["concurrency"] = "1"
-    context.exit(_measure(url, given, single=True))
+    context.exit(_measure(_options(url, given), given, single=True))
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -214,7 +230,8 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not given["concurrency"] and not given["rate"]:
         most = given["requests"] or config.CONCURRENCY_MAX
         given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
-    if given["duration"] is None and given["requests"] is None:
+    searched = config.is_auto(given["concurrency"]) or config.is_auto(given["rate"])
+    if given["duration"] is None and given["requests"] is None and not searched:
         given["duration"] = f"{config.DEMO_DURATION_S}s"
     given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
     given["output_tokens"] = given["output_tokens"] or config.DEMO_OUTPUT_TOKENS
@@ -236,13 +253,12 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     key = config.api_key(given["api_key_file"])
     if key and not any(name.lower() == "authorization" for name in headers):
         headers["Authorization"] = f"Bearer {key}"
-    concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
-    rates = config.parse_rates(given["rate"]) if given["rate"] else ()
-    if not concurrency and not rates:
+    concurrency, rates, auto = config.parse_loads(given["concurrency"], given["rate"])
+    if not concurrency and not rates and not auto:
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration = given["duration"]
+    duration, budget = given["duration"], given.get("budget")
     return config.check(
         config.Options(
             url=url,
@@ -251,6 +267,8 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             stream=given["stream"],
             concurrency=concurrency,
             rates_rps=rates,
+            auto=auto,
+            budget_s=config.parse_duration(budget, "--budget") if budget else None,
             arrival=given["arrival"],
             input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
             output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
@@ -276,6 +294,26 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             command=_command(),
         )
     )
+
+
+def _resumed(
+    run: str, url: str | None, given: dict[str, Any], explicit: set[str]
+) -> tuple[Options, Sweep]:
+    """The options and the levels of a run that is to be gone on with."""
+    import msgspec
+
+    from loadgen import config
+    from loadgen.resume import take_up
+
+    with _reading(given["db"]) as store:
+        kept = store.kept(run)
+    # A gate may be new, and be of an SLO that only the run knows.
+    asked = _options(url or "", given | {"fail_on": None})
+    options, begun = take_up(kept, asked, (explicit - {"fail_on"}) | ({"url"} if url else set()))
+    if given["fail_on"]:
+        gates = config.parse_fail_on(given["fail_on"])
+        options = msgspec.structs.replace(options, fail_on=gates)
+    return config.check(options), begun
 
 
 def _command() -> str:
@@ -316,8 +354,10 @@ def _from_elsewhere() -> list[str]:
     return words
 
 
-def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-    """Runs it all; returns the exit code."""
+def _measure(
+    options: Options, given: dict[str, Any], *, single: bool = False, resumed: Sweep | None = None
+) -> int:
+    """Runs it all, or what `resumed` lacks of it; returns the exit code."""
     from loadgen import config
     from loadgen.outcome import exit_code
 
@@ -326,10 +366,13 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = _options(url, given)
     _terminate_as_interrupt()
-    with _target(options) as (reached, simulated), _store(given["db"]) as store:
-        result = _run_session(options, reached, simulated, store, given)
+    if resumed is not None and resumed.verdict is not None:
+        click.echo(f"loadgen: run {resumed.run.id} is finished: nothing is left of it", err=True)
+        result = resumed
+    else:
+        with _target(options) as (reached, simulated), _store(given["db"]) as store:
+            result = _run_session(options, reached, simulated, store, given, resumed)
     failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
         _show(result, sys.stderr if "-" in files.values() else sys.stdout)
@@ -377,7 +420,12 @@ def _store(path: str | None) -> Iterator[Store | None]:
 
 
 def _run_session(
-    options: Options, reached: str, simulated: bool, store: Store | None, given: dict[str, Any]
+    options: Options,
+    reached: str,
+    simulated: bool,
+    store: Store | None,
+    given: dict[str, Any],
+    resumed: Sweep | None,
 ) -> Sweep:
     import asyncio
     import os
@@ -394,7 +442,12 @@ def _run_session(
 
     async def main() -> Sweep:
         session = Session(
-            reachable, progress, store=store, simulated=simulated, shown_url=options.url
+            reachable,
+            progress,
+            store=store,
+            simulated=simulated,
+            shown_url=options.url,
+            resumed=resumed,
         )
         again = False
 

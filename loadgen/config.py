@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,7 @@ from loadgen.arrival import ARRIVALS
 from loadgen.level import Plan
 
 T = TypeVar("T", int, float)
+Mode = Literal["concurrency", "rate"]
 
 DEFAULT_CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_INPUT_TOKENS = 512
@@ -28,6 +29,8 @@ DEFAULT_OUTPUT_TOKENS = 128
 DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
+DEFAULT_BUDGET_S = 300.0  # of a search
+BUDGET_S_MIN = 5.0
 CONCURRENCY_MAX = 100_000
 TOKENS_MAX = 10_000_000
 SEED_MAX = 2**63 - 1
@@ -55,6 +58,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = True
     concurrency: tuple[int, ...] = ()
     rates_rps: tuple[float, ...] = ()
+    auto: Mode | None = None  # the loads are searched, not listed
+    budget_s: float | None = None  # for all levels together
     arrival: str = "poisson"
     input_tokens: int = 512
     output_tokens: int = 128
@@ -88,6 +93,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             plans = [self._plan(concurrency=n) for n in self.concurrency]
         return plans * self.repeats
 
+    @property
+    def mode(self) -> Mode:
+        return self.auto or ("rate" if self.rates_rps else "concurrency")
+
+    def plan_at(self, load: float) -> Plan:
+        """The level of a load that was not listed."""
+        if self.mode == "rate":
+            return self._plan(rate_rps=load)
+        return self._plan(concurrency=int(load))
+
     def _plan(self, *, concurrency: int | None = None, rate_rps: float | None = None) -> Plan:
         requests, duration_s = self.requests, self.duration_s
         if requests is None and duration_s is None:
@@ -113,8 +128,15 @@ def check(options: Options) -> Options:
     """Raises UsageError for what contradicts itself; returns the options unchanged."""
     if options.concurrency and options.rates_rps:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
-    if not options.concurrency and not options.rates_rps:
+    if not options.concurrency and not options.rates_rps and not options.auto:
         raise UsageError("no level asked for: give --concurrency or --rate")
+    if options.auto and options.repeats > 1:
+        raise UsageError(
+            f"--repeats with --{options.auto} auto: the search repeats the levels that decide; "
+            "leave it away"
+        )
+    if options.budget_s is not None and options.budget_s < BUDGET_S_MIN:
+        raise UsageError(f"--budget: write at least {BUDGET_S_MIN:.0f}s, such as 5m")
     if options.requests is not None and options.duration_s is not None:
         raise UsageError("--requests and --duration together: one of them ends a level")
     if options.arrival not in ARRIVALS:
@@ -174,6 +196,28 @@ def parse_duration(text: str, option: str) -> float:
     return seconds
 
 
+def is_auto(text: str | None) -> bool:
+    """Whether the loads are to be searched: --concurrency auto, --rate auto."""
+    return text is not None and text.strip().lower() == "auto"
+
+
+def parse_loads(
+    concurrency: str | None, rate: str | None
+) -> tuple[tuple[int, ...], tuple[float, ...], Mode | None]:
+    """The lists of levels that two options name, or which of the two is to be searched."""
+    if concurrency and rate:
+        raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
+    if is_auto(concurrency):
+        return (), (), "concurrency"
+    if is_auto(rate):
+        return (), (), "rate"
+    return (
+        parse_concurrency(concurrency) if concurrency else (),
+        parse_rates(rate) if rate else (),
+        None,
+    )
+
+
 def parse_concurrency(text: str) -> tuple[int, ...]:
     """`1,2,4,8` to whole numbers from 1, each once."""
     values = []
@@ -181,7 +225,7 @@ def parse_concurrency(text: str) -> tuple[int, ...]:
         if not _is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
             raise UsageError(
                 f"--concurrency {word[:40]!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
-                "such as 1,4,16,64"
+                "such as 1,4,16,64, or auto"
             )
         values.append(int(word))
     return _once(values, "--concurrency")
@@ -196,7 +240,9 @@ def parse_rates(text: str) -> tuple[float, ...]:
         except ValueError:
             value = 0.0
         if not 0 < value < 1e6:
-            raise UsageError(f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2")
+            raise UsageError(
+                f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2, or auto"
+            )
         values.append(value)
     return _once(values, "--rate")
 

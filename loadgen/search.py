@@ -56,13 +56,15 @@ class Settings(msgspec.Struct, frozen=True):
     most: float = math.inf
     expect: float | None = None  # the declared demand in the unit of the mode
     level_s: float | None = None  # where the user says how long a level is
+    warmup_s: float = 0.0  # … and how long its warm-up, which comes before
 
 
 class Step(msgspec.Struct, frozen=True):
     """The level to measure next."""
 
     load: float
-    duration_s: float  # its limit: ramp and window, without the drain
+    duration_s: float  # its limit: ramp (open loop: warm-up) and window, without the drain
+    ramp_s: float
     requests_min: int  # so many make it worth stopping earlier
     why: str
 
@@ -90,7 +92,8 @@ def next_step(levels: Sequence[Level], settings: Settings, elapsed_s: float) -> 
     requests = _requests_min(settings.slo) * (3 if wanted.decides else 1)
     if settings.mode == "rate":
         requests = max(requests, 100)  # of Poisson arrivals: a tenth more or less by chance
-    return Step(wanted.load, duration_s, requests, wanted.why)
+    ramp_s = min(_e2e_s(levels, settings, wanted.load) or 0.0, RAMP_S_MAX)
+    return Step(wanted.load, duration_s, ramp_s, requests, wanted.why)
 
 
 def answer(levels: Sequence[Level], settings: Settings) -> str:
@@ -346,6 +349,7 @@ def _duration_s(
         return min(settings.level_s or share_s, max(left_s, 0.1))
     ramp_s = min(e2e_s, RAMP_S_MAX)
     least_s = settings.level_s or max(WINDOW_S_MIN / 2, ramp_s + 2 * e2e_s)
+    left_s -= settings.warmup_s
     if left_s < least_s + e2e_s:
         return None
     wanted_s = max(share_s, ramp_s + max(WINDOW_E2E * e2e_s, WINDOW_S_MIN))

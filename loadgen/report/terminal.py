@@ -48,11 +48,13 @@ class Progress:
         self._clear()
         self._print(f"note: {printable(text)}")
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None:
-        self._prefix = f"[{number}/{of}] {load_text(plan.mode, plan.load)}"
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
+        """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
+        place = f"{number}" if of is None else f"{number}/{of}"
+        self._prefix = f"[{place}] {load_text(plan.mode, plan.load)}"
         self._last_tokens, self._last_s = 0, 0.0
-        if not self._quiet and not self._live:
-            self._print(f"{self._prefix}: running")
+        if not self._quiet and (why or not self._live):
+            self._print(f"{self._prefix}: {printable(why) or 'running'}")
 
     def level_moved(self, state: Moment) -> None:
         if self._quiet or not self._live:
@@ -66,7 +68,10 @@ class Progress:
         parts = [f"{self._prefix} {bar} {state.share:4.0%}"]
         if left is not None:
             parts.append(f"{left:.0f} s left")
-        parts += [f"{rate:,.0f} tok/s", f"{state.in_flight} in flight", f"{state.ok} ok"]
+        parts.append(f"{rate:,.0f} tok/s")
+        if state.half is not None:
+            parts[-1] += f" ±{state.half:.0%}"
+        parts += [f"{state.in_flight} in flight", f"{state.ok} ok"]
         if state.failed:
             parts.insert(1, f"{state.failed} failed")
         while len(parts) > 1 and len(" · ".join(parts)) >= _columns(self._out):

@@ -194,7 +194,9 @@ class Knee(msgspec.Struct, frozen=True):
 class SloCapacity(msgspec.Struct, frozen=True):
     """The most load that still meets the SLO. `lo` and `hi` are in the unit of the sweep's mode.
 
-    Not `bracketed`: the sweep never saw the SLO broken, so `lo` is a lower bound and `hi` is null.
+    `lo` is the highest load tested that surely (95 %) held, `hi` the lowest that surely broke it.
+    Not `bracketed`: the sweep never saw the SLO surely broken, so `lo` is a lower bound and `hi`
+    null, or (`lo` null) never saw it surely held.
     """
 
     concurrency: float | None

@@ -17,7 +17,6 @@ from agent import __version__
 if TYPE_CHECKING:
     from agent.model import Sweep
     from agent.store import Store
-    from loadgen.arrival import Stages
     from loadgen.config import Options
 
 ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
@@ -168,20 +167,29 @@ def _load_options(function: Any) -> Any:
 
 @cli.command()
 @click.argument("url", required=False)
-@_option("--concurrency", metavar="N,N,…",
-         help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
-@_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
+@_option("--concurrency", metavar="N,N,…|auto",
+         help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
+@_option("--rate", metavar="X,X,…|auto",
+         help="Requests per second, a level each, or searched (open loop).")  # fmt: skip
+@_option("--budget", metavar="TIME",
+         help="For all levels together.  [default with auto: 5m]")  # fmt: skip
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
 @click.pass_context
-def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) -> None:
+def sweep(
+    context: click.Context, /, url: str | None, demo: bool, resume: str | None, **given: Any
+) -> None:
     """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
     sim:h100-sxm/llama-3.1-8b. Without a URL the server that runs on this machine is found, and a
     quick sweep answers in about a minute.
     """
-    context.exit(_measure(*asked(context, _tell)))
+    if context.params["resume"] is not None:
+        context.exit(_go_on(context))
+    url, given = asked(context, _tell)
+    context.exit(_measure(options_of(url, given), given))
 
 
 @cli.command()
@@ -192,7 +200,8 @@ def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) 
 @click.pass_context
 def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
-    context.exit(_measure(*asked(context, _tell), single=True))
+    url, given = asked(context, _tell)
+    context.exit(_measure(options_of(url, given), given, single=True))
 
 
 def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
@@ -220,10 +229,14 @@ LOADS = ("concurrency", "rate", "trace", "workload_from")  # options that say wh
 
 
 def _single(given: dict[str, Any]) -> None:
+    from loadgen import config
+
     given["single"] = True
     for option in ("concurrency", "rate", "speedup"):
         if given[option] and "," in given[option] and "@" not in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
+        if config.is_auto(given[option]):
+            raise click.UsageError(f"run takes a number as --{option}; sweep searches (auto)")
     if not any(given[name] for name in LOADS):
         given["concurrency"] = "1"
 
@@ -277,7 +290,8 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not given["concurrency"] and not given["rate"]:
         most = given["requests"] or config.CONCURRENCY_MAX
         given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
-    if given["duration"] is None and given["requests"] is None:
+    searched = config.is_auto(given["concurrency"]) or config.is_auto(given["rate"])
+    if given["duration"] is None and given["requests"] is None and not searched:
         given["duration"] = f"{config.DEMO_DURATION_S}s"
     given["input_tokens"] = given["input_tokens"] or str(config.DEMO_INPUT_TOKENS)
     given["output_tokens"] = given["output_tokens"] or str(config.DEMO_OUTPUT_TOKENS)
@@ -295,17 +309,16 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
     from loadgen import config
 
     warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
-    concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
-    rates, stages = _rates(given["rate"])
+    concurrency, rates, stages, auto = config.parse_loads(given["concurrency"], given["rate"])
     workload = _workload(given)
     observed_rps = workload.pop("rates_rps")
-    if not concurrency and not rates and not stages:
+    if not any((concurrency, rates, stages, auto)):
         rates = observed_rps
-    if not concurrency and not rates and not stages and not given["trace"]:
+    if not any((concurrency, rates, stages, auto, given["trace"])):
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration = given["duration"]
+    duration, budget = given["duration"], given.get("budget")
     if given["output_tokens"] and given["endpoint"] in ("embeddings", "rerank"):
         raise click.UsageError(
             f"--endpoint {given['endpoint']} generates nothing: leave --output-tokens away"
@@ -318,6 +331,8 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
             stream=given["stream"],
             concurrency=concurrency,
             rates_rps=rates,
+            auto=auto,
+            budget_s=config.parse_duration(budget, "--budget") if budget else None,
             arrival=given["arrival"],
             **workload,
             stages=stages,
@@ -346,13 +361,36 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
     )
 
 
-def _rates(text: str | None) -> tuple[tuple[float, ...], Stages | None]:
-    """`--rate`: a level each, or the stages of one."""
-    from loadgen import arrival, config
+def _go_on(context: click.Context) -> int:
+    """Measures what a run lacks; returns the exit code."""
+    given = dict(context.params)
+    run, url, demo = given.pop("resume"), given.pop("url"), given.pop("demo")
+    if demo:
+        raise click.UsageError("--resume goes on with its own target: leave --demo away")
+    _nearest(context, given)
+    explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
+    options, begun = _resumed(run, url, given, explicit)
+    return _measure(options, given, resumed=begun)
 
-    if text is None:
-        return (), None
-    return ((), arrival.stages(text)) if "@" in text else (config.parse_rates(text), None)
+
+def _resumed(
+    run: str, url: str | None, given: dict[str, Any], explicit: set[str]
+) -> tuple[Options, Sweep]:
+    """The options and the levels of a run that is to be gone on with."""
+    import msgspec
+
+    from loadgen import config
+    from loadgen.resume import take_up
+
+    with _reading(given["db"]) as store:
+        kept = store.kept(run)
+    # A gate may be new, and be of an SLO that only the run knows.
+    asked = options_of(url or "", given | {"fail_on": None})
+    options, begun = take_up(kept, asked, (explicit - {"fail_on"}) | ({"url"} if url else set()))
+    if given["fail_on"]:
+        gates = config.parse_fail_on(given["fail_on"])
+        options = msgspec.structs.replace(options, fail_on=gates)
+    return config.check(options), begun
 
 
 def _workload(given: dict[str, Any]) -> dict[str, Any]:
@@ -435,8 +473,10 @@ def from_elsewhere() -> list[str]:
     return words
 
 
-def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-    """Runs it all; returns the exit code."""
+def _measure(
+    options: Options, given: dict[str, Any], *, single: bool = False, resumed: Sweep | None = None
+) -> int:
+    """Runs it all, or what `resumed` lacks of it; returns the exit code."""
     from loadgen import config, limits
     from loadgen.outcome import exit_code
 
@@ -445,11 +485,14 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = options_of(url, given)
     limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
-    with reachable(options) as (reached, simulated), _store(given["db"]) as store:
-        result = _run_session(options, reached, simulated, store, given)
+    if resumed is not None and resumed.verdict is not None:
+        click.echo(f"loadgen: run {resumed.run.id} is finished: nothing is left of it", err=True)
+        result = resumed
+    else:
+        with reachable(options) as (reached, simulated), _store(given["db"]) as store:
+            result = _run_session(options, reached, simulated, store, given, resumed)
     failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
         _show(result, sys.stderr if "-" in files.values() else sys.stdout)
@@ -497,7 +540,12 @@ def _store(path: str | None) -> Iterator[Store | None]:
 
 
 def _run_session(
-    options: Options, reached: str, simulated: bool, store: Store | None, given: dict[str, Any]
+    options: Options,
+    reached: str,
+    simulated: bool,
+    store: Store | None,
+    given: dict[str, Any],
+    resumed: Sweep | None,
 ) -> Sweep:
     import asyncio
     import os
@@ -514,7 +562,12 @@ def _run_session(
 
     async def main() -> Sweep:
         session = Session(
-            reachable, progress, store=store, simulated=simulated, shown_url=options.url
+            reachable,
+            progress,
+            store=store,
+            simulated=simulated,
+            shown_url=options.url,
+            resumed=resumed,
         )
         again = False
 

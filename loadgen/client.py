@@ -159,6 +159,11 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         return self._exchange is None and transport is not None and not transport.is_closing()
 
+    @property
+    def arrived(self) -> int:
+        """Token-bearing chunks so far of the reply under way."""
+        return len(self._exchange.stamps) if self._exchange is not None else 0
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()

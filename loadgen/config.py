@@ -11,14 +11,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent.model import Slo, UsageError
 from loadgen.api import ENDPOINTS
-from loadgen.arrival import Stages, parse_arrival
+from loadgen.arrival import Stages, parse_arrival, stages
 from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
 from loadgen.level import TRACE, Plan
 from loadgen.units import is_whole, parse_number
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loadgen.trace import Trace
 
 T = TypeVar("T", int, float)
+Mode = Literal["concurrency", "rate"]
 
 DEFAULT_CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_INPUT_TOKENS = 512
@@ -35,6 +36,8 @@ DEFAULT_OUTPUT_TOKENS = 128
 DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
+DEFAULT_BUDGET_S = 300.0  # of a search
+BUDGET_S_MIN = 5.0
 CONCURRENCY_MAX = 100_000
 SEED_MAX = 2**63 - 1
 PREFIXES_MAX = 1_000_000
@@ -68,6 +71,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = True
     concurrency: tuple[int, ...] = ()
     rates_rps: tuple[float, ...] = ()
+    auto: Mode | None = None  # the loads are searched, not listed
+    budget_s: float | None = None  # for all levels together
     arrival: str = "poisson"
     stages: Stages | None = None  # a rate that changes within the one level
     mix: tuple[tuple[str, float], ...] = ()  # models with their weights, instead of the one
@@ -139,6 +144,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             plan = msgspec.structs.replace(plan, requests=left, duration_s=None)
         return msgspec.structs.replace(plan, arrival=TRACE, speedup=speedup)
 
+    @property
+    def _opens(self) -> bool:
+        recorded = self.trace is not None and not self.concurrency
+        return bool(self.rates_rps or self.stages or recorded)
+
+    @property
+    def mode(self) -> Mode:
+        return self.auto or ("rate" if self._opens else "concurrency")
+
+    def plan_at(self, load: float) -> Plan:
+        """The level of a load that was not listed."""
+        if self.mode == "rate":
+            return self._plan(rate_rps=load)
+        return self._plan(concurrency=int(load))
+
     def _plan(self, *, concurrency: int | None = None, rate_rps: float | None = None) -> Plan:
         requests, duration_s = self.requests, self.duration_s
         if requests is None and duration_s is None:
@@ -174,9 +194,16 @@ def check(options: Options) -> Options:
     rates = bool(options.rates_rps or options.stages)
     if options.concurrency and rates:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
-    if not (options.concurrency or rates or options.trace):
+    if not (options.concurrency or rates or options.trace or options.auto):
         raise UsageError("no level asked for: give --concurrency, --rate or --trace")
     _check_workload(options)
+    if options.auto and options.repeats > 1:
+        raise UsageError(
+            f"--repeats with --{options.auto} auto: the search repeats the levels that decide; "
+            "leave it away"
+        )
+    if options.budget_s is not None and options.budget_s < BUDGET_S_MIN:
+        raise UsageError(f"--budget: write at least {BUDGET_S_MIN:.0f}s, such as 5m")
     if options.requests is not None and options.duration_s is not None:
         raise UsageError("--requests and --duration together: one of them ends a level")
     parse_arrival(options.arrival)
@@ -251,6 +278,31 @@ def _check_metrics_url(text: str | None) -> None:
 # --------------------------------------------------------------------------------------- parsing
 
 
+def is_auto(text: str | None) -> bool:
+    """Whether the loads are to be searched: --concurrency auto, --rate auto."""
+    return text is not None and text.strip().lower() == "auto"
+
+
+def parse_loads(
+    concurrency: str | None, rate: str | None
+) -> tuple[tuple[int, ...], tuple[float, ...], Stages | None, Mode | None]:
+    """The lists of levels that two options name, or the stages of one, or what is searched."""
+    if concurrency and rate:
+        raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
+    if is_auto(concurrency):
+        return (), (), None, "concurrency"
+    if is_auto(rate):
+        return (), (), None, "rate"
+    if rate and "@" in rate:
+        return (), (), stages(rate), None
+    return (
+        parse_concurrency(concurrency) if concurrency else (),
+        parse_rates(rate) if rate else (),
+        None,
+        None,
+    )
+
+
 def parse_concurrency(text: str) -> tuple[int, ...]:
     """`1,2,4,8` to whole numbers from 1, each once."""
     values = []
@@ -258,7 +310,7 @@ def parse_concurrency(text: str) -> tuple[int, ...]:
         if not is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
             raise UsageError(
                 f"--concurrency {word[:40]!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
-                "such as 1,4,16,64"
+                "such as 1,4,16,64, or auto"
             )
         values.append(int(word))
     return _once(values, "--concurrency")
@@ -273,7 +325,9 @@ def parse_rates(text: str) -> tuple[float, ...]:
         except ValueError:
             value = 0.0
         if not 0 < value < 1e6:
-            raise UsageError(f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2")
+            raise UsageError(
+                f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2, or auto"
+            )
         values.append(value)
     return _once(values, "--rate")
 

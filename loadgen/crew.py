@@ -18,6 +18,7 @@ from loadgen.worker import Job, packed, read_message
 
 LEAD_NS = 20_000_000  # between the word to begin and the beginning
 QUIT_S = 2.0
+NOTHING = (0, 0, 0, 0, 0, 0)  # in flight, tokens arrived, ok, failed, tokens, end of the ramp
 
 
 class Counts:
@@ -25,6 +26,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.ok = self.failed = self.tokens = 0
+        self.ramp_end_ns = 0  # 0: some have not all begun
 
 
 class _Member:
@@ -32,7 +34,7 @@ class _Member:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.moved = (0, 0, 0, 0)
+        self.moved = NOTHING
 
     @classmethod
     async def started(cls) -> _Member:
@@ -86,15 +88,27 @@ class CrewLevel:
     def recorder(self) -> Counts:
         counts = Counts()
         for member in self._members:
-            _, ok, failed, tokens = member.moved
+            _, _, ok, failed, tokens, _ = member.moved
             counts.ok += ok
             counts.failed += failed
             counts.tokens += tokens
+        ramps = [member.moved[5] for member in self._members]
+        counts.ramp_end_ns = max(ramps) if all(ramps) else 0
         return counts
 
     @property
     def in_flight(self) -> int:
         return sum(member.moved[0] for member in self._members)
+
+    @property
+    def arrived(self) -> int:
+        """Tokens so far, those of replies still under way included."""
+        return sum(member.moved[1] for member in self._members)
+
+    def finish(self) -> None:
+        """No further request is due: the level ends with the last reply."""
+        for member in self._members:
+            member.say("finish")
 
     def stop(self) -> None:
         """No further request; what is in flight is cancelled and kept as far as it came."""
@@ -104,7 +118,7 @@ class CrewLevel:
     async def run(self) -> Recording:
         """The merged recording of all. Raises ServefitError where a worker died."""
         for member, job in zip(self._members, self._jobs, strict=True):
-            member.moved = (0, 0, 0, 0)
+            member.moved = NOTHING
             member.say("job", job)
         await asyncio.gather(*(member.until("ready") for member in self._members))
         start_ns = monotonic_ns() + LEAD_NS

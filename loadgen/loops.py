@@ -88,6 +88,7 @@ class Level:
         self._proper = 0  # issued after the warm-up
         self._proper_ns = 0  # when the first of them was due
         self._stopping = False
+        self._finishing = False
         self._crash: BaseException | None = None  # a defect of ours, met in a task
         self._connections: set[Connection] = set()
         self._unsent: set[Exchange] = set()  # issued, and most of them waiting for a connection
@@ -188,13 +189,22 @@ class Level:
             self._fail_unsent(exchange, "cancelled", "")
         self._ended.set()
 
+    def finish(self) -> None:
+        """No further request is due: the level ends as its plan would, with the last reply."""
+        self._finishing = True
+
+    @property
+    def arrived(self) -> int:
+        """Tokens so far, those of replies still under way (a chunk is one there) included."""
+        return self.recorder.tokens + sum(c.arrived for c in self._connections)
+
     def give_up(self, why: str) -> None:
         if self.gave_up is None:
             self.gave_up = why
             self.stop()
 
     def _exhausted(self, now_ns: int) -> bool:
-        if self._stopping:
+        if self._stopping or self._finishing:
             return True
         plan = self.plan
         if self._quota is not None:

@@ -37,16 +37,18 @@ from agent.model import (
 )
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
-from agent.store import Store
+from agent.store import State, Store
 from loadgen import api, limits, probe, tokenizer, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
-from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options
+from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, DEFAULT_OUTPUT_TOKENS, Options
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.loops import ClosedLoop, OpenLoop
 from loadgen.observe import Observer, discover, local_gpus
 from loadgen.recorder import OK, Recording, rows
+from loadgen.resume import stored
+from loadgen.search import Done, Sample, Settings, Step, next_step, standing
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
 from loadgen.workload import Spec
@@ -64,6 +66,9 @@ CLOSING_S = 0.01  # the loop closes a level's sockets in its next turns
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
+RATE_MAX = 100_000.0
+FIRST_RATE_RPS = 0.5  # where not even one request was answered
+PILOT_REQUESTS = 3
 SIMULATED_ENGINE = "servefit-sim"
 
 
@@ -72,7 +77,7 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None: ...
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None: ...
 
     def level_moved(self, state: Moment) -> None: ...
 
@@ -88,6 +93,7 @@ class Moment(msgspec.Struct, frozen=True):
     ok: int
     failed: int
     tokens: int
+    half: float | None = None  # relative half-width of the 95 % interval of its tokens/s
 
 
 class Session:
@@ -95,8 +101,9 @@ class Session:
 
     def __init__(
         self, options: Options, watcher: Watcher, *, store: Store | None, simulated: bool = False,
-        shown_url: str | None = None,
+        shown_url: str | None = None, resumed: Sweep | None = None,
     ) -> None:  # fmt: skip
+        """`resumed`: a run of the same options that was stopped, to be gone on with."""
         self.options = options
         self._watcher = watcher
         self._store = store
@@ -119,7 +126,13 @@ class Session:
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
-        self.sweep = self._empty()
+        self._resumed = resumed
+        self.sweep = resumed or self._empty()
+        self._state: State = "running"
+        self._began_s = time.monotonic()
+        self._spent_s = sum(level.duration_s or 0.0 for level in self.sweep.levels)
+        self._start_rps = 0.0  # of a search
+        self._step: Step | None = None  # of a search, where it may end the level that is running
 
     def _empty(self) -> Sweep:
         options = self.options
@@ -151,21 +164,7 @@ class Session:
             await self._observer.close()  # else its open connection is complained about at the exit
             raise
         try:
-            plans = self.options.plans(self._trace)
-            for number, plan in enumerate(plans, 1):
-                if (why := self._beyond(plan)) is not None:
-                    self._watcher.note(f"no further level is tried: {why}")
-                    break
-                self._watcher.level_began(number, len(plans), plan)
-                why = await self._level(number, self._ramped(plan))
-                self._keeping = False
-                if why is not None:
-                    self._watcher.note(f"the server is gone: {why}; no further level is tried")
-                    break
-                if self._interrupted:
-                    break
-                if number < len(plans):
-                    await self._until_idle()
+            await self._measure()
         except asyncio.CancelledError:
             if not self._interrupted:
                 raise
@@ -189,6 +188,108 @@ class Session:
         except UsageError as error:
             return str(error)
         return None
+
+    async def _measure(self) -> None:
+        """Level after level, until the list or the search is at its end, or the server is gone."""
+        if self.options.auto == "rate":
+            self._start_rps = await self._first_rate()
+        while not self._interrupted and (upcoming := self._upcoming()) is not None:
+            plan, of, why = upcoming
+            if (beyond := self._beyond(plan)) is not None:
+                self._watcher.note(f"no further level is tried: {beyond}")
+                return
+            number = len(self.sweep.levels) + 1
+            self._watcher.level_began(number, of, plan, why)
+            gone = await self._level(number, self._ramped(plan))
+            self._keeping = False
+            if gone is not None:
+                self._watcher.note(f"the server is gone: {gone}; no further level is tried")
+                return
+            if not self._interrupted and number != of:
+                await self._until_idle()
+
+    def _upcoming(self) -> tuple[Plan, int | None, str] | None:
+        """The next level, of how many, and why it is that one; None: there is none."""
+        if self.options.auto is not None:
+            return self._searched()
+        plans, number = self.options.plans(self._trace), len(self.sweep.levels)
+        if number == len(plans):
+            return None
+        if self._left_s() < self._least_s():
+            self._watcher.note(
+                f"the budget of {self.options.budget_s:.0f} s is spent: the last "
+                f"{len(plans) - number} of {len(plans)} levels were not measured"
+            )
+            return None
+        return plans[number], len(plans), ""
+
+    def _left_s(self) -> float:
+        """Of the budget; without limit where none was given."""
+        return (self.options.budget_s or math.inf) - self._elapsed_s()
+
+    def _elapsed_s(self) -> float:
+        """Time spent, without that between the end of a run and its being taken up again."""
+        return self._spent_s + time.monotonic() - self._began_s
+
+    def _least_s(self) -> float:
+        """What the next level of a list takes at the least: a ramp, a window and a drain."""
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        return 4 * (e2e_ms or 0.0) / 1e3
+
+    def _searched(self) -> tuple[Plan, None, str] | None:
+        options = self.options
+        rate = options.auto == "rate"
+        budget_s = options.budget_s or DEFAULT_BUDGET_S
+        settings = Settings(
+            mode="rate" if rate else "concurrency",
+            budget_s=budget_s,
+            slo=options.slo,
+            start=self._start_rps if rate else 1.0,
+            most=RATE_MAX if rate else float(options.requests or CONCURRENCY_MAX),
+            expect=options.expect_rps if rate else options.expect_concurrency,
+            level_s=options.duration_s,
+            warmup_s=options.warmup_s,
+        )
+        step = next_step(self.sweep.levels, settings, self._elapsed_s())
+        if isinstance(step, Done):
+            self._watcher.note(f"the search is at its end: {step.why}")
+            return None
+        plan = options.plan_at(step.load)
+        self._step = None
+        if options.requests is None and options.duration_s is None:
+            self._step = step
+            ramp_s = step.ramp_s if rate and not plan.warmup_requests else 0.0
+            plan = msgspec.structs.replace(
+                plan,
+                requests=None,
+                duration_s=step.duration_s - (0.0 if plan.warmup_s else ramp_s),
+                warmup_s=plan.warmup_s or ramp_s,
+            )
+        left_s = budget_s - self._elapsed_s()
+        return plan, None, f"{step.why} · {left_s:.0f} s of {budget_s:.0f} s left"
+
+    async def _first_rate(self) -> float:
+        """Requests/s of one stream alone: a rate that a server can hold, to begin a search with."""
+        if self.sweep.levels:
+            return self.sweep.levels[0].offered_rps or FIRST_RATE_RPS
+        plan = Plan(
+            "concurrency", concurrency=1, requests=PILOT_REQUESTS, timeout_s=self.options.timeout_s,
+            stream=self.options.stream,
+        )  # fmt: skip
+        runner = worker.runner(self._job(0, plan, None), self._dial)
+        self._running = runner
+        try:
+            recording = await runner.run()
+        finally:
+            self._running = None
+        self._overhead(
+            warmup_requests=int((recording.outcome == OK).sum()),
+            warmup_tokens=int(recording.output_tokens.sum()),
+        )
+        start_ns, end_ns = span(recording)
+        if not runner.recorder.ok or end_ns <= start_ns:
+            return FIRST_RATE_RPS
+        return float(f"{runner.recorder.ok * 1e9 / (end_ns - start_ns):.3g}")
 
     @property
     def began(self) -> bool:
@@ -217,6 +318,7 @@ class Session:
         self._interrupted = True
         self._update_run(interrupted=True)
         if self._running is not None:
+            self._state = "cut"
             self._running.stop()
         elif self._task is not None and not self._keeping:
             self._task.cancel()
@@ -333,6 +435,8 @@ class Session:
             server_note=server_note,
             gpu_note=gpu_note,
         )
+        if self._resumed is not None:
+            _refuse_another(self._resumed, target)
         self.sweep = msgspec.structs.replace(self.sweep, target=target)
 
     async def _load_now(self) -> tuple[float, float] | None:
@@ -366,7 +470,7 @@ class Session:
 
     # -------------------------------------------------------------------------------- one level
 
-    def _job(self, number: int, plan: Plan, trace: TraceIds) -> Job:
+    def _job(self, number: int, plan: Plan, trace: TraceIds | None) -> Job:
         options = self.options
         return Job(
             plan=plan,
@@ -405,6 +509,8 @@ class Session:
             if not self._interrupted and runner.gave_up is None:
                 await self._settle(recording)
             after_ns = time.monotonic_ns()
+        if runner.gave_up is not None:
+            self._state = "cut"
         level = self._join(recording, plan, started_at, before_ns, after_ns)
         self._keep(level, recording)
         self._watcher.level_ended(number, level)
@@ -419,9 +525,11 @@ class Session:
     async def _tick(self, runner: Running) -> None:
         plan = runner.plan
         began = time.monotonic()
+        samples: list[Sample] = []
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL_S)
             recorder = runner.recorder
+            half = self._look(runner, samples)
             elapsed = time.monotonic() - began
             if plan.requests is not None:
                 share = (recorder.ok + recorder.failed) / (plan.requests + plan.warmup_requests)
@@ -429,8 +537,24 @@ class Session:
                 share = elapsed / (plan.warmup_s + (plan.duration_s or 1.0))
             self._watcher.level_moved(
                 Moment(min(share, 1.0), elapsed, runner.in_flight, recorder.ok, recorder.failed,
-                       recorder.tokens)
+                       recorder.tokens, half)
             )  # fmt: skip
+
+    def _look(self, runner: Running, samples: list[Sample]) -> float | None:
+        """How tight a searched level is; ends it when it has said enough, or the budget is spent.
+
+        From counts that are kept anyway, so that no token event costs more for it.
+        """
+        if self._left_s() <= 0:
+            runner.finish()
+        recorder = runner.recorder
+        if self._step is None or not recorder.ramp_end_ns:
+            return None
+        samples.append(Sample(time.monotonic(), runner.arrived, recorder.ok, runner.in_flight))
+        said = standing(samples, self.options.mode, self._step.requests_min)
+        if said.enough:
+            runner.finish()
+        return said.half
 
     async def _settle(self, recording: Recording) -> None:
         """Waits until the server has counted what it already answered."""
@@ -477,7 +601,8 @@ class Session:
         if self._store is None:
             return
         try:
-            self._store.save(self.sweep, **what)
+            kept = msgspec.structs.replace(self.options, url=self._shown_url)
+            self._store.save(self.sweep, options=stored(kept), state=self._state, **what)
         except ServefitError as error:
             self._watcher.note(f"not kept in the store: {error}")
             self._store = None
@@ -522,6 +647,8 @@ class Session:
             target=self._shown_url,
         )  # fmt: skip
         self.sweep = msgspec.structs.replace(self.sweep, curve=curve, verdict=verdict)
+        if self._state == "running" and not self._interrupted:
+            self._state = "done"
         self._save()
 
 
@@ -601,6 +728,23 @@ def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Ite
             input_tokens=row.prompt_tokens,
             output_tokens=row.output_tokens,
         )
+
+
+def _refuse_another(resumed: Sweep, target: Target) -> None:
+    """Levels of two servers are no curve. Raises UsageError."""
+    before = resumed.target
+    if before.fingerprint == target.fingerprint:
+        return
+
+    def words(one: Target) -> str:
+        gpus = ", ".join(gpu.name for gpu in one.gpus)
+        parts = (one.model, one.engine, one.engine_version, gpus)
+        return " ".join(part for part in parts if part)
+
+    raise UsageError(
+        f"--resume {resumed.run.id}: this is not the server that it measured: {words(before)} then,"
+        f" {words(target)} now; start a new sweep"
+    )
 
 
 def _fingerprint(*parts: str | None) -> str:

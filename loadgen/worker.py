@@ -181,7 +181,7 @@ class _Process:
                 task = asyncio.create_task(self._level(what))
             elif kind == "start" and self._start is not None and not self._start.done():
                 self._start.set_result(what)
-            elif kind in ("stop", "retire") and self._running is not None:
+            elif kind in ("stop", "finish") and self._running is not None:
                 getattr(self._running, kind)()
         if task is not None:
             task.cancel()
@@ -210,7 +210,10 @@ class _Process:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             recorder = level.recorder
-            self._say("moved", (level.in_flight, recorder.ok, recorder.failed, recorder.tokens))
+            self._say("moved", (
+                level.in_flight, level.arrived, recorder.ok, recorder.failed, recorder.tokens,
+                recorder.ramp_end_ns,
+            ))  # fmt: skip
 
 
 async def _main() -> None:

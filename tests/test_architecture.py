@@ -28,6 +28,7 @@ PURE = {
     "loadgen.usual",
     "loadgen.sse",
     "loadgen.level",
+    "loadgen.search",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

@@ -342,8 +342,10 @@ def _tile_capacity(sweep: Sweep) -> str:
     unit = "requests/s" if _open_loop(sweep) else "concurrent"
     value = capacity.rps if _open_loop(sweep) else capacity.concurrency
     if capacity.lo is None:
-        sub = "broken at the lowest load that was tried"
-        return _tile("SLO capacity", f"< {_number(capacity.hi)}", unit, sub)
+        first = "broken" if value is None else "too close to call"
+        sub = f"{first} at the lowest load that was tried"
+        text = "–" if capacity.hi is None else f"< {_number(capacity.hi)}"
+        return _tile("SLO capacity", text, unit, sub)
     if capacity.bracketed:
         sub = f"between {_number(capacity.lo)} and {_number(capacity.hi)}"
         return _tile("SLO capacity", _number(value), unit, sub)

@@ -53,11 +53,13 @@ class Progress:
         if not self._quiet:
             self._print(printable(text))
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None:
-        self._prefix = f"[{number}/{of}] {load_text(plan.mode, plan.load)}"
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
+        """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
+        place = f"{number}" if of is None else f"{number}/{of}"
+        self._prefix = f"[{place}] {load_text(plan.mode, plan.load)}"
         self._last_tokens, self._last_s = 0, 0.0
-        if not self._quiet and not self._live:
-            self._print(f"{self._prefix}: running")
+        if not self._quiet and (why or not self._live):
+            self._print(f"{self._prefix}: {printable(why) or 'running'}")
 
     def level_moved(self, state: Moment) -> None:
         if self._quiet or not self._live:
@@ -72,7 +74,8 @@ class Progress:
         if left is not None:
             parts.append(f"{left:.0f} s left")
         if state.tokens:
-            parts.append(f"{rate:,.0f} tok/s")
+            half = "" if state.half is None else f" ±{state.half:.0%}"
+            parts.append(f"{rate:,.0f} tok/s{half}")
         parts += [f"{state.in_flight} in flight", f"{state.ok} ok"]
         if state.failed:
             parts.insert(1, f"{state.failed} failed")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen.config import Options
 
 ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
+GENERATING = ("chat", "completions", "responses")  # endpoints that no embedding model has
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -252,15 +253,18 @@ def _found(context: click.Context, given: dict[str, Any], tell: Callable[[str], 
     found = asyncio.run(find.look(headers, find.PORTS))
     for one in find.usable(found):
         tell(printable(f"found: {one.line()}"))
-    url = find.the_one(found, context.info_name or "sweep").url
-    added = [url]
+    one = find.the_one(found, context.info_name or "sweep")
+    added = [one.url]
+    if len(one.models) > 1 and not given["model"] and given["endpoint"] in GENERATING:
+        given["model"] = one.models[0]
+        added += ["--model", one.models[0]]
     if not any(given[name] for name in LOADS):
         for name, value in config.QUICK.items():
-            if given[name] is None and not (name == "duration" and given["requests"]):
+            if given[name] is None:
                 given[name] = value
                 added += [f"--{name.replace('_', '-')}", value]
     given["added"] = added
-    return url
+    return one.url
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)

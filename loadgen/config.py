@@ -59,7 +59,7 @@ DEMO_EXPECT_CONCURRENCY = 20
 
 # What `sweep` asks of a server that it found by itself, where no level was asked for: an answer in
 # about a minute. By the names of the options; none of them where a flag says otherwise.
-QUICK = {"concurrency": "1,4,16,32,64", "duration": "8s"}
+QUICK = {"concurrency": "auto", "budget": "60s"}
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -166,10 +166,13 @@ async def _get(
 
 
 def _models(body: bytes) -> list[dict[str, Any]] | None:
-    """The entries of `/v1/models`; None where this is no such page."""
+    """The entries of `/v1/models`, models for embeddings last; None where this is no such page.
+
+    Ollama and LM Studio list whatever was downloaded, in no order that tells what it is for.
+    """
     try:
-        entries = msgspec.json.decode(body)["data"]
-        return [entry for entry in entries if entry["id"]]
+        entries = [entry for entry in msgspec.json.decode(body)["data"] if entry["id"]]
+        return sorted(entries, key=lambda entry: "embed" in str(entry["id"]).lower())
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
 

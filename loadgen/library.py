@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loadgen.session import Moment, Session, Watcher
 
 # Flags that say how the command line talks and ends; a function returns what was measured.
-ONLY_COMMANDS = ("quiet", "no_progress", "fail_on")
+ONLY_COMMANDS = ("quiet", "no_progress", "fail_on", "resume")
 FILES = ("json", "html", "csv")
 
 log = logging.getLogger("loadgen")
@@ -203,8 +203,9 @@ class _Log:
     def note(self, text: str) -> None:
         log.info("note: %s", text)
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None:
-        log.info("level %d of %d: %s %g", number, of, plan.mode, plan.load)
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
+        place = f"{number}" if of is None else f"{number} of {of}"
+        log.info("level %s: %s %g %s", place, plan.mode, plan.load, why)
 
     def level_moved(self, state: Moment) -> None:
         log.debug("%.0f %% done, %d in flight", 100 * state.share, state.in_flight)

@@ -96,16 +96,34 @@ def free_ports(server_port: int | None, proc: Path = Path("/proc")) -> int | Non
         low, high = (int(word) for word in text.split())
     except (OSError, ValueError):
         return None
+    if server_port is None:
+        return max(0, high - low + 1)
+    reuse = ""
+    with suppress(OSError):
+        reuse = (proc / "sys/net/ipv4/tcp_tw_reuse").read_text().strip()
     taken = 0
-    if server_port is not None:
-        for name in ("tcp", "tcp6"):
-            with suppress(OSError):
-                taken += _connections_to(server_port, (proc / "net" / name).read_text())
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            taken += _connections_to(server_port, (proc / "net" / name).read_text(), reuse)
     return max(0, high - low + 1 - taken)
 
 
-def _connections_to(port: int, table: str) -> int:
-    """Lines of /proc/net/tcp whose remote end is `port`: `sl local:port remote:port state …`."""
-    ending = f":{port:04X}"
-    rows = (line.split(maxsplit=3) for line in table.splitlines()[1:])
-    return sum(len(row) > 2 and row[2].endswith(ending) for row in rows)
+TIME_WAIT = "06"
+LOOPBACK = ("7F", "00000000000000000000000001000000")  # the ends of 127.*.*.* and of ::1
+
+
+def _connections_to(port: int, table: str, reuse: str) -> int:
+    """Lines of /proc/net/tcp whose remote end is `port`: `sl local:port remote:port state …`.
+
+    A closed connection holds its port for a minute (TIME_WAIT), unless the kernel may use it again:
+    `tcp_tw_reuse` 1 always, 2 (the default) on the loopback.
+    """
+    taken = 0
+    for line in table.splitlines()[1:]:
+        row = line.split(maxsplit=4)
+        address, _, number = row[2].partition(":") if len(row) > 3 else ("", "", "")
+        if number != f"{port:04X}":
+            continue
+        free = reuse == "1" or (reuse == "2" and address.endswith(LOOPBACK))
+        taken += row[3] != TIME_WAIT or not free
+    return taken

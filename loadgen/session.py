@@ -179,12 +179,13 @@ class Session:
         return self.sweep
 
     def _beyond(self, plan: Plan) -> str | None:
-        """Why this open-loop level cannot be run here, by what the level before took."""
+        """Why this level cannot be run here; of an open loop, by what the level before took."""
         e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
-        if plan.mode != "rate" or e2e_ms is None:
-            return None
         try:
-            limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
+            if plan.mode == "concurrency":
+                limits.check_streams(int(plan.load), self._address.port)
+            elif e2e_ms is not None:
+                limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
         except UsageError as error:
             return str(error)
         return None

@@ -210,6 +210,13 @@ def test_several_are_not_chosen_from() -> None:
     )
 
 
+def test_a_model_for_embeddings_is_not_the_one_to_chat_with() -> None:
+    names = ("nomic-embed-text:latest", "qwen3:8b", "text-embedding-3", "llama3.2:3b")
+    with serving(pages={"/v1/models": listing("library", *names)}) as address:
+        [found] = look(address)
+    assert found.models == ("qwen3:8b", "llama3.2:3b", names[0], names[2])
+
+
 # ---------------------------------------------------------------------------- on the command line
 
 
@@ -258,8 +265,8 @@ def test_what_is_asked_of_a_server_that_was_found(
     """Quick, unless something else was said; and the command that is kept repeats it."""
     seen: list[config.Options] = []
 
-    def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-        seen.append(cli.options_of(url, given))
+    def measure(options: config.Options, *_: Any, **__: Any) -> int:
+        seen.append(options)
         return 0
 
     monkeypatch.setattr(cli, "_measure", measure)
@@ -271,12 +278,20 @@ def test_what_is_asked_of_a_server_that_was_found(
         ):  # fmt: skip
             code, err = loadgen(capsys, *args)
             assert (code, err) == (0, f"found: a server with model tiny on http://{address}\n")
-    quick, counted, rate, one = seen
-    assert {options.url for options in seen} == {f"http://{address}"}
+    with serving(pages={"/v1/models": listing("library", "my-embed", "m")}) as address_2:
+        only(address_2)
+        assert loadgen(capsys, "run") == (
+            0,
+            f"found: a server with model m (and 1 more) on http://{address_2}\n",
+        )
+        assert loadgen(capsys, "run", "--model", "my-embed")[0] == 0
+    quick, counted, rate, one, *several = seen
+    assert [options.model for options in several] == ["m", "my-embed"]
+    assert "--model m" in several[0].command
+    assert {options.url for options in seen[:4]} == {f"http://{address}"}
     flags = [f"--{name} {value}" for name, value in config.QUICK.items()]
     assert quick.command == " ".join(["loadgen sweep", f"http://{address}", *flags])
-    assert len(quick.plans()) > 2
-    assert sum(plan.duration_s or 0.0 for plan in quick.plans()) <= 50
-    assert (counted.requests, counted.duration_s) == (90, None)
+    assert (quick.auto, quick.budget_s) == ("concurrency", 60)
+    assert (counted.auto, counted.requests) == ("concurrency", 90)
     assert (rate.rates_rps, rate.concurrency) == ((1.0,), ())
     assert (one.concurrency, one.duration_s) == ((1,), None)

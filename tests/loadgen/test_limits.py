@@ -171,6 +171,19 @@ def test_free_ports(tmp_path: Path) -> None:
     assert limits.free_ports(8000, tmp_path / "none") is None  # macOS
 
 
+@pytest.mark.parametrize(("reuse", "here", "away"), [("0", 2, 1), ("1", 1, 0), ("2", 1, 1)])
+def test_a_closed_connections_port_is_free_where_the_kernel_uses_it_again(
+    tmp_path: Path, reuse: str, here: int, away: int
+) -> None:
+    folder = proc(tmp_path)
+    (folder / "sys/net/ipv4/tcp_tw_reuse").write_text(f"{reuse}\n")
+    (folder / "net/tcp6").write_text(
+        f"head\n  0: {'0' * 32}:D440 {'F' * 32}:1F41 06 00000000:00000000 00:00000000 00000000\n"
+    )
+    assert limits.free_ports(8000, folder) == 28_232 - here
+    assert limits.free_ports(8001, folder) == 28_232 - away
+
+
 def test_connections_of_ours_take_ports() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -1,6 +1,6 @@
 """servefit's measuring instrument: drives an OpenAI-compatible server, records what came back.
 
-From Python: `loadgen.session(URL, concurrency=[1, 4, 16])`, `loadgen.loops(URL)`, either with `_async`,
+From Python: `loadgen.sweep(URL, concurrency=[1, 4, 16])`, `loadgen.run(URL)`, either with `_async`,
 and `loadgen.load("latest")`; see `loadgen.library`, which is imported when one of them is used.
 """
 

@@ -322,7 +322,7 @@ def test_import_is_light_and_typed() -> None:
 
 
 def test_no_module_hides_a_function() -> None:
-    """`import loadgen.session` would put the module where the function is."""
+    """`import loadgen.sweep` would put the module where the function is."""
     names = {path.stem for path in (ROOT / "loadgen").glob("*")}
     assert names.isdisjoint(loadgen.__all__)
 

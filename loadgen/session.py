@@ -35,17 +35,17 @@ from agent.model import (
     UsageError,
     Workload,
 )
-from agent.sizing.curve import analyse
+from agent.sizing.curve import analyse, load_of
 from agent.sizing.judge import judge
 from agent.store import State, Store
-from loadgen import api, limits, probe, tokenizer, worker
+from loadgen import api, calibrate, limits, probe, tokenizer, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, DEFAULT_OUTPUT_TOKENS, Options
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.loops import ClosedLoop, OpenLoop
-from loadgen.observe import Observer, discover, local_gpus
+from loadgen.observe import Observer, discover, local_gpus, on_this_machine
 from loadgen.recorder import OK, Recording, rows
 from loadgen.resume import stored
 from loadgen.search import Done, Sample, Settings, Step, next_step, standing
@@ -117,6 +117,8 @@ class Session:
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
         self._running: Running | None = None
         self._crew = Crew()
+        self._calibration = calibrate.load()
+        self._shares_machine = False  # whether the target runs on this one
         self._task: asyncio.Task[Any] | None = None
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
@@ -308,11 +310,29 @@ class Session:
         return msgspec.structs.replace(plan, ramp_s=min((e2e_ms or 0.0) / 1e3, longest_s))
 
     def _shared_out(self, plan: Plan) -> Plan:
-        """The plan with the processes that it needs, as far as that can be foreseen."""
-        processes = self.options.processes or 1
+        """The plan with its processes: as many as were asked for, else as it will need."""
+        processes = self.options.processes or self._processes_needed(plan)
         if plan.concurrency is not None:
             processes = min(processes, plan.concurrency)
         return msgspec.structs.replace(plan, processes=processes)
+
+    def _processes_needed(self, plan: Plan) -> int:
+        """By what this machine holds and what the level before gave, at most as it scales.
+
+        A server on this machine keeps a core for itself: taken from it, it would be measured worse.
+        """
+        levels = self.sweep.levels
+        before = next((lv for lv in reversed(levels) if load_of(lv) and lv.requests), None)
+        scale = plan.load / (load_of(before) or 1.0) if before is not None else 0.0
+        e2e_s = ((before.e2e_ms.mean if before is not None else None) or 0.0) / 1e3
+        rate_rps = plan.rate_rps or scale * ((before and before.request_throughput) or 0.0)
+        return calibrate.processes_for(
+            self._calibration,
+            streams=plan.concurrency or rate_rps * e2e_s,
+            token_events_per_s=scale * ((before and before.output_tokens_per_s) or 0.0),
+            requests_per_s=rate_rps,
+            cores=max(1, calibrate.cores() - self._shares_machine),
+        )
 
     def interrupt(self) -> None:
         """Ends the level that is running and keeps it as far as it came."""
@@ -334,7 +354,10 @@ class Session:
         options = self.options
         for note in options.notes:
             self._watcher.note(note)
-        limits.check_streams(max(options.concurrency, default=0), self._address.port)
+        limits.check_streams(
+            max(options.concurrency, default=0), self._address.port,
+            processes=options.processes or 1,
+        )  # fmt: skip
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
         self._api = api.ENDPOINTS[options.endpoint]
@@ -343,6 +366,8 @@ class Session:
         if known.simulated:
             self._simulated = True
             self._update_run(simulated=True)
+        with suppress(OSError):  # reached by a name that only a moment ago had an address
+            self._shares_machine = await on_this_machine(self._address.origin)
         await self._find_observers(model)
         await self._refuse_busy()
         prober = probe.Prober(

@@ -23,6 +23,7 @@ PURE = {
     "loadgen.arrival",
     "loadgen.lengths",
     "loadgen.pattern",
+    "loadgen.prompts",
     "loadgen.workload",
     "loadgen.api",
     "loadgen.usual",

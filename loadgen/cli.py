@@ -113,6 +113,8 @@ _LOAD_OPTIONS = [
             help="Requests, or time, before each level's measurement."),
     _option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
             help="Run the whole list of levels N times."),
+    _option("--budget", metavar="TIME",
+            help="Limit for all levels together.  [default with auto: 5m]"),
     _option("--slo", metavar="RULES", help="Such as 'ttft:p95<500ms,itl:p95<50ms,e2e:p99<30s'."),
     _option("--timeout", default="300s", show_default=True, metavar="TIME",
             help="Limit for one request."),
@@ -154,8 +156,6 @@ def _load_options(function: Any) -> Any:
          help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
 @_option("--rate", metavar="X,X,…|auto",
          help="Requests per second, a level each, or searched (open loop).")  # fmt: skip
-@_option("--budget", metavar="TIME",
-         help="For all levels together.  [default with auto: 5m]")  # fmt: skip
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
@@ -173,13 +173,13 @@ def sweep(
         if demo:
             raise click.UsageError("--resume goes on with its own target: leave --demo away")
         explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
-        options, begun = _resumed(resume, url, given, explicit)
-        context.exit(_measure(options, given, resumed=begun))
+        begun = _begun(resume, url, given, explicit)
+        context.exit(_measure(begun[0].url, given, begun=begun))
     if demo:
         url, given = _demo(url, given)
     if url is None:
         raise click.UsageError("give the URL of a server, or --demo")
-    context.exit(_measure(_options(url, given), given))
+    context.exit(_measure(url, given))
 
 
 @cli.command()
@@ -200,7 +200,7 @@ def run(context: click.Context, /, url: str, **given: Any) -> None:
             raise click.UsageError(f"run takes a number as --{option}; sweep searches (auto)")
     if not given["concurrency"] and not given["rate"]:
         given["concurrency"] = "1"
-    context.exit(_measure(_options(url, given), given, single=True))
+    context.exit(_measure(url, given, single=True))
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -258,7 +258,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration, budget = given["duration"], given.get("budget")
+    duration, budget = given["duration"], given["budget"]
     return config.check(
         config.Options(
             url=url,
@@ -296,7 +296,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
     )
 
 
-def _resumed(
+def _begun(
     run: str, url: str | None, given: dict[str, Any], explicit: set[str]
 ) -> tuple[Options, Sweep]:
     """The options and the levels of a run that is to be gone on with."""
@@ -355,9 +355,13 @@ def _from_elsewhere() -> list[str]:
 
 
 def _measure(
-    options: Options, given: dict[str, Any], *, single: bool = False, resumed: Sweep | None = None
+    url: str,
+    given: dict[str, Any],
+    *,
+    single: bool = False,
+    begun: tuple[Options, Sweep] | None = None,
 ) -> int:
-    """Runs it all, or what `resumed` lacks of it; returns the exit code."""
+    """Runs it all, or what is left of a run that was `begun`; returns the exit code."""
     from loadgen import config
     from loadgen.outcome import exit_code
 
@@ -366,6 +370,7 @@ def _measure(
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
+    options, resumed = begun or (_options(url, given), None)
     _terminate_as_interrupt()
     if resumed is not None and resumed.verdict is not None:
         click.echo(f"loadgen: run {resumed.run.id} is finished: nothing is left of it", err=True)

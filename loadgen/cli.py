@@ -129,6 +129,8 @@ _LOAD_OPTIONS = [
             help="Requests, or time, before each level's measurement."),
     _option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
             help="Run the whole list of levels N times."),
+    _option("--budget", metavar="TIME",
+            help="Limit for all levels together.  [default with auto: 5m]"),
     _option("--slo", metavar="RULES", help="Such as 'ttft:p95<500ms,itl:p95<50ms,e2e:p99<30s'."),
     _option("--timeout", default="300s", show_default=True, metavar="TIME",
             help="Limit for one request."),
@@ -172,8 +174,6 @@ def _load_options(function: Any) -> Any:
          help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
 @_option("--rate", metavar="X,X,…|auto",
          help="Requests per second, a level each, or searched (open loop).")  # fmt: skip
-@_option("--budget", metavar="TIME",
-         help="For all levels together.  [default with auto: 5m]")  # fmt: skip
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
@@ -189,8 +189,7 @@ def sweep(
     """
     if context.params["resume"] is not None:
         context.exit(_go_on(context))
-    url, given = asked(context, _tell)
-    context.exit(_measure(options_of(url, given), given))
+    context.exit(_measure(*asked(context, _tell)))
 
 
 @cli.command()
@@ -201,8 +200,7 @@ def sweep(
 @click.pass_context
 def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
-    url, given = asked(context, _tell)
-    context.exit(_measure(options_of(url, given), given, single=True))
+    context.exit(_measure(*asked(context, _tell), single=True))
 
 
 def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
@@ -322,7 +320,7 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration, budget = given["duration"], given.get("budget")
+    duration, budget = given["duration"], given["budget"]
     if given["output_tokens"] and given["endpoint"] in ("embeddings", "rerank"):
         raise click.UsageError(
             f"--endpoint {given['endpoint']} generates nothing: leave --output-tokens away"
@@ -373,11 +371,11 @@ def _go_on(context: click.Context) -> int:
         raise click.UsageError("--resume goes on with its own target: leave --demo away")
     _nearest(context, given)
     explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
-    options, begun = _resumed(run, url, given, explicit)
-    return _measure(options, given, resumed=begun)
+    begun = _begun(run, url, given, explicit)
+    return _measure(begun[0].url, given, begun=begun)
 
 
-def _resumed(
+def _begun(
     run: str, url: str | None, given: dict[str, Any], explicit: set[str]
 ) -> tuple[Options, Sweep]:
     """The options and the levels of a run that is to be gone on with."""
@@ -478,9 +476,13 @@ def from_elsewhere() -> list[str]:
 
 
 def _measure(
-    options: Options, given: dict[str, Any], *, single: bool = False, resumed: Sweep | None = None
+    url: str,
+    given: dict[str, Any],
+    *,
+    single: bool = False,
+    begun: tuple[Options, Sweep] | None = None,
 ) -> int:
-    """Runs it all, or what `resumed` lacks of it; returns the exit code."""
+    """Runs it all, or what is left of a run that was `begun`; returns the exit code."""
     from loadgen import config, limits
     from loadgen.outcome import exit_code
 
@@ -489,6 +491,7 @@ def _measure(
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
+    options, resumed = begun or (options_of(url, given), None)
     limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
     if resumed is not None and resumed.verdict is not None:

@@ -41,6 +41,7 @@ RAMP_S_MAX = 10.0
 WINDOW_E2E = 5.0  # a level says enough after so many mean E2E times …
 WINDOW_S_MIN = 3.0  # … and this long
 HALF_MAX = 0.05  # … with a relative half-width of its tokens/s of at most this
+OVERLOADED_REQUESTS = 50  # an open loop whose queue only grows has said enough after so many
 GROWING = 1.5  # open loop: in flight in the last quarter over the second one, and two requests
 
 Mode = Literal["concurrency", "rate"]
@@ -414,7 +415,7 @@ def standing(samples: Sequence[Sample], mode: Mode, requests_min: int) -> Standi
     half, steady = _steadiness(samples, e2e_s)
     long = window_s >= max(WINDOW_S_MIN, WINDOW_E2E * e2e_s) and done >= requests_min
     if mode == "rate":
-        return Standing(half, long or (done >= requests_min and _grows(samples)))
+        return Standing(half, long or (done >= OVERLOADED_REQUESTS and _grows(samples)))
     return Standing(half, long and steady and half is not None and half <= HALF_MAX)
 
 

@@ -199,6 +199,38 @@ def test_a_run_that_is_none(store: Store) -> None:
         store.load("latest")
 
 
+def test_what_a_run_needs_to_be_taken_up_again(store: Store) -> None:
+    store.save(sweep(), options='{"a": 1}', state="running")
+    store.save(sweep(), level=0)  # says nothing of either, and leaves them
+    assert store.kept("latest") == (sweep(), '{"a": 1}', "running")
+    store.save(sweep(), state="done")
+    assert store.kept("2026")[1:] == ('{"a": 1}', "done")
+    assert set(store.runs()[0]) & {"sweep", "options", "state"} == set()
+
+
+def test_a_level_measured_again_leaves_no_request_of_the_first_time(store: Store) -> None:
+    rows = [(i, 0.0, 1.0, 2.0, 3.0, 10, 5, None) for i in range(9)]
+    store.save(sweep(), level=0, requests=rows)
+    store.save(sweep(), level=0, requests=rows[:4])
+    assert len(store.requests(sweep().run.id)) == 4
+
+
+def test_an_older_schema_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    with Store(path) as opened:
+        opened.save(sweep(), level=0)
+    with closing(sqlite3.connect(path)) as older, older:  # as schema 1 was
+        older.execute("alter table runs drop column options")
+        older.execute("alter table runs drop column state")
+        older.execute("pragma user_version = 1")
+    with Store(path) as opened:
+        assert opened.kept("latest") == (sweep(), None, None)
+        opened.save(sweep("new"), options="{}", state="cut")
+        assert opened.kept("new")[1:] == ("{}", "cut")
+    with closing(sqlite3.connect(path)) as now:
+        assert now.execute("pragma user_version").fetchone() == (module.SCHEMA,)
+
+
 def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     with closing(sqlite3.connect(path)) as newer, newer:

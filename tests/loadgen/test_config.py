@@ -68,6 +68,17 @@ def test_rates_that_are_none(text: str) -> None:
         config.parse_rates(text)
 
 
+def test_loads_that_are_searched() -> None:
+    assert config.parse_loads("auto", None) == ((), (), "concurrency")
+    assert config.parse_loads(None, " Auto ") == ((), (), "rate")
+    assert config.parse_loads("1,2", None) == ((1, 2), (), None)
+    assert config.parse_loads(None, "0.5") == ((), (0.5,), None)
+    searched = check(with_(concurrency=(), auto="rate"))
+    assert searched.mode == "rate"
+    assert searched.plan_at(2.5).rate_rps == 2.5
+    assert with_(auto="concurrency", requests=7).plan_at(3).requests == 7
+
+
 def test_warmup() -> None:
     assert config.parse_warmup("20") == (20, 0.0)
     assert config.parse_warmup("0") == (0, 0.0)
@@ -158,6 +169,8 @@ def test_any_text_is_a_value_or_a_usage_error(parser: str, text: str) -> None:
         ({"concurrency": ()}, "no level asked for"),
         ({"requests": 10, "duration_s": 1.0}, "--requests and --duration together"),
         ({"arrival": "burst"}, "--arrival 'burst'"),
+        ({"concurrency": (), "auto": "rate", "repeats": 2}, "--repeats with --rate auto"),
+        ({"budget_s": 4.0}, "--budget: write at least"),
         ({"concurrency": (4, 8), "requests": 5}, "fewer than the 8 streams"),
         ({"stream": False, "slo": tuple(parse_slo("itl:p95<50ms"))}, "--no-stream"),
         ({"expect_rps": float("nan")}, "--expect-rps"),

@@ -265,8 +265,8 @@ def test_what_is_asked_of_a_server_that_was_found(
     """Quick, unless something else was said; and the command that is kept repeats it."""
     seen: list[config.Options] = []
 
-    def measure(options: config.Options, *_: Any, **__: Any) -> int:
-        seen.append(options)
+    def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
+        seen.append(cli.options_of(url, given))
         return 0
 
     monkeypatch.setattr(cli, "_measure", measure)

@@ -360,6 +360,41 @@ def test_timeouts_free_their_slots(play: Play) -> None:
     play(main())
 
 
+def test_a_level_that_is_finished_early_lets_its_replies_end(play: Play) -> None:
+    async def main() -> None:
+        async with serving(stream(5, gap_s=0.02)) as server:
+            level = closed(server, 4, duration_s=60)
+            running = asyncio.create_task(level.run())
+            await until(lambda: level.recorder.ok >= 20)
+            under_way = level.arrived - level.recorder.tokens
+            assert 0 < under_way <= 4 * 5  # of the replies that have not ended yet
+            level.finish()
+            sent = len(server.requests)
+            rec = await asyncio.wait_for(running, 5)
+            assert len(server.requests) == sent
+            assert kinds(rec) == {"ok": sent}
+            assert level.arrived == 5 * sent
+            # The window ends as that of a plan does: with the first slot that was not refilled.
+            assert rec.refill_end_ns == np.sort(rec.end_ns)[-4]
+            assert steady_window(rec).steady
+
+    play(main())
+
+
+def test_a_schedule_that_is_finished_early_ends_with_its_last_reply(play: Play) -> None:
+    async def main() -> None:
+        async with serving(stream(3, gap_s=0.03)) as server:
+            level = opened(server, 50, duration_s=60)
+            running = asyncio.create_task(level.run())
+            await until(lambda: level.recorder.ok >= 20)
+            level.finish()
+            rec = await asyncio.wait_for(running, 5)
+            assert set(kinds(rec)) == {"ok"}
+            assert rec.refill_end_ns == rec.due_ns.max()
+
+    play(main())
+
+
 def test_it_gives_up_when_the_server_has_gone(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "GIVE_UP_S", 0.3)
     monkeypatch.setattr(loops, "GIVE_UP_REQUESTS", 4)

@@ -176,6 +176,16 @@ PLAN = Plan("concurrency", concurrency=4)
 MOMENT = Moment(share=0.5, elapsed_s=2.0, in_flight=4, ok=10, failed=1, tokens=800)
 
 
+def test_a_searched_level_says_why_and_how_tight_it_is() -> None:
+    out = io.StringIO()
+    progress = Progress(out, live=True)
+    progress.level_began(5, None, PLAN, "between 2 (holds) and 8 (breaks) · 80 s of 300 s left")
+    progress.level_moved(msgspec.structs.replace(MOMENT, half=0.062))
+    said = out.getvalue()
+    assert said.startswith("[5] 4 streams: between 2 (holds) and 8 (breaks) · 80 s of 300 s left\n")
+    assert "tok/s ±6%" in said
+
+
 def told(out: io.StringIO, **settings: Any) -> str:
     progress = Progress(out, **settings)
     progress.note("a note\nof \x1b[2J two lines")

@@ -28,14 +28,17 @@ class Decoder:
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that `data` completes. Raises EventTooLong."""
         cr = data.find(b"\r") >= 0  # quicker than `in`
-        if not (self.pending_bytes or cr) and data.startswith(b"data: ") and data.endswith(b"\n\n"):
-            # What nearly every read is: whole events of one line each; very often it is one.
-            length = len(data)
-            if length <= MAX_EVENT_BYTES:
-                if data.find(b"\n") == length - 2:
-                    return [data[6:-2]]
+        length = len(data)
+        usual = not (self.pending_bytes or cr or length > MAX_EVENT_BYTES)
+        if usual and data.endswith(b"\n\n"):
+            # What nearly every read is: whole events of one line each; very often it is one. The
+            # Responses API has its name in a line before.
+            start = data.find(b"\n") + 1 if data.startswith(b"event: ") else 0
+            if data.startswith(b"data: ", start):
+                if data.find(b"\n", start) == length - 2:
+                    return [data[start + 6 : -2]]
                 events = data[6:-2].split(b"\n\ndata: ")
-                if data.count(b"\n") == 2 * len(events):
+                if not start and data.count(b"\n") == 2 * len(events):
                     return events
         return self._feed_lines(self._plain(data) if cr or self._after_cr else data)
 

@@ -109,7 +109,9 @@ class Recorder:
             outcome = CANCELLED if exchange.error == "cancelled" else FAILED
             error = self._kind(exchange.error, exchange.error_text)
             self.failed += outcome == FAILED
-        reasoning = exchange.reasoning_tokens or exchange.reasoning_chunks
+        # A server that does not count them: their chunks' even share of the tokens.
+        share = exchange.reasoning_chunks / chunks if chunks else 0.0
+        reasoning = exchange.reasoning_tokens or round(share * tokens)
         weights, chunks_counted = _weights(exchange, tokens)
         row = (
             exchange.index, exchange.due_ns, exchange.sent_ns, exchange.connect_ns,

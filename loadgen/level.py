@@ -468,18 +468,18 @@ def _edge_share(rec: Recording, window: Window) -> float:
     return float(e2e.mean()) / 2e3 / window.seconds if e2e.size and window.seconds else 0.0
 
 
-def _foreign(rec: Recording, server: ServerView | None, sequences: int) -> int | None:
+def _foreign(rec: Recording, server: ServerView | None, sequences: Sequence[int]) -> int | None:
     """Requests that the server finished and that were not ours, warm-up included.
 
-    `sequences`: as how many the server counts one of ours.
+    `sequences`: as how many it may count one of ours; of several the most that fits is taken.
     """
     if server is None or server.requests_total is None:
         return None
-    ours = int((rec.outcome == OK).sum()) * sequences
+    ok, total = int((rec.outcome == OK).sum()), server.requests_total
+    ours = max((ok * k for k in sequences if ok * k <= total), default=ok)
     # A request of ours that was cut off may or may not have been counted by the server.
-    unsure = int((rec.outcome != OK).sum()) * sequences
-    excess = server.requests_total - ours
-    return max(0, excess - unsure) if excess > 0 else 0
+    unsure = int((rec.outcome != OK).sum()) * max(sequences)
+    return max(0, total - ours - unsure)
 
 
 def _foreign_reason(foreign: int | None, total: int, bounds: Bounds) -> str | None:

@@ -108,7 +108,9 @@ class Recorder:
         prompt_tokens = exchange.prompt_tokens
         if prompt_tokens < 0:
             prompt_tokens = exchange.counted_here
-        reasoning = exchange.reasoning_tokens or exchange.reasoning_chunks
+        # A server that does not count them: their chunks' even share of the tokens.
+        share = exchange.reasoning_chunks / chunks if chunks else 0.0
+        reasoning = exchange.reasoning_tokens or round(share * tokens)
         weights, chunks_counted = _weights(exchange, tokens)
         row = (
             exchange.index, exchange.due_ns, exchange.sent_ns, exchange.connect_ns,

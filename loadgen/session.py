@@ -418,7 +418,7 @@ class Session:
         if asked is not None and output.fixed is not None and not options.own_lengths:
             whole = asked * options.turns + options.prefix_tokens
             probe.check_length(
-                model, known, whole, output.fixed * options.turns, self._api.sequences
+                model, known, whole, output.fixed * options.turns, min(self._api.sequences)
             )
             return asked
         longest = known.lengths.get(model, round(options.input_tokens.mean) + 1)
@@ -588,12 +588,15 @@ class Session:
         base = next((r.value for r in self._observer.readings if r.name == name), None)
         if base is None or self._server is None:
             return
-        ours = int((recording.outcome == OK).sum()) * self._api.sequences
+        ok = int((recording.outcome == OK).sum())
+        least, most = (ok * k for k in (min(self._api.sequences), max(self._api.sequences)))
         deadline = time.monotonic() + SETTLE_S
+        counted = -1.0
         while time.monotonic() < deadline and not self._interrupted:
             with suppress(ServefitError):
                 now = {r.name: r.value for r in await self._server.sample()}
-                if now.get(name, 0.0) - base >= ours:
+                before, counted = counted, now.get(name, 0.0) - base
+                if counted >= most or counted == before >= least:
                     return
             await asyncio.sleep(0.1)
 
@@ -671,6 +674,7 @@ class Session:
             expect_rps=options.expect_rps,
             simulated=self._simulated,
             target=self._shown_url,
+            endpoint=options.endpoint,
         )  # fmt: skip
         self.sweep = msgspec.structs.replace(self.sweep, curve=curve, verdict=verdict)
         if self._state == "running" and not self._interrupted:

@@ -27,17 +27,12 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that `data` completes. Raises EventTooLong."""
-        cr = data.find(b"\r") >= 0  # quicker than `in`
-        if not (self.pending_bytes or cr) and data.startswith(b"data: ") and data.endswith(b"\n\n"):
-            # What nearly every read is: whole events of one line each; very often it is one.
-            length = len(data)
-            if length <= MAX_EVENT_BYTES:
-                if data.find(b"\n") == length - 2:
-                    return [data[6:-2]]
-                events = data[6:-2].split(b"\n\ndata: ")
-                if data.count(b"\n") == 2 * len(events):
-                    return events
-        return self._feed_lines(self._plain(data) if cr or self._after_cr else data)
+        has_cr = data.find(b"\r") >= 0  # quicker than `in`
+        if not (self.pending_bytes or has_cr) and data.endswith(b"\n\n"):
+            events = _whole_events(data)
+            if events is not None:
+                return events
+        return self._feed_lines(self._plain(data) if has_cr or self._after_cr else data)
 
     def _plain(self, data: bytes) -> bytes:
         """The same lines, each ended by LF."""
@@ -87,3 +82,18 @@ class Decoder:
             self._line(line, events)
         self._line(b"", events)
         return events
+
+
+def _whole_events(data: bytes) -> list[bytes] | None:
+    """What nearly every read is: events of one line each, whole; very often it is one.
+
+    Of the Responses API one, with its name in a line before. None where it is something else.
+    """
+    length = len(data)
+    start = 0 if data.startswith(b"data: ") else data.find(b"\n") + 1
+    if length > MAX_EVENT_BYTES or not data.startswith(b"data: ", start):
+        return None
+    if data.find(b"\n", start) == length - 2:
+        return [data[start + 6 : -2]] if not start or data.startswith(b"event: ") else None
+    events = data[6:-2].split(b"\n\ndata: ")
+    return events if not start and data.count(b"\n") == 2 * len(events) else None

@@ -2,7 +2,7 @@
 
 A chunk that was decoded tells which of its bytes are the token. What has the same bytes before and
 behind, and plain characters between them, is the same JSON with another text in it, and so means
-the same: one more token. Everything else is decoded. Most of a chunk's CPU time is saved by it.
+the same: one more token. Everything else is decoded. It saves a good third of a chunk's CPU time.
 """
 
 from __future__ import annotations

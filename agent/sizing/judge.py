@@ -78,6 +78,7 @@ class Case(msgspec.Struct, frozen=True):
     evidence: Evidence
     simulated: bool
     target: str
+    endpoint: str
     t: Thresholds
 
 
@@ -91,12 +92,13 @@ def judge(
     simulated: bool = False,
     thresholds: Thresholds = DEFAULTS,
     target: str = "URL",
+    endpoint: str = "chat",
 ) -> Verdict:
     """The verdict of a sweep, against a declared demand where there is one.
 
     With both expectations the one that takes more of its capacity decides. Without an SLO the
     capacity is the knee, or the saturation throughput for a request rate, and latency is not
-    judged. `target` only goes into the command that would confirm the verdict.
+    judged. `target` and `endpoint` only go into the command that would confirm the verdict.
     """
     demand: dict[Unit, float] = {}
     if expect_concurrency is not None:
@@ -112,6 +114,7 @@ def judge(
         evidence=curves.evidence(levels, thresholds),
         simulated=simulated,
         target=target,
+        endpoint=endpoint,
         t=thresholds,
     )
     capacity, ratio = _binding(case)
@@ -726,6 +729,8 @@ def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
     opened = any(map(curves.is_open, curves.of_mode(case.levels)[:1]))
     loads = ",".join(f"{load:g}" for load in _next_loads(case, cap, opened))
     parts = ["loadgen sweep", shlex.quote(case.target)]
+    if case.endpoint != "chat":
+        parts += ["--endpoint", shlex.quote(case.endpoint)]
     if loads:  # else sweep's own list of levels
         parts += ["--rate" if opened else "--concurrency", loads]
     if case.slo:

@@ -49,20 +49,25 @@ CASES = (
 )  # fmt: skip
 
 
+def loadgen(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen.cli", *arguments],
+        env={**os.environ, "XDG_DATA_HOME": str(cwd)},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
 def swept(case: Planted, folder: Path) -> Sweep:
     """The real sweep, over a real socket; the last of a few attempts if the machine is too busy."""
     for attempt in range(ATTEMPTS):
         result = folder / f"{case.name}-{attempt}.json"
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "loadgen.cli", "sweep", case.spec,
-                "--concurrency", ",".join(map(str, case.loads)), "--slo", case.slo,
-                "--input-tokens", str(case.input_tokens),
-                "--output-tokens", str(case.output_tokens),
-                "--json", str(result), "--db", str(folder / "sim.db"),
-            ],
-            env={**os.environ, "XDG_DATA_HOME": str(folder)},
-            capture_output=True, text=True, timeout=200, check=False,
+        done = loadgen(
+            "sweep", case.spec,
+            "--concurrency", ",".join(map(str, case.loads)), "--slo", case.slo,
+            "--input-tokens", str(case.input_tokens),
+            "--output-tokens", str(case.output_tokens),
+            "--json", str(result), "--db", str(folder / "sim.db"),
+            cwd=folder,
         )  # fmt: skip
         assert done.returncode in (0, 1, 3), done.stderr
         assert "SIMULATED" in done.stdout
@@ -100,3 +105,41 @@ def test_a_sweep_finds_what_was_planted(case: Planted, tmp_path: Path) -> None:
     assert hi is not None
     assert planted.slo_capacity.concurrency is not None
     assert lo <= planted.slo_capacity.concurrency <= hi
+
+
+@pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
+def test_where_nothing_is_generated_prefill_is_the_limit(endpoint: str, tmp_path: Path) -> None:
+    """16 streams of a prefill each: requests/s stand still, and nothing is said of tokens."""
+    for attempt in range(ATTEMPTS):
+        result = tmp_path / f"{attempt}.json"
+        done = loadgen(
+            "sweep", "sim:rtx-4090/llama-3.1-8b?precision=fp8", "--endpoint", endpoint,
+            "--concurrency", "1,4,16", "--duration", "4s", "--input-tokens", "256",
+            "--slo", "e2e:p95<200ms", "--json", str(result), "--db", str(tmp_path / "sim.db"),
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode in (0, 1, 3), done.stderr
+        if done.returncode != 3:
+            break
+    sweep = decode_sweep(result.read_bytes())
+    assert "tok/s  ±95%" not in done.stdout
+    assert "prompt tok/s" in done.stdout
+    assert (sweep.workload.stream, sweep.workload.output_tokens) == (False, 0)
+    for level in sweep.levels:
+        assert level.output_tokens_per_s is None
+        assert level.requests is not None
+        assert level.requests.failed == 0
+        assert level.prompt_tokens.mean == pytest.approx(256, rel=0.01)
+        assert level.total_tokens_per_s == pytest.approx(
+            256 * (level.request_throughput or 0), rel=0.02
+        )
+        assert level.measurement is not None
+        assert level.measurement.foreign_requests == 0
+    assert sweep.curve.saturated
+    assert sweep.curve.limit == "COMPUTE_PREFILL"
+    assert sweep.curve.slo_capacity is not None
+    assert (sweep.curve.slo_capacity.lo, sweep.curve.slo_capacity.hi) == (4, 16)
+    assert sweep.verdict is not None
+    assert "requests/s at the knee" in sweep.verdict.summary
+    assert sweep.verdict.recommendation is not None
+    assert f"--endpoint {endpoint}" in (sweep.verdict.recommendation.confirm_with or "")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from urllib.parse import quote
 
 import pytest
 
 from agent.model import Sweep, decode_sweep
+from loadgen.client import Dialer, parse_url
+from loadgen.probe import Probed, Prober
+from loadgen.targets.vllm import VllmOptions, serve
 from tests.conftest import Phoenix
 
 INPUT_TOKENS = 100
@@ -187,6 +193,76 @@ def test_completions_without_streaming(real_vllm: str, tmp_path: Path) -> None:
     assert (level.tokens.prompt, level.tokens.output) == (640, 160)
     assert level.ttft_ms.n == level.itl_ms.n == 0
     assert level.e2e_ms.n > 0
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_responses(stream: str, real_vllm: str, tmp_path: Path) -> None:
+    before = counters(real_vllm)
+    done = loadgen(
+        "run", real_vllm, "--endpoint", "responses", stream, "--concurrency", "2",
+        "--requests", "10", "--input-tokens", "64", "--output-tokens", "16", "--json", "run.json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    after = counters(real_vllm)
+    assert done.returncode in (0, 3), done.stderr
+    sweep = decode_sweep((tmp_path / "run.json").read_bytes())
+    (level,), overhead = sweep.levels, sweep.run.overhead
+    assert level.requests is not None
+    assert level.requests.ok == 10
+    assert level.tokens is not None
+    assert (level.tokens.prompt, level.tokens.output) == (640, 160)
+    grown = after["generation_tokens_total"] - before["generation_tokens_total"]
+    assert grown == 160 + overhead.probe_tokens
+    assert (level.ttft_ms.n > 0) == (level.itl_ms.n > 0) == (stream == "--stream")
+    assert level.e2e_ms.n > 0
+
+
+def test_token_ids_are_a_prompt_where_the_api_has_them(real_vllm: str) -> None:
+    async def probed(endpoint: str) -> Probed:
+        address = parse_url(real_vllm)
+        prober = Prober(address, Dialer(address, None, 5.0), {}, endpoint, "tiny", stream=True)
+        return await prober.run(100, Random(1), try_token_ids=True)
+
+    assert asyncio.run(probed("completions")).token_ids
+    assert not asyncio.run(probed("chat")).token_ids
+
+
+@pytest.fixture(scope="module")
+def pooling_vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The tiny model as one of embeddings; with such a model vLLM answers /v1/rerank too."""
+    log = tmp_path_factory.mktemp("pooling") / "vllm.log"
+    extra = ("--runner", "pooling", "--convert", "embed")
+    with serve(VllmOptions(python=vllm_python, log=log, extra=extra)) as started:
+        yield started.url
+
+
+@pytest.mark.parametrize(("endpoint", "sequences"), [("embeddings", 1), ("rerank", 9)])
+def test_what_generates_nothing(
+    endpoint: str, sequences: int, pooling_vllm: str, tmp_path: Path
+) -> None:
+    before = counters(pooling_vllm)
+    done = loadgen(
+        "run", pooling_vllm, "--endpoint", endpoint, "--concurrency", "2", "--requests", "20",
+        "--input-tokens", "100", "--json", "run.json", "--html", "run.html",
+        cwd=tmp_path,
+    )  # fmt: skip
+    after = counters(pooling_vllm)
+    grown = {name: after[name] - before[name] for name in after}
+    assert done.returncode in (0, 3), done.stderr
+    sweep = decode_sweep((tmp_path / "run.json").read_bytes())
+    (level,), overhead = sweep.levels, sweep.run.overhead
+    assert level.requests is not None
+    assert level.requests.ok == 20
+    assert grown["request_success_total"] == sequences * (20 + overhead.probe_requests)
+    assert grown["generation_tokens_total"] == overhead.probe_tokens == 0
+    assert level.prompt_tokens.mean == pytest.approx(100, rel=0.02)
+    assert level.output_tokens_per_s is None
+    assert (level.request_throughput or 0) > 0
+    assert level.total_tokens_per_s == pytest.approx(
+        100 * (level.request_throughput or 0), rel=0.05
+    )
+    assert level.measurement is not None
+    assert level.measurement.foreign_requests == 0
 
 
 def test_open_loop_keeps_its_rate(real_vllm: str, tmp_path: Path) -> None:

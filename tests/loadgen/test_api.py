@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.model import UsageError
 from loadgen import api
 from loadgen.api import ANSWER, FAILED, FINISH, REASONING
 
@@ -60,6 +61,23 @@ MEANINGS: dict[str, tuple[dict[str, Any], int]] = {
         ANSWER | FINISH,
     ),
     "null choices": ({"choices": None}, 0),
+    "a response's text": ({"type": "response.output_text.delta", "delta": "x"}, ANSWER),
+    "a response's empty text": ({"type": "response.output_text.delta", "delta": ""}, 0),
+    "a response's refusal": ({"type": "response.refusal.delta", "delta": "x"}, ANSWER),
+    "a response's call": ({"type": "response.function_call_arguments.delta", "delta": "{"}, ANSWER),
+    "a response's reasoning": ({"type": "response.reasoning_text.delta", "delta": "x"}, REASONING),
+    "a response's summary": (
+        {"type": "response.reasoning_summary_text.delta", "delta": "x"},
+        REASONING,
+    ),
+    "a response's text again": ({"type": "response.output_text.done", "text": "xyz"}, 0),
+    "a response's beginning": ({"type": "response.created", "response": {"usage": None}}, 0),
+    "a response's end": ({"type": "response.completed", "response": {}}, FINISH),
+    "a response at its limit": ({"type": "response.incomplete", "response": {}}, FINISH),
+    "a response that failed": ({"type": "response.failed", "response": {}}, FAILED),
+    "an event that is an error": ({"type": "error", "message": "x"}, FAILED),
+    "an event of tomorrow": ({"type": "response.smell.delta", "delta": "x"}, 0),
+    "an error": ({"error": {"message": "x"}}, FAILED),
 }
 
 
@@ -82,6 +100,11 @@ def test_usage_with_and_without_details() -> None:
     assert usage_of(plain | {"completion_tokens_details": None}) == (5, 9, 0)
     assert usage_of(plain | {"completion_tokens_details": {"reasoning_tokens": None}}) == (5, 9, 0)
     assert usage_of({"prompt_tokens": 5}) == (5, None, 0)
+    assert usage_of({"total_tokens": 5}) == (5, None, 0)  # a reranker's: all of it is prompt
+    assert usage_of({"completion_tokens": 9, "total_tokens": 14}) == (None, 9, 0)
+    by_response = {"input_tokens": 5, "output_tokens": 9, "total_tokens": 14}
+    assert usage_of(by_response) == (5, 9, 0)
+    assert usage_of(by_response | {"output_tokens_details": {"reasoning_tokens": 4}}) == (5, 9, 4)
     assert api.decode(b'{"choices":[],"usage":null}').usage is None
 
 
@@ -167,11 +190,20 @@ def test_error_message_of_something_huge_or_deep_is_short() -> None:
 # ------------------------------------------------------------------------------------- requests
 
 
-def body(endpoint: str = "chat", *, stream: bool = True, **dialect: Any) -> dict[str, Any]:
+def body(
+    endpoint: str = "chat", prompt: api.Prompt = "say é", *, stream: bool = True, **dialect: Any
+) -> dict[str, Any]:
     members: dict[str, Any] = json.loads(
-        api.body(endpoint, "m", "say é", 9, stream=stream, dialect=api.Dialect(**dialect))
+        api.body(endpoint, "m", prompt, 9, stream=stream, dialect=api.Dialect(**dialect))
     )
     return members
+
+
+TURNS = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
 
 
 def test_a_chat_request() -> None:
@@ -211,3 +243,93 @@ def test_the_dialects_are_different_and_the_last_asks_for_nothing_special() -> N
     ]
     assert len(set(forms)) == len(forms)
     assert set(json.loads(forms[-1])) == {"model", "messages", "max_tokens", "stream"}
+
+
+def test_a_response_is_asked_for_by_its_own_names_and_not_stored() -> None:
+    first, second = (
+        api.body("responses", "m", "p", 9, stream=True, dialect=dialect)
+        for dialect in api.ENDPOINTS["responses"].dialects
+    )
+    plain = {"model": "m", "input": "p", "store": False, "max_output_tokens": 9, "stream": True}
+    assert json.loads(first) == plain | {"ignore_eos": True, "min_tokens": 9}
+    assert json.loads(second) == plain
+
+
+def test_what_generates_nothing_is_asked_for_nothing_else() -> None:
+    assert body("embeddings") == {"model": "m", "input": "say é"}
+    assert set(body("rerank", "a b c d e")) == {"model", "query", "documents"}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 11, 12, 100])
+def test_a_rerank_prompt_is_a_short_query_and_eight_documents(n: int) -> None:
+    words = [f"w{i}" for i in range(n)]
+    asked = body("rerank", " ".join(words))
+    assert asked["query"].split() == words[:3]
+    documents = [text.split() for text in asked["documents"]]
+    assert len(documents) == api.RERANK_DOCUMENTS
+    assert all(documents)
+    lengths = [len(document) for document in documents]
+    assert max(lengths) - min(lengths) <= 1
+    if n >= 3 + api.RERANK_DOCUMENTS:
+        assert [word for document in documents for word in document] == words[3:]
+
+
+def test_prompts_are_texts_token_ids_or_messages() -> None:
+    assert body("completions", [1, 2, 3])["prompt"] == [1, 2, 3]
+    assert body("embeddings", [1, 2, 3])["input"] == [1, 2, 3]
+    assert body("chat", TURNS)["messages"] == TURNS
+    assert body("responses", TURNS)["input"] == TURNS
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "prompt", "said"),
+    [
+        ("chat", [1, 2], "chat takes a text or messages as a prompt, not token ids"),
+        ("responses", [1, 2], "not token ids"),
+        ("completions", TURNS, "completions takes a text or token ids as a prompt, not messages"),
+        ("embeddings", TURNS, "not messages"),
+        ("rerank", TURNS, "rerank takes a text as a prompt, not messages"),
+        ("rerank", [1], "not token ids"),
+    ],
+)
+def test_a_prompt_that_an_endpoint_does_not_take(
+    endpoint: str, prompt: api.Prompt, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        body(endpoint, prompt)
+
+
+# ------------------------------------------------------------------- replies that are not streamed
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_answer", "text_"),
+    [
+        ({"choices": [{"message": {"content": "x"}}]}, True, "x"),
+        ({"choices": []}, False, ""),
+        ({"output": [{"content": [{"text": "x"}]}], "status": "completed"}, True, "x"),
+        ({"output": [], "status": "incomplete"}, True, ""),
+        ({"output": [], "status": "in_progress"}, False, ""),
+        (
+            {"output": [{"summary": [{"text": "r"}]}, {"content": [{"text": "x"}]},
+                        {"name": "f", "arguments": "{}"}]}, True, "rx{}",
+        ),
+        ({"data": [{"embedding": [1e-3]}]}, True, ""),
+        ({"data": [{"embedding": "AAAA"}]}, True, ""),
+        ({"data": []}, False, ""),
+        ({"results": [{"index": 0}]}, True, ""),
+        ([{"score": 1}], True, ""),
+        ([], False, ""),
+        ({}, False, ""),
+    ],
+)  # fmt: skip
+def test_a_whole_reply(reply: Any, is_answer: bool, text_: str) -> None:
+    whole = api.decode_whole(json.dumps(reply).encode())
+    assert whole.is_answer == is_answer
+    assert api.text(whole) == text_
+
+
+@pytest.mark.parametrize("data", [b"", b'{"data":{}}', b"3", b'{"x":' + b"[" * 100_000])
+def test_what_is_no_whole_reply(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
+        api.decode_whole(data)

@@ -16,6 +16,7 @@ import pytest
 from agent.cli import cli as agent_cli
 from agent.model import Sweep
 from agent.store import Store
+from loadgen import api
 from loadgen import cli as module
 from loadgen.config import Options
 from tests.agent.test_store import sweep as a_sweep
@@ -65,7 +66,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which command? export, report, run"),
+        ([], "which command? calibrate, export, report, run"),
         (["serve"], "which command? sim, vllm"),
         (["sweep", URL, URL], "unexpected extra argument"),
         (["sweep", URL, "--demo"], "leave the URL away"),
@@ -82,6 +83,8 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["sweep", URL, "--rate", "1", "--concurrency", "1"], "either closed or open"),
         (["sweep", URL, "--rate", "1", "--arrival", "burst"], "--arrival"),
         (["sweep", URL, "--endpoint", "chats"], "--endpoint"),
+        (["sweep", URL, "--endpoint", "rerank", "--output-tokens", "9"], "leave --output-tokens"),
+        (["run", URL, "--endpoint", "embeddings", "--slo", "itl:p95<1s"], "no TTFT or ITL"),
         (["sweep", URL, "--input-tokens", "0"], "--input-tokens"),
         (["sweep", URL, "--input-tokens", "99999999999"], "--input-tokens"),
         (["sweep", URL, "--output-tokens", "1.5"], "--output-tokens"),
@@ -407,3 +410,7 @@ def test_the_commented_options_of_the_example_exist() -> None:
     named = re.findall(r"^(?:# )?([a-z_]+) =", example, re.MULTILINE)
     flags = {flag for p in module.cli.commands["sweep"].params for flag in p.opts}
     assert {f"--{name.replace('_', '-')}" for name in named} <= flags
+
+
+def test_every_endpoint_can_be_asked_for() -> None:
+    assert tuple(api.ENDPOINTS) == module.ENDPOINTS

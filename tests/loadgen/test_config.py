@@ -218,3 +218,13 @@ def test_files_to_write(tmp_path: Path) -> None:
         config.check_writable(str(tmp_path), "--json")
     with pytest.raises(UsageError, match="there is no directory"):
         config.check_writable(str(tmp_path / "a" / "b"), "--json")
+
+
+@pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
+def test_where_nothing_is_generated_nothing_is_streamed_or_asked_for(endpoint: str) -> None:
+    options = check(with_(endpoint=endpoint))
+    assert (options.stream, options.output_tokens) == (False, 0)
+    assert options.plans()[0].endpoint == endpoint
+    check(with_(endpoint=endpoint, slo=tuple(parse_slo("e2e:p95<1s"))))
+    with pytest.raises(UsageError, match=f"--endpoint {endpoint} gives no TTFT or ITL"):
+        check(with_(endpoint=endpoint, slo=tuple(parse_slo("ttft:p95<1s"))))

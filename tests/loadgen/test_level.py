@@ -521,6 +521,61 @@ def test_a_failed_request_of_ours_is_not_taken_for_a_foreign_one() -> None:
         assert measurement(rec, server=server).foreign_requests == 0
 
 
+@pytest.mark.parametrize(
+    ("server_total", "foreign"),
+    [(160, 0), (180, 0), (161, 1), (179, 19), (183, 3), (220, 40), (0, 0)],
+)
+def test_a_rerank_is_eight_or_nine_requests_to_the_server(server_total: int, foreign: int) -> None:
+    got = measurement(
+        recorded(train(), **STEADY),
+        closed(2, endpoint="rerank"),
+        server=ServerView(requests_total=server_total),
+    )
+    assert got.foreign_requests == foreign
+
+
+# --------------------------------------------------------------------------- nothing is generated
+
+EMBEDDING = closed(2, endpoint="embeddings", stream=False)
+
+
+def embedded() -> Recording:
+    """As `train`, without a token: two slots, a request of 100 ms after the other."""
+    asks = [replace(ask, stamps=(), end=ask.stamps[-1], output=0, prompt=50) for ask in train()]
+    return recorded(asks, **STEADY)
+
+
+def test_where_nothing_is_generated_requests_are_the_throughput() -> None:
+    level = level_of(embedded(), EMBEDDING)
+    assert level.output_tokens_per_s is None
+    assert level.output_tokens_per_s_ci95 is None
+    assert level.energy_j_per_output_token is None
+    assert level.request_throughput == pytest.approx(19 / 0.99)
+    assert level.request_throughput_ci95 is not None
+    low, high = level.request_throughput_ci95
+    assert low <= 19 / 0.99 <= high
+    assert level.total_tokens_per_s == pytest.approx(19 * 50 / 0.99)
+    assert level.tokens == Tokens(1000, 0, 0, "usage")
+    assert (level.ttft_ms.n, level.itl_ms.n, level.tpot_ms.n) == (0, 0, 0)
+    assert (level.e2e_ms.n, level.e2e_ms.mean) == (19, 100)
+
+
+def test_littles_law_holds_without_tokens_too() -> None:
+    got = measurement(embedded(), EMBEDDING)
+    assert got.valid
+    assert got.littles_law_error == pytest.approx(0, abs=0.05)
+    slow = [
+        replace(ask, stamps=(), end=ask.stamps[-1] - 60, output=0) for ask in train()
+    ]  # slots that idle between two requests
+    assert reasons_of(measurement(recorded(slow, **STEADY), EMBEDDING), "client_limited")
+
+
+def test_an_slo_on_e2e_is_judged_without_tokens() -> None:
+    level = level_of(embedded(), EMBEDDING, slo=slo("e2e", 101))
+    assert (level.slo_attainment, level.slo_met) == (1.0, True)
+    assert level.goodput_rps == pytest.approx(level.request_throughput or 0, rel=0.1)
+
+
 def test_energy_per_token() -> None:
     gpu = [GpuView("a", energy_j=30.0), GpuView("b", energy_j=20.0), GpuView("c")]
     assert level_of(recorded(train()), gpu=gpu).energy_j_per_output_token == 0.5

@@ -23,14 +23,19 @@ from loadgen.loops import Request as Ready
 from loadgen.recorder import CANCELLED, OK, Recording
 from tests.loadgen.scripted import (
     CLOSE,
+    DONE,
+    END,
     HANG,
     RESET,
     Request,
     Script,
     Server,
+    chunk,
+    delta,
     head,
     serving,
     stream,
+    usage_chunk,
     whole,
 )
 
@@ -107,6 +112,35 @@ def test_a_closed_loop_holds_its_streams_and_sends_its_requests(play: Play) -> N
             assert rec.cpu_s > 0
             assert rec.wall_s > 0.3
             assert rec.loop_lag_ns.size >= 5
+
+    play(main())
+
+
+THOUGHT, ANSWER = chunk(delta(reasoning_content="r")), chunk(delta(content="x"))
+END_OF = [chunk(delta("stop")), chunk(DONE) + END]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_reasoning_is_counted_and_timed_apart_as_far_as_the_level(counts: bool, play: Play) -> None:
+    """40 ms of thought before the answer: in TTFO, not in TTFT."""
+    told = [chunk(usage_chunk(7, 8, 5))] if counts else []
+    script: Script = [
+        head(), 0.02, THOUGHT, 0.02, THOUGHT, 0.02, ANSWER, 0.01, ANSWER, *told, *END_OF,
+    ]  # fmt: skip
+
+    async def main() -> None:
+        async with serving(script) as server:
+            runner = closed(server, 2, requests=8)
+            level = summarise(await runner.run(), runner.plan, started_at="")
+        assert level.requests is not None
+        assert level.requests.ok == 8
+        assert level.tokens is not None
+        expected = (64, 40) if counts else (32, 16)
+        assert (level.tokens.output, level.tokens.reasoning) == expected
+        assert 0.02 <= (level.ttft_ms.p50 or 0) / 1e3 < 0.04
+        thought_ms = (level.ttfo_ms.p50 or 0) - (level.ttft_ms.p50 or 0)
+        assert 40 <= thought_ms < 60
+        assert level.itl_ms.n == 3 * level.ttft_ms.n > 0
 
     play(main())
 
@@ -344,7 +378,7 @@ def test_failed_replies_are_data_and_their_connections_go_on(play: Play) -> None
         async with serving(lambda r: [busy] if r.number % 2 else stream(2)) as server:
             rec = await closed(server, 1, requests=10).run()
             assert kinds(rec) == {"ok": 5, "http_503": 5}
-            assert rec.error_texts == {"http_503": "busy"}
+            assert rec.error_texts == {"http_503": "busy (Retry-After: 1)"}
             assert server.connections == 1
             assert len(server.requests) == 10  # never asked again
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
 from agent.model import TargetError, UsageError
-from loadgen import probe, prompts
+from loadgen import api, probe, prompts
 from loadgen.client import Dialer, parse_url
 from loadgen.probe import Probed, Prober, choose_model
 from tests.e2e.misbehaving import (
@@ -195,3 +196,105 @@ def test_a_request_longer_than_the_model_takes_is_refused_beforehand() -> None:
     with pytest.raises(UsageError, match="more than the 2048 tokens"):
         probe.check_length("m", known, 1921, 128)
     probe.check_length("other", known, 10**6, 1)  # the server does not say
+    probe.check_length("m", known, 8 * 2048, 0, 8)  # each document by itself
+    with pytest.raises(UsageError, match=r"16385, 8 documents with their query, are together more"):
+        probe.check_length("m", known, 8 * 2048 + 1, 0, 8)
+
+
+# --------------------------------------------------------------------------- the other endpoints
+
+
+def answered(request: scripted.Request) -> scripted.Script:
+    """Every endpoint, counting words; token ids for what they are."""
+    body = json.loads(request.body)
+    prompt = body.get("prompt", body.get("input"))
+    if "documents" in body:
+        texts = [f"{body['query']} {document}" for document in body["documents"]]
+        count = sum(len(text.split()) for text in texts)
+        return [scripted.whole("200 OK", json.dumps(
+            {"results": [{"index": 0}], "usage": {"total_tokens": count}}).encode())]  # fmt: skip
+    count = len(prompt.split() if isinstance(prompt, str) else prompt)
+    if b"/v1/embeddings" in request.head:
+        reply = {"data": [{"embedding": [0.0]}], "usage": {"prompt_tokens": count}}
+    elif b"/v1/responses" in request.head:
+        usage = {"input_tokens": count, "output_tokens": body["max_output_tokens"]}
+        reply = {"status": "incomplete", "output": [], "usage": usage}
+    else:
+        return [scripted.answer(prompt=count, output=1)]
+    return [scripted.whole("200 OK", json.dumps(reply).encode())]
+
+
+async def asked_of(
+    script: Callable[[scripted.Request], scripted.Script], endpoint: str, **more: bool
+) -> tuple[Probed, list[dict[str, Any]]]:
+    async with scripted.serving(script) as server:
+        address = parse_url(server.url)
+        prober = Prober(address, Dialer(address, None, 2.0), {}, endpoint, MODEL, stream=False)
+        found = await prober.run(400, Random(1), **more)
+        return found, [json.loads(request.body) for request in server.requests]
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "responses", "embeddings", "rerank"])
+async def test_prompts_have_the_asked_length_at_every_endpoint(endpoint: str) -> None:
+    found, bodies = await asked_of(answered, endpoint)
+    assert found.notes == []
+    assert found.requests == len(bodies)
+    assert not found.token_ids
+    # The last probe is a prompt as the levels will send it: as long as was asked for.
+    last = bodies[-1]
+    if endpoint == "rerank":
+        documents = [*last["documents"], *[last["query"]] * len(last["documents"])]
+        assert sum(len(text.split()) for text in documents) == 400
+    else:
+        assert len(last.get("prompt", last.get("input")).split()) == 400
+    if endpoint == "responses":
+        assert found.tokens == 16 * found.requests  # OpenAI takes no less
+    elif endpoint != "completions":
+        assert found.tokens == 0
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "embeddings"])
+async def test_token_ids_are_tried_where_asked_and_counted(endpoint: str) -> None:
+    found, bodies = await asked_of(answered, endpoint, try_token_ids=True)
+    assert found.token_ids
+    tried = [body.get("prompt", body.get("input")) for body in bodies]
+    (ids,) = (prompt for prompt in tried if isinstance(prompt, list))
+    assert len(ids) == 32
+    assert all(100 <= number < 1000 for number in ids)
+    assert found.requests == len(bodies)
+
+
+async def test_token_ids_are_not_tried_where_the_api_has_none() -> None:
+    found, bodies = await asked_of(answered, "responses", try_token_ids=True)
+    assert not found.token_ids
+    assert all(isinstance(body["input"], str) for body in bodies)
+
+
+@pytest.mark.parametrize("status", [200, 400, 422, 500])
+async def test_token_ids_that_are_refused_or_miscounted_are_not_believed(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "PAUSES_S", (0.0, 0.0))
+
+    def script(request: scripted.Request) -> scripted.Script:
+        if isinstance(json.loads(request.body)["prompt"], str):
+            return answered(request)
+        if status == 200:
+            return [scripted.answer(prompt=33, output=1)]  # with a token of its own before
+        return [scripted.whole(f"{status} X", b'{"error":"a prompt is a text"}')]
+
+    found, _ = await asked_of(script, "completions", try_token_ids=True)
+    assert not found.token_ids
+    assert found.notes == []
+    assert found.costs.block == 16  # and the texts go on as before
+
+
+async def test_each_dialect_of_an_endpoint_is_tried() -> None:
+    def script(request: scripted.Request) -> scripted.Script:
+        if b"ignore_eos" in request.body:
+            return [scripted.whole("400 X", b'{"error":"unknown member ignore_eos"}')]
+        return answered(request)
+
+    found, _ = await asked_of(script, "responses")
+    assert found.dialect == api.ENDPOINTS["responses"].dialects[1]
+    assert found.notes == []

@@ -87,11 +87,16 @@ def test_a_reply_that_was_not_streamed_has_tokens_and_no_stamps() -> None:
     assert rec.stamps_ns.size == rec.weights.size == 0
 
 
-def test_reasoning_tokens_are_the_servers_or_the_chunks() -> None:
+def test_reasoning_tokens_are_the_servers_or_the_share_of_their_chunks() -> None:
+    four = stamps(1, 2, 3, 4)
     rec = record(
-        exchange(reasoning_tokens=4, reasoning_chunks=2), exchange(reasoning_chunks=2), exchange()
+        exchange(stamps=four, reasoning_tokens=4, reasoning_chunks=2),
+        exchange(stamps=four, reasoning_chunks=2),
+        exchange(stamps=four, reasoning_chunks=3, output_tokens=8),
+        exchange(stamps=four),
+        exchange(),
     ).freeze(cpu_s=0, wall_s=0)
-    assert rec.reasoning_tokens.tolist() == [4, 2, 0]
+    assert rec.reasoning_tokens.tolist() == [4, 2, 6, 0, 0]
 
 
 def test_the_first_of_each_kind_of_failure_is_kept_in_words() -> None:

@@ -101,6 +101,31 @@ def test_other_tools_numbers_are_enough() -> None:
     assert curve.slo_capacity.rps is None  # they did not say
 
 
+def computed(concurrency: int, rps: float, error: float = 0.01) -> Level:
+    """A level of embeddings: nothing is generated."""
+    return Level(
+        concurrency=concurrency,
+        request_throughput=rps,
+        request_throughput_ci95=(rps * (1 - error), rps * (1 + error)),
+        requests=Requests(200, 0, 0, {}),
+        e2e_ms=even(1e3 * concurrency / rps),
+        measurement=Measurement(True, []),
+    )
+
+
+def test_without_output_tokens_requests_decide() -> None:
+    rising = [computed(1, 40), computed(2, 78), computed(4, 150)]
+    flat = [*rising, computed(8, 160), computed(16, 161)]
+    assert not analyse(rising).saturated
+    curve = analyse(flat, [Slo("e2e", "p95", 40.0)])
+    assert curve.saturated
+    assert curve.knee is not None
+    assert (curve.knee.concurrency, curve.knee.output_tokens_per_s) == (8, 0)
+    assert curve.slo_capacity is not None
+    assert (curve.slo_capacity.lo, curve.slo_capacity.hi) == (4, 8)
+    assert not analyse([computed(1, 40, 0.8), computed(4, 42, 0.8)]).saturated  # noise
+
+
 # -------------------------------------------------------------------------------------- saturation
 
 

@@ -155,6 +155,28 @@ def test_runs_lose_columns_and_no_letters(wide: Any) -> None:
     assert "2026-01-01 10:20" in piped.getvalue()
 
 
+EMBEDDED = Level(
+    concurrency=4, request_throughput=42.0, request_throughput_ci95=(40.0, 44.0),
+    total_tokens_per_s=10752.0, e2e_ms=Stats(p50=25.0, p95=28.0, n=9),
+    requests=Requests(9, 0, 0, {}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [40, 80, 1000])
+def test_where_nothing_is_generated_requests_and_prompts_are_shown(columns: int, wide: Any) -> None:
+    wide(columns)
+    out = Tty()
+    show(sweep(EMBEDDED), out)
+    text = ESCAPE.sub("", out.getvalue())
+    for title in ("streams", "req/s", "E2E p95"):
+        assert title in text
+    if columns > 40:
+        assert "prompt tok/s" in text
+        assert "10,752" in text
+    for title in ("TTFT", "ITL", " tok/s  ±"):
+        assert title not in text
+
+
 def test_one_level_in_one_line() -> None:
     level = Level(
         concurrency=4, output_tokens_per_s=1234.5, output_tokens_per_s_ci95=(1200.0, 1269.0),
@@ -166,6 +188,7 @@ def test_one_level_in_one_line() -> None:
         "INVALID: errors: many"
     )
     assert level_line(Level()) == "– tok/s"
+    assert level_line(EMBEDDED) == "42.0 req/s ±5% · E2E p50 25.0 ms p95 28.0 ms · 9 ok"
     assert load_text("concurrency", 1) == "1 stream"
     assert load_text("rate", 0.5) == "0.5 requests/s"
 

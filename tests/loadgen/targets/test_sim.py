@@ -267,6 +267,15 @@ async def test_where_a_reply_ends(http: aiohttp.ClientSession) -> None:
         ("/v1/completions", {"prompt": "a", "stream_options": 3}, 400, "stream_options"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", {"prompt": "a"}, 400, "messages"),
+        ("/v1/responses", {"input": []}, 400, "messages"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 0}, 400, "max_tokens"),
+        ("/v1/embeddings", {"input": []}, 400, "input"),
+        ("/v1/embeddings", {"input": [1, "a"]}, 400, "input"),
+        ("/v1/embeddings", {"input": [1] * 4097}, 400, "maximum context length is 4096"),
+        ("/v1/embeddings", {"model": "gpt-5", "input": "a"}, 404, "`gpt-5` does not exist"),
+        ("/v1/embeddings", b"[]", 400, "dictionary"),
+        ("/v1/rerank", {"query": "a"}, 400, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": [1]}, 400, "documents"),
         ("/tokenize", b"[]", 400, "dictionary"),
     ],
 )
@@ -277,6 +286,90 @@ async def test_refusals(
     assert found == status
     assert text in reply["error"]["message"]
     assert reply["error"]["code"] == status
+
+
+async def responded(http: aiohttp.ClientSession, **body: Any) -> list[Any]:
+    """The events of a streamed response; each says its name, and its place in the order."""
+    async with http.post("/v1/responses", json={**body, "stream": True}) as reply:
+        assert reply.status == 200
+        assert reply.content_type == "text/event-stream"
+        blocks = (await reply.text()).split("\n\n")
+    assert blocks.pop() == ""
+    events = []
+    for number, block in enumerate(blocks):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        events.append(event)
+    return events
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+async def test_a_response_stream_has_vllms_events(http: aiohttp.ClientSession, tokens: int) -> None:
+    events = await responded(http, input="one two three", max_output_tokens=tokens)
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "content_part.added",
+        *["output_text.delta"] * tokens,
+        "output_text.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert {event["delta"] for event in events if "delta" in event} == {" tok"}
+    last = events[-1]["response"]
+    assert last["status"] == "incomplete"  # as vLLM says it: completed, and cut by the limit
+    assert last["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert last["output"][0]["content"][0]["text"] == " tok" * tokens
+    usage = last["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (11, tokens)
+
+
+async def test_a_response_that_ends_by_itself_and_one_that_is_not_streamed(
+    http: aiohttp.ClientSession,
+) -> None:
+    events = await responded(http, input=USER, max_output_tokens=2000)
+    assert sum("delta" in event for event in events) == NATURAL_TOKENS - 1
+    assert events[-1]["response"]["status"] == "completed"
+    status, reply = await post(http, "/v1/responses", {"input": USER, "max_output_tokens": 3})
+    assert (status, reply["object"], reply["usage"]["output_tokens"]) == (200, "response", 3)
+    assert reply["output"][0]["content"][0]["text"] == " tok" * 3
+    _, rest = await post(http, "/v1/responses", {"input": [*USER] * 500, "max_output_tokens": 9999})
+    assert rest["usage"]["total_tokens"] == 4096  # what there is room for, as in vLLM
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [("a b c", [3]), ([1, 2], [2]), (["a", "b c"], [1, 2]), ([[1], [2, 3]], [1, 2]), ("", [0])],
+)
+async def test_embeddings(http: aiohttp.ClientSession, asked: Any, counts: list[int]) -> None:
+    before = await metrics(http)
+    status, reply = await post(http, "/v1/embeddings", {"input": asked})
+    after = await metrics(http)
+    assert status == 200
+    assert [entry["index"] for entry in reply["data"]] == list(range(len(counts)))
+    assert all(len(entry["embedding"]) == 4096 for entry in reply["data"])
+    assert reply["usage"] == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown["request_success_total"] == len(counts)
+    assert grown["prompt_tokens_total"] == max(1, sum(counts))
+    assert grown["generation_tokens_total"] == grown["request_generation_tokens_sum"] == 0
+    assert grown["time_to_first_token_seconds_count"] == 0
+
+
+async def test_a_rerank_reads_the_query_with_each_document(http: aiohttp.ClientSession) -> None:
+    before = await metrics(http)
+    body = {"query": "a b", "documents": ["c", "d e", "f"]}
+    status, reply = await post(http, "/v1/rerank", body)
+    after = await metrics(http)
+    assert status == 200
+    assert [result["document"]["text"] for result in reply["results"]] == ["c", "d e", "f"]
+    assert reply["usage"]["prompt_tokens"] == 3 * (3 + 2) + 4
+    assert after["request_success_total"] - before["request_success_total"] == 3
+    _, best = await post(http, "/v1/rerank", {**body, "top_n": 2})
+    assert len(best["results"]) == 2
+
+
+async def test_a_prompt_as_long_as_the_model_takes_is_computed(http: aiohttp.ClientSession) -> None:
+    status, reply = await post(http, "/v1/embeddings", {"input": [1] * 4096})
+    assert (status, reply["usage"]["prompt_tokens"]) == (200, 4096)
 
 
 async def test_counters_count(http: aiohttp.ClientSession) -> None:

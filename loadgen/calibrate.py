@@ -251,7 +251,7 @@ QUICK = Effort(
     Part("slow streams", 500, 500, 4),
     msgspec.structs.replace(_REQUESTS, seconds=0.5),
     msgspec.structs.replace(_ARRIVALS, seconds=0.5),
-    streams=16, streams_steps=1, slow_streams=200, slow_steps=1, rps=200, rps_steps=1,
+    streams=16, streams_steps=2, slow_streams=200, slow_steps=1, rps=200, rps_steps=1,
 )  # fmt: skip
 
 CONNECTIONS = 64  # of the requests that go as fast as they go

@@ -65,7 +65,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which command? export, report, run"),
+        ([], "which command? calibrate, export, report, run"),
         (["serve"], "which command? sim, vllm"),
         (["sweep"], "give the URL of a server, or --demo"),
         (["run"], "Missing argument 'URL'"),

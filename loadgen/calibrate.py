@@ -63,7 +63,7 @@ class Calibration(msgspec.Struct, frozen=True):
     token_streams: int  # the streams they came over
     streams_max: int  # slow ones (1 token/s) held at once
     requests_per_s_max: float  # one token, not streamed, as fast as they go
-    open_rps_max: float  # an open loop keeps its schedule up to here
+    open_rps_max: float  # an open loop keeps its schedule up to here; 0: kept none that was tried
     us_per_event: float  # CPU of the client, its requests included
     us_per_request: float
     memory_mb: float  # at its peak, with `streams_max` streams
@@ -95,7 +95,7 @@ def processes_for(
     """
     known = calibration
     events_max = known.token_events_per_s_max if known else DEFAULT_TOKEN_EVENTS_PER_S
-    requests_max = known.open_rps_max if known else DEFAULT_OPEN_RPS
+    requests_max = max(known.open_rps_max, RPS_MIN) if known else DEFAULT_OPEN_RPS
     streams_max = known.streams_max if known else DEFAULT_STREAMS
     work = token_events_per_s / events_max + requests_per_s / requests_max
     need = max(work / HEADROOM, streams / streams_max)
@@ -251,16 +251,17 @@ QUICK = Effort(
     Part("slow streams", 500, 500, 4),
     msgspec.structs.replace(_REQUESTS, seconds=0.5),
     msgspec.structs.replace(_ARRIVALS, seconds=0.5),
-    streams=16, streams_steps=1, slow_streams=200, slow_steps=1, rps=200, rps_steps=1,
+    streams=16, streams_steps=2, slow_streams=200, slow_steps=1, rps=200, rps_steps=1,
 )  # fmt: skip
 
 CONNECTIONS = 64  # of the requests that go as fast as they go
 STREAMS_MIN, STREAMS_MAX = 4, 16_000
-RPS_MIN, RPS_MAX = 50, 64_000
+RPS_MIN = 50
 CLOSE_ENOUGH = 1.2  # between the largest load that holds and the smallest that does not
 CPU_USED_UP = 0.9  # of a core: a level that fails so has met its limit, and not a disturbance
 PROMPT_TOKENS = 128
 DESCRIPTORS_SPARE = 200
+TIMEOUT_S = 20.0  # of a request; none that matters takes so long
 
 
 def reasons_against(part: Part, trial: Trial, bound_ms: float) -> list[str]:
@@ -380,7 +381,11 @@ class Calibrator:
         held = await self._search(effort.slow, slow, best_streams, slow, effort.slow_steps)
         memory_mb = _peak_memory_mb()
         await self._search(effort.requests, CONNECTIONS, CONNECTIONS, CONNECTIONS, 1)
-        rps = await self._search(effort.arrivals, effort.rps, RPS_MIN, RPS_MAX, effort.rps_steps)
+        # Beyond half of that there is no schedule to keep, only a queue to work off.
+        rps_max = int(self._trial("requests", CONNECTIONS).true.requests_per_s / 2)
+        rps = await self._search(
+            effort.arrivals, effort.rps, RPS_MIN, max(RPS_MIN, rps_max), effort.rps_steps
+        )
         return Result(
             1, self._calibration(best_streams, held, rps, memory_mb), self._trials, self._notes
         )
@@ -411,7 +416,7 @@ class Calibrator:
             token_streams=streams,
             streams_max=max(streams, slow_streams),
             requests_per_s_max=fast.true.requests_per_s,
-            open_rps_max=float(rps or fast.true.requests_per_s / 4),
+            open_rps_max=float(rps),
             us_per_event=best.us_per_event or 0.0,
             us_per_request=fast.us_per_event or 0.0,
             memory_mb=memory_mb,
@@ -479,7 +484,8 @@ class Calibrator:
             reasons=[],
         )
         reasons = reasons_against(part, trial, self._bound_ms)
-        if part.judged and not told.valid:
+        # Of one request a stream all is ramp: its requests may be sent late and yet all be held.
+        if part.judged and part.seconds and not told.valid:
             reasons += told.reasons
         trial = msgspec.structs.replace(trial, reasons=reasons)
         self._trials.append(trial)
@@ -498,12 +504,15 @@ def plan_of(part: Part, load: int) -> Plan:
     if part.open_loop:
         return Plan(
             mode="rate", rate_rps=float(load), arrival="constant", duration_s=part.seconds,
-            stream=part.stream,
+            stream=part.stream, timeout_s=TIMEOUT_S,
         )  # fmt: skip
     spread_s = part.e2e_s if part.seconds else 0.6 * part.e2e_s
     ramp_s = max(spread_s, min(RAMP_S_PER_STREAM * load, RAMP_S_MAX))
     timed = {"duration_s": ramp_s + part.seconds} if part.seconds else {"requests": load}
-    return Plan(mode="concurrency", concurrency=load, ramp_s=ramp_s, stream=part.stream, **timed)
+    return Plan(
+        mode="concurrency", concurrency=load, ramp_s=ramp_s, stream=part.stream,
+        timeout_s=TIMEOUT_S, **timed,
+    )  # fmt: skip
 
 
 def runner_of(part: Part, plan: Plan, url: str) -> ClosedLoop | OpenLoop:
@@ -572,6 +581,9 @@ def conclusion(result: Result) -> list[str]:
             f"Nothing: even {result.trials[-1].load:,.0f} streams were too much here ({why}).",
             "Leave the machine alone for a minute and try again, or allow more with --bound.",
         ]
+    schedule = f"a schedule of {found.open_rps_max:,.0f} requests/s"
+    if not found.open_rps_max:
+        schedule = "no schedule that was tried"
     server = "" if found.server == "c" else ", and less than with the fast one (install cc)"
     return [
         f"One process measures {found.token_events_per_s_max:,.0f} token events/s "
@@ -579,7 +591,6 @@ def conclusion(result: Result) -> list[str]:
         f"truth, for {number(found.us_per_event)} µs of CPU each{server}.",
         f"It holds {found.streams_max:,} streams open, in {found.memory_mb:,.0f} MB.",
         f"It sends {found.requests_per_s_max:,.0f} one-token requests/s as fast as they go "
-        f"({number(found.us_per_request)} µs of CPU each), and keeps a schedule of "
-        f"{found.open_rps_max:,.0f} requests/s.",
+        f"({number(found.us_per_request)} µs of CPU each), and keeps {schedule}.",
         f"Server and client shared {found.cores} cores: against a server elsewhere it is no less.",
     ]

@@ -8,7 +8,7 @@ the same in columns, for plain SQL.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import sqlite_utils
 
 from agent.model import Level, StoreError, Sweep, UsageError, decode_sweep, encode
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_TIMEOUT_S = 10.0
 REQUESTS_PER_LEVEL_MAX = 20_000
 
@@ -37,7 +37,8 @@ _TABLES: dict[str, dict[str, Any]] = {
     "requests": {
         "run_id": str, "level": int, "request": int, "due_ms": float, "sent_ms": float,
         "ttft_ms": float, "e2e_ms": float, "prompt_tokens": int, "output_tokens": int,
-        "error": str,
+        "error": str, "connect_ms": float, "ttfo_ms": float, "end_ms": float,
+        "reasoning_tokens": int, "chunks": int, "gaps_ms": bytes,
     },
 }  # fmt: skip
 _KEYS = {"runs": "id", "levels": ("run_id", "level"), "requests": ("run_id", "level", "request")}
@@ -78,7 +79,18 @@ class Store:
         if version < SCHEMA:
             for name, columns in _TABLES.items():
                 self._db.table(name).create(columns, pk=_KEYS[name], if_not_exists=True)
+            if version:
+                self._migrate()
             self._db.execute(f"pragma user_version = {SCHEMA}")
+
+    def _migrate(self) -> None:
+        """An older database of ours gets the columns it lacks; what they would hold is null."""
+        with self._db.conn:
+            self._db.execute("begin immediate")  # two commands may open the same old file at once
+            for name, columns in _TABLES.items():
+                table = self._db.table(name)
+                for column in columns.keys() - table.columns_dict.keys():
+                    table.add_column(column, columns[column])
 
     def __enter__(self) -> Store:
         return self
@@ -105,12 +117,13 @@ class Store:
         sweep: Sweep,
         *,
         level: int | None = None,
-        requests: Iterable[Sequence[Any]] = (),
+        requests: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Keeps the run as it stands; with `level`, that level's row and its requests too.
 
-        `requests`: rows of (request, due_ms, sent_ms, ttft_ms, e2e_ms, prompt_tokens,
-        output_tokens, error), ms since the level's start; of a longer level only the first
+        `requests`: rows by the names of the table's columns, a missing one is null; `due_ms`,
+        `sent_ms` and `end_ms` are ms since the level's start, and `gaps_ms` the times between the
+        request's token-bearing chunks as little-endian float32. Of a longer level only the first
         REQUESTS_PER_LEVEL_MAX are kept.
         """
         with self._guarded(), self._db.conn:
@@ -118,9 +131,8 @@ class Store:
             if level is not None:
                 row = _level_row(sweep.run.id, level, sweep.levels[level])
                 self._db.table("levels").upsert(row, pk=("run_id", "level"))
-                names = list(_TABLES["requests"])[2:]
                 rows = (
-                    {"run_id": sweep.run.id, "level": level, **dict(zip(names, row, strict=True))}
+                    {"run_id": sweep.run.id, "level": level, **row}
                     for _, row in zip(range(REQUESTS_PER_LEVEL_MAX), requests, strict=False)
                 )
                 self._db.table("requests").insert_all(rows, batch_size=500, replace=True)

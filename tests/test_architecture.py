@@ -23,6 +23,8 @@ PURE = {
     "loadgen.api",
     "loadgen.sse",
     "loadgen.level",
+    "loadgen.kept",
+    "loadgen.compare",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

@@ -546,14 +546,52 @@ def report(run: str, db: str | None, html_file: str | None) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
 @_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
-@click.option("--format", "form", type=click.Choice(["json", "csv", "parquet"]), default="json",
-              show_default=True, help="All of the run, or a row a level.")  # fmt: skip
-@click.option("--output", "-o", default="-", metavar="FILE|-", help="Where to.  [default: -]")
+@click.option("--format", "form", default="json", show_default=True,
+              type=click.Choice(["json", "csv", "parquet", "aiperf", "guidellm", "vllm"]),
+              help="All of the run, a row a level, or another tool's file.")  # fmt: skip
+@click.option("--output", "-o", default="-", metavar="FILE|DIR|-",
+              help="Where to; of aiperf, guidellm and vllm a directory.  [default: -]")  # fmt: skip
 def export(run: str, db: str | None, form: str, output: str) -> None:
-    """Write a run from the store as JSON, or its levels as CSV or Parquet."""
+    """Write a run from the store: as JSON, its levels as CSV or Parquet, or for another tool.
+
+    \b
+    aiperf     profile_export_aiperf.json, a folder for each level
+    guidellm   benchmarks.json
+    vllm       the result JSON of vllm bench serve, a file for each level
+    """
     with _reading(db) as store:
         sweep = store.load(run)
-    _export(sweep, form, output)
+        rows = store.requests(sweep.run.id) if form in ("aiperf", "guidellm", "vllm") else []
+    if form in ("aiperf", "guidellm", "vllm"):
+        _export_for(form, sweep, rows, output)
+    else:
+        _export(sweep, form, output)
+
+
+def _export_for(form: str, sweep: Sweep, rows: list[dict[str, Any]], output: str) -> None:
+    """Another tool's files into a directory; where there is one only, it may have a name too."""
+    import msgspec
+
+    from agent.model import UsageError
+    from loadgen import config
+    from loadgen.kept import by_level
+    from loadgen.report.others import documents
+
+    files = documents(form, sweep, by_level(rows, len(sweep.levels)))
+    named = output == "-" or output.endswith(".json")
+    if named and len(files) > 1:
+        raise UsageError(
+            f"run {sweep.run.id} has {len(files)} levels, and {form} has one in a file: "
+            "--output DIR puts each in a file of its own"
+        )
+    for name, document in files.items():
+        path = output
+        if not named:
+            path = str(Path(output) / name)
+            config.make_directory(Path(path).parent, "--output")
+        config.check_writable(path, "--output")
+        if not _write(msgspec.json.encode(document) + b"\n", path):
+            raise click.exceptions.Exit(2)
 
 
 def _export(sweep: Sweep, form: str, path: str) -> None:

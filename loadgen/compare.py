@@ -477,6 +477,9 @@ def _rate(name: str, sweep: Sweep, level: Level, value: float, blocks: _Blocks) 
     rates = _rates(name, sweep, blocks)
     mean = float(rates.mean())
     error = float(rates.std(ddof=1)) / math.sqrt(blocks.n)
+    if name in ("request_throughput", "goodput_rps"):
+        # Equal counts are no certainty: the window's two edges cut between requests at random.
+        error = max(error, math.sqrt(1 / 6) / (blocks.n * blocks.seconds))
     # A rate of nothing at all, or one of other requests than were kept, is scaled by nothing.
     scale = value / mean if mean > 0 else 1.0
     return Estimate(value, error * scale, blocks.n - 1, "requests")
@@ -500,13 +503,16 @@ def _latency(name: str, value: float, blocks: _Blocks, rng: np.random.Generator)
     """The error of a mean or a quantile by resampling blocks of time with all their requests."""
     group, _, statistic = name.partition(".")
     sample, block = _sample(group, blocks)
+    unit = "gaps" if group == "itl_ms" else "requests"
     if statistic != "mean":
         q = float(statistic[1:]) / 100
         if sample.size * min(q, 1 - q) < BEYOND_QUANTILE:
-            return Estimate(value, why=f"not tested: {sample.size} are too few for {statistic}")
+            return Estimate(
+                value, why=f"not tested: {sample.size} {unit} are too few for {statistic}"
+            )
     filled = np.unique(block).size
     if filled < 2:
-        return Estimate(value, why=f"not tested: {sample.size} are too few")
+        return Estimate(value, why=f"not tested: {sample.size} {unit} are too few")
     weights = rng.multinomial(blocks.n, np.full(blocks.n, 1 / blocks.n), REPLICATES)
     resampled = (
         _means(sample, block, weights)

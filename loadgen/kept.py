@@ -93,7 +93,6 @@ def kept(rows: Sequence[Mapping[str, Any]]) -> Kept:
 
     sent = column("sent_ms")
     last = sent + column("e2e_ms")
-    end = column("end_ms")
     connect = np.nan_to_num(column("connect_ms"))
     return Kept(
         due_ms=column("due_ms"),
@@ -102,7 +101,7 @@ def kept(rows: Sequence[Mapping[str, Any]]) -> Kept:
         first_ms=sent + column("ttft_ms"),
         answer_ms=sent + column("ttfo_ms"),
         last_ms=last,
-        end_ms=np.where(np.isnan(end), last, end),
+        end_ms=np.fmax(column("end_ms"), last),  # not before it by a rounding either
         prompt_tokens=column("prompt_tokens"),
         output_tokens=column("output_tokens"),
         reasoning_tokens=column("reasoning_tokens"),

@@ -383,9 +383,13 @@ def _change_cells(change: Change) -> tuple[str, ...]:
         number(change.b),
         "–" if change.change_percent is None else f"{change.change_percent:+.1f}%",
         "–" if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}%",
-        "–" if change.p_adjusted is None else f"{change.p_adjusted:.3f}",
+        _probability(change.p_adjusted),
         _judged(change),
     )
+
+
+def _probability(p: float | None) -> str:
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _judged(change: Change) -> str:
@@ -425,7 +429,7 @@ def _gate_line(outcome: Outcome) -> str:
     if outcome.change_percent is not None:
         parts.append(f"change {outcome.change_percent:+.1f}%")
     if outcome.p_adjusted is not None:
-        parts.append(f"p {outcome.p_adjusted:.3f} over the gate's tests")
+        parts.append(f"p {_probability(outcome.p_adjusted)} over the gate's tests")
     return ", ".join([*parts, *([outcome.note] if outcome.note else [])])
 
 

@@ -565,7 +565,7 @@ def _quantiles(
     middle = np.bincount(place, sample, bins) / np.bincount(place, minlength=bins)
     counts = np.zeros((weights.shape[1], bins))
     np.add.at(counts, (block, place), 1.0)
-    heaps = np.cumsum(weights @ counts, axis=1)
+    heaps = weights.astype(np.float64) @ np.cumsum(counts, axis=1)
     at = (heaps >= q * heaps[:, -1:]).argmax(axis=1)
     found: Floats = np.where(heaps[:, -1] > 0, middle[at], np.nan)
     return found

@@ -249,19 +249,24 @@ def test_files_are_named_as_the_tools_name_them() -> None:
 # ----------------------------------------------------------------------------- the tools themselves
 
 
-def ask(package: str, script: str, document: Any, tmp_path: Path) -> str:
-    """What the tool's own code says of a file; skips where the tool is not installed."""
+def peer(package: str) -> str:
+    """The interpreter that has another tool; skips where it is not installed."""
     python = real_dir() / package / "bin" / "python"
     if not python.exists():
         pytest.skip(f"needs {package} in a virtual environment at {python.parent.parent}")
+    return str(python)
+
+
+def ask(python: str, script: str, document: Any, tmp_path: Path) -> str:
+    """What the tool's own code says of a file: its last line."""
     file = tmp_path / "file.json"
     file.write_text(json.dumps(document))
     done = subprocess.run(
-        [str(python), str(HERE / script), str(file)],
+        [python, str(HERE / script), str(file)],
         capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("mode", ["concurrency", "rate"])
@@ -270,8 +275,12 @@ def test_guidellm_reads_it_and_works_out_the_same(mode: str, tmp_path: Path) -> 
     if mode == "rate":
         level = msgspec.structs.replace(level, mode="rate", concurrency=None, offered_rps=5.0)
     document = the_document("guidellm", sweep(levels=[level]))
-    assert ask("guidellm", "in_guidellm.py", document, tmp_path).strip() == "equal"
+    assert ask(peer("guidellm"), "in_guidellm.py", document, tmp_path) == "equal"
 
 
 def test_aiperf_reads_it_in_its_own_units(tmp_path: Path) -> None:
-    assert ask("aiperf", "in_aiperf.py", the_document("aiperf"), tmp_path).strip() == "equal"
+    assert ask(peer("aiperf"), "in_aiperf.py", the_document("aiperf"), tmp_path) == "equal"
+
+
+def test_vllm_works_out_the_same(vllm_python: str, tmp_path: Path) -> None:
+    assert ask(vllm_python, "in_vllm.py", the_document("vllm"), tmp_path) == "equal"

@@ -155,6 +155,7 @@ class Level(msgspec.Struct, frozen=True):
     started_at: str | None = None
     duration_s: float | None = None  # the whole level after its warm-up, ramp and drain included
     window_s: float | None = None  # the steady window that the rates are of
+    window_start_s: float | None = None  # when it began, since the level's start
     requests: Requests | None = None
     tokens: Tokens | None = None
     request_throughput: float | None = None

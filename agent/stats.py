@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,44 @@ def t975(degrees_of_freedom: int) -> float:
     if degrees_of_freedom < 1:
         return math.inf
     return _T975[degrees_of_freedom - 1] if degrees_of_freedom <= len(_T975) else 1.96
+
+
+def t_two_sided(t: float, degrees_of_freedom: float) -> float:
+    """Probability of a |t| at least this large under Student's t distribution.
+
+    The finite series for whole degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4), rounded
+    down; beyond 30 the normal distribution, as in `t975`. 1 without a degree of freedom.
+    """
+    if degrees_of_freedom < 1 or math.isnan(t):
+        return 1.0
+    if degrees_of_freedom > len(_T975):
+        return math.erfc(abs(t) / math.sqrt(2))
+    n = int(degrees_of_freedom)
+    angle = math.atan(abs(t) / math.sqrt(n))
+    cosine = math.cos(angle)
+    odd = n % 2
+    term = cosine if odd else 1.0
+    total = term if n > 1 else 0.0
+    for k in range(2 + odd, n, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    inside = math.sin(angle) * total
+    if odd:
+        inside = (angle + inside) * 2 / math.pi
+    return max(0.0, 1.0 - inside)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for how many there are, so that the chance of any false one is kept.
+
+    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+    """
+    adjusted = [1.0] * len(p_values)
+    worst = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = worst
+    return adjusted
 
 
 def summary(sample: Floats) -> Stats:

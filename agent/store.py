@@ -8,7 +8,7 @@ the same in columns, for plain SQL.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,8 @@ _TABLES: dict[str, dict[str, Any]] = {
     "requests": {
         "run_id": str, "level": int, "request": int, "due_ms": float, "sent_ms": float,
         "ttft_ms": float, "e2e_ms": float, "prompt_tokens": int, "output_tokens": int,
-        "error": str,
+        "error": str, "connect_ms": float, "ttfo_ms": float, "end_ms": float,
+        "reasoning_tokens": int, "chunks": int, "gaps_ms": bytes,
     },
 }  # fmt: skip
 _KEYS = {"runs": "id", "levels": ("run_id", "level"), "requests": ("run_id", "level", "request")}
@@ -127,15 +128,16 @@ class Store:
         sweep: Sweep,
         *,
         level: int | None = None,
-        requests: Iterable[Sequence[Any]] = (),
+        requests: Iterable[Mapping[str, Any]] = (),
         options: str | None = None,
         state: State | None = None,
     ) -> None:
         """Keeps the run as it stands; with `level`, that level's row and its requests too.
 
         `options` (JSON) and `state` are what `kept` gives back; None leaves them as they are.
-        `requests`: rows of (request, due_ms, sent_ms, ttft_ms, e2e_ms, prompt_tokens,
-        output_tokens, error), ms since the level's start; of a longer level only the first
+        `requests`: rows by the names of the table's columns, a missing one is null; `due_ms`,
+        `sent_ms` and `end_ms` are ms since the level's start, and `gaps_ms` the times between the
+        request's token-bearing chunks as little-endian float32. Of a longer level only the first
         REQUESTS_PER_LEVEL_MAX are kept.
         """
         with self._guarded(), self._db.conn:
@@ -149,9 +151,8 @@ class Store:
                 self._db.execute(
                     "delete from requests where run_id = ? and level = ?", [sweep.run.id, level]
                 )
-                names = list(_TABLES["requests"])[2:]
                 rows = (
-                    {"run_id": sweep.run.id, "level": level, **dict(zip(names, row, strict=True))}
+                    {"run_id": sweep.run.id, "level": level, **row}
                     for _, row in zip(range(REQUESTS_PER_LEVEL_MAX), requests, strict=False)
                 )
                 self._db.table("requests").insert_all(rows, batch_size=500, replace=True)

@@ -17,6 +17,7 @@ from agent import __version__
 if TYPE_CHECKING:
     from agent.model import Sweep
     from agent.store import Store
+    from loadgen.compare import Side
     from loadgen.config import Options
 
 ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
@@ -790,14 +791,52 @@ def report(run: str, db: str | None, html_file: str | None) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
 @_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
-@click.option("--format", "form", type=click.Choice(["json", "csv", "parquet"]), default="json",
-              show_default=True, help="All of the run, or a row a level.")  # fmt: skip
-@click.option("--output", "-o", default="-", metavar="FILE|-", help="Where to.  [default: -]")
+@click.option("--format", "form", default="json", show_default=True,
+              type=click.Choice(["json", "csv", "parquet", "aiperf", "guidellm", "vllm"]),
+              help="All of the run, a row a level, or another tool's file.")  # fmt: skip
+@click.option("--output", "-o", default="-", metavar="FILE|DIR|-",
+              help="Where to; of aiperf, guidellm and vllm a directory.  [default: -]")  # fmt: skip
 def export(run: str, db: str | None, form: str, output: str) -> None:
-    """Write a run from the store as JSON, or its levels as CSV or Parquet."""
+    """Write a run from the store: as JSON, its levels as CSV or Parquet, or for another tool.
+
+    \b
+    aiperf     profile_export_aiperf.json, a folder for each level
+    guidellm   benchmarks.json
+    vllm       the result JSON of vllm bench serve, a file for each level
+    """
     with _reading(db) as store:
         sweep = store.load(run)
-    _export(sweep, form, output)
+        rows = store.requests(sweep.run.id) if form in ("aiperf", "guidellm", "vllm") else []
+    if form in ("aiperf", "guidellm", "vllm"):
+        _export_for(form, sweep, rows, output)
+    else:
+        _export(sweep, form, output)
+
+
+def _export_for(form: str, sweep: Sweep, rows: list[dict[str, Any]], output: str) -> None:
+    """Another tool's files into a directory; where there is one only, it may have a name too."""
+    import msgspec
+
+    from agent.model import UsageError
+    from loadgen import config
+    from loadgen.kept import by_level
+    from loadgen.report.others import documents
+
+    files = documents(form, sweep, by_level(rows, len(sweep.levels)))
+    named = output == "-" or output.endswith(".json")
+    if named and len(files) > 1:
+        raise UsageError(
+            f"run {sweep.run.id} has {len(files)} levels, and {form} has one in a file: "
+            "--output DIR puts each in a file of its own"
+        )
+    for name, document in files.items():
+        path = output
+        if not named:
+            path = str(Path(output) / name)
+            config.make_directory(Path(path).parent, "--output")
+        config.check_writable(path, "--output")
+        if not _write(msgspec.json.encode(document) + b"\n", path):
+            raise click.exceptions.Exit(2)
 
 
 def _export(sweep: Sweep, form: str, path: str) -> None:
@@ -806,6 +845,65 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
     config.check_writable(path, "the output file")
     if not _write(rendered(sweep, form), path):
         raise click.exceptions.Exit(2)
+
+
+@cli.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@click.option("--fail-on", metavar="RULES",
+              help="Exit 1 where a change goes beyond its bound and is not noise: "
+                   "'output_tokens_per_s<-5%,ttft_ms.p95>+10%'.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="Seed of the bootstrap.")  # fmt: skip
+@click.option("--json", "json_file", metavar="FILE|-", help="Write the comparison as JSON.")
+@click.option("--quiet", is_flag=True, help="No table.")
+def compare(
+    a: str,
+    b: str,
+    db: str | None,
+    fail_on: str | None,
+    seed: int,
+    json_file: str | None,
+    quiet: bool,
+) -> None:
+    """Compare run B with run A, load by load: what changed, and what is only noise.
+
+    A and B are runs as for report, or files that --json wrote (name.json). Where the store has
+    their requests the noise is resampled from them.
+    """
+    from agent.model import encode
+    from loadgen import compare as comparing
+    from loadgen import config
+    from loadgen.outcome import comparison_exit_code
+    from loadgen.report.terminal import show_comparison
+
+    config.check_writable(json_file, "--json")
+    rules = comparing.parse_rules(fail_on) if fail_on else []
+    result = comparing.compare(_side(a, db), _side(b, db), rules, seed=seed)
+    if not quiet:
+        show_comparison(result, sys.stderr if json_file == "-" else sys.stdout)
+    if json_file and not _write(encode(result) + b"\n", json_file, quiet=quiet):
+        raise click.exceptions.Exit(2)
+    raise click.exceptions.Exit(comparison_exit_code(result))
+
+
+def _side(name: str, db: str | None) -> Side:
+    """A run with its requests, or what a file has."""
+    from agent.model import UsageError, decode_sweep
+    from loadgen.compare import Side
+    from loadgen.config import read_text
+    from loadgen.kept import by_level
+
+    if name.endswith(".json"):
+        text = read_text(name, "compare")
+        try:
+            return Side(decode_sweep(text.encode()))
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+    with _reading(db) as store:
+        sweep = store.load(name)
+        return Side(sweep, by_level(store.requests(sweep.run.id), len(sweep.levels)))
 
 
 @contextmanager

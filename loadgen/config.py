@@ -454,6 +454,14 @@ def parse_fail_on(text: str | None) -> tuple[str, ...]:
     return tuple(rules)
 
 
+def make_directory(path: Path, option: str) -> None:
+    """Makes a directory and those above it. Raises UsageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from error
+
+
 def check_writable(path: str | None, option: str) -> None:
     """Raises UsageError where a file cannot be written, before anything is measured."""
     if path is None or path == "-":

@@ -530,6 +530,7 @@ def summarise(
         started_at=started_at,
         duration_s=(end - start) / 1e9,
         window_s=window.seconds,
+        window_start_s=(window.start_ns - start) / 1e9,
         requests=_requests(rec, level_rows),
         tokens=tokens,
         request_throughput=_requests_per_s(rec, *edges) if window.seconds > 0 else None,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from agent.model import Level, Sweep
+
+if TYPE_CHECKING:
+    from loadgen.compare import Comparison
 
 MISSED_SLO_FINDINGS = ("UNDER_SIZED", "INFEASIBLE_SLO")
 
@@ -31,6 +36,14 @@ def exit_code(sweep: Sweep, fail_on: tuple[str, ...] = (), *, single: bool = Fal
         return 3
     met = any(level.slo_met for level in valid)
     return 1 if (missed and (single or not met)) or finding in MISSED_SLO_FINDINGS else 0
+
+
+def comparison_exit_code(comparison: Comparison) -> int:
+    """0 done · 1 the gate was missed · 3 a level is invalid, or a rule could not be decided."""
+    if any(outcome.missed for outcome in comparison.gate):
+        return 1
+    undecided = any(outcome.missed is None for outcome in comparison.gate)
+    return 3 if undecided or any(pair.invalid for pair in comparison.pairs) else 0
 
 
 def _valid(level: Level) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,12 +178,16 @@ class Row:
     index: int
     due_ns: int
     sent_ns: int | None
+    connect_ns: int  # 0: a warm connection was there
     first_ns: int | None
+    answer_ns: int | None  # first token of the answer, after any reasoning
     last_ns: int | None
     end_ns: int
     error: str | None
     prompt_tokens: int | None
     output_tokens: int
+    reasoning_tokens: int
+    stamps_ns: Ints = field(compare=False)  # every token-bearing chunk
 
 
 def rows(rec: Recording) -> Iterator[Row]:
@@ -200,12 +204,16 @@ def rows(rec: Recording) -> Iterator[Row]:
             index=int(rec.index[i]),
             due_ns=int(rec.due_ns[i]),
             sent_ns=int(rec.sent_ns[i]) or None,
+            connect_ns=int(rec.connect_ns[i]),
             first_ns=int(rec.stamps_ns[first]) if chunks else None,
+            answer_ns=int(rec.answer_ns[i]) or None,
             last_ns=int(rec.stamps_ns[last]) if chunks else None,
             end_ns=int(rec.end_ns[i]),
             error=None if rec.outcome[i] == OK else rec.error_kinds[int(rec.error[i])],
             prompt_tokens=prompt_tokens if prompt_tokens >= 0 else None,
             output_tokens=int(rec.output_tokens[i]),
+            reasoning_tokens=int(rec.reasoning_tokens[i]),
+            stamps_ns=rec.stamps_ns[first : last + 1],
         )
 
 

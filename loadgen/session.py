@@ -20,6 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import numpy as np
 
 from agent import __version__
 from agent.join import gpu_views, server_view
@@ -69,6 +70,7 @@ RAMP_S_MAX = 10.0
 RATE_MAX = 100_000.0
 FIRST_RATE_RPS = 0.5  # where not even one request was answered
 PILOT_REQUESTS = 3
+GAPS_PER_LEVEL_MAX = 1_000_000  # 4 bytes each in the store
 SIMULATED_ENGINE = "servefit-sim"
 
 
@@ -729,21 +731,34 @@ def _workload(options: Options) -> Workload:
     )
 
 
-def _store_rows(rec: Recording) -> Iterator[tuple[Any, ...]]:
-    """Rows for the store, ms since the level's first request."""
+def _store_rows(rec: Recording) -> Iterator[dict[str, Any]]:
+    """Rows for the store, ms since the level's start; gaps for the first GAPS_PER_LEVEL_MAX."""
     start_ns, _ = span(rec)
+    gaps_left = GAPS_PER_LEVEL_MAX
     for row in rows(rec):
         sent_ns = row.sent_ns
-        yield (
-            row.index,
-            (row.due_ns - start_ns) / 1e6,
-            None if sent_ns is None else (sent_ns - start_ns) / 1e6,
-            None if sent_ns is None or row.first_ns is None else (row.first_ns - sent_ns) / 1e6,
-            None if sent_ns is None else ((row.last_ns or row.end_ns) - sent_ns) / 1e6,
-            row.prompt_tokens,
-            row.output_tokens,
-            row.error,
-        )
+
+        def since_sent(at_ns: int | None, sent_ns: int | None = sent_ns) -> float | None:
+            return None if sent_ns is None or at_ns is None else (at_ns - sent_ns) / 1e6
+
+        gaps_left -= row.stamps_ns.size
+        gaps_ms = np.diff(row.stamps_ns) / 1e6
+        yield {
+            "request": row.index,
+            "due_ms": (row.due_ns - start_ns) / 1e6,
+            "sent_ms": None if sent_ns is None else (sent_ns - start_ns) / 1e6,
+            "ttft_ms": since_sent(row.first_ns),
+            "e2e_ms": since_sent(row.last_ns or row.end_ns),
+            "prompt_tokens": row.prompt_tokens,
+            "output_tokens": row.output_tokens,
+            "error": row.error,
+            "connect_ms": row.connect_ns / 1e6,
+            "ttfo_ms": since_sent(row.answer_ns),
+            "end_ms": (row.end_ns - start_ns) / 1e6,
+            "reasoning_tokens": row.reasoning_tokens,
+            "chunks": row.stamps_ns.size,
+            "gaps_ms": gaps_ms.astype("<f4").tobytes() if gaps_left >= 0 else None,
+        }
 
 
 def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Iterator[RequestSpan]:

@@ -30,6 +30,8 @@ PURE = {
     "loadgen.sse",
     "loadgen.level",
     "loadgen.search",
+    "loadgen.kept",
+    "loadgen.compare",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

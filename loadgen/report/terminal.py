@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from loadgen.calibrate import Result, Trial
+    from loadgen.compare import Change, Comparison, Outcome, Pair, Which
     from loadgen.level import Plan
     from loadgen.session import Moment
 
@@ -435,6 +436,115 @@ def _trial_table(
     for row, trial in zip(rows, trials, strict=True):
         table.add_row(*map(escaped, row), style=None if trial.ok else "dim")
     file.write("\n".join(_drawn(table, file, width)) + "\n\n")
+
+
+# -------------------------------------------------------------------------------- the comparison
+
+
+def show_comparison(comparison: Comparison, out: TextIO | None = None) -> None:
+    """Prints every load's figures side by side, what can be told from noise, and the gate."""
+    file = out or sys.stdout
+    width = _width_of(file)
+    lines = [f"warning: {text}" for text in comparison.warnings]
+    lines += [f"{name}  {_which_text(which)}" for name, which in _sides(comparison)]
+    text = [part for line in lines for part in _wrapped(line, width)]
+    for pair in comparison.pairs:
+        text += ["", *_wrapped(_pair_title(pair), width)]
+        text += [part for why in pair.invalid for part in _wrapped(f"INVALID: {why}", width, "  ")]
+        if pair.changes:
+            text += _drawn(_change_table(pair), file, width)
+    text += [""]
+    for name, loads in (("A", comparison.only_a), ("B", comparison.only_b)):
+        if loads:
+            words = ", ".join(load_text(load.mode, load.load) for load in loads)
+            text += _wrapped(f"only in {name}: {words}", width)
+    text += [part for line in _about_tests(comparison) for part in _wrapped(line, width)]
+    text += [part for line in map(_gate_line, comparison.gate) for part in _wrapped(line, width)]
+    file.write("\n".join(text) + "\n")
+
+
+def _sides(comparison: Comparison) -> list[tuple[str, Which]]:
+    return [("A", comparison.a), ("B", comparison.b)]
+
+
+def _which_text(which: Which) -> str:
+    parts = [which.model, which.url, f"run {which.run}" if which.run else "", which.started_at[:16]]
+    text = " · ".join(part for part in parts if part)
+    return f"SIMULATED · {text}" if which.simulated else text
+
+
+def _pair_title(pair: Pair) -> str:
+    a, b = pair.repeats
+    repeats = "" if (a, b) == (1, 1) else f" (valid levels: {a} in A, {b} in B)"
+    return f"{load_text(pair.mode, pair.load)}{repeats}"
+
+
+def _change_table(pair: Pair) -> Table:
+    table = _table()
+    for title in ("", "A", "B", "change", "95 % interval", "p adjusted"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for change in pair.changes:
+        table.add_row(*_change_cells(change))
+    return table
+
+
+def _change_cells(change: Change) -> tuple[str, ...]:
+    interval = change.ci95_percent
+    return (
+        change.metric,
+        number(change.a),
+        number(change.b),
+        "–" if change.change_percent is None else f"{change.change_percent:+.1f}%",
+        "–" if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}%",
+        _probability(change.p_adjusted),
+        _judged(change),
+    )
+
+
+def _probability(p: float | None) -> str:
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _judged(change: Change) -> str:
+    if change.note:
+        return escaped(change.note)
+    if not change.distinguishable or change.change_percent is None:
+        return "not told from noise"
+    from loadgen.compare import RATES
+
+    more_is_better = change.metric in RATES
+    return "better" if (change.change_percent > 0) == more_is_better else "WORSE"
+
+
+def _about_tests(comparison: Comparison) -> list[str]:
+    lines = [
+        f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
+        f"that any 'better' or 'WORSE' is only noise is {comparison.alpha:.0%}. "
+        "Each interval is of its own change alone."
+    ]
+    noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}
+    if noises - {"repeats"}:
+        lines.append(
+            "Noise was judged from within the runs: what differs from one start to the next is not "
+            "in it. --repeats 3 in both runs brings it in."
+        )
+    if any("summary" in noise for noise in noises):
+        lines.append(
+            "A file has no requests: means are tested as if requests were independent, quantiles "
+            "are not tested. Runs from the store have them."
+        )
+    return lines
+
+
+def _gate_line(outcome: Outcome) -> str:
+    verdict = "UNDECIDED" if outcome.missed is None else "MISSED" if outcome.missed else "held"
+    parts = [f"gate {verdict}: {outcome.rule} at {load_text(outcome.mode, outcome.load)}"]
+    if outcome.change_percent is not None:
+        parts.append(f"change {outcome.change_percent:+.1f}%")
+    if outcome.p_adjusted is not None:
+        parts.append(f"p {_probability(outcome.p_adjusted)} over the gate's tests")
+    return ", ".join([*parts, *([outcome.note] if outcome.note else [])])
 
 
 def _valid(level: Level) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.model import Lag, Stats
-from agent.stats import batch_means_ci95, lag, summary, t975
+from agent.stats import batch_means_ci95, holm, lag, summary, t975, t_two_sided
 
 samples = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60)
 
@@ -89,3 +89,31 @@ def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
         low, high = batch_means_ci95(rng.normal(100, 5, 10)) or (0, 0)
         hits += low <= 100 <= high
     assert 925 <= hits <= 975
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 31), 31, 1000])
+def test_the_t_distribution_and_its_quantile_agree(degrees: int) -> None:
+    assert t_two_sided(t975(degrees), degrees) == pytest.approx(0.05, abs=1e-4)
+    assert t_two_sided(-t975(degrees), degrees + 0.9) == t_two_sided(t975(degrees), degrees + 0.9)
+    assert t_two_sided(0.0, degrees) == pytest.approx(1.0)
+    assert 0 <= t_two_sided(1e6, degrees) < 1e-4
+
+
+def test_nothing_is_sure_without_a_degree_of_freedom() -> None:
+    assert t_two_sided(100.0, 0.5) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_keeps_the_order_and_lies_between_no_and_bonferronis_correction(
+    p_values: list[float],
+) -> None:
+    adjusted = holm(p_values)
+    for p, a in zip(p_values, adjusted, strict=True):
+        assert p <= a <= min(1.0, len(p_values) * p) or a == pytest.approx(p)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[i] for i in order] == sorted(adjusted)

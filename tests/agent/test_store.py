@@ -92,7 +92,7 @@ def test_saving_again_replaces(store: Store) -> None:
     first = sweep()
     store.save(first)
     second = msgspec.structs.replace(first, levels=[*first.levels, Level(concurrency=2)])
-    rows = [(i, 0.0, 1.0, 2.0, 3.0, 10, 5, None) for i in range(3)]
+    rows = [{"request": i, "due_ms": 0.0, "ttft_ms": 2.0, "error": None} for i in range(3)]
     store.save(second, level=1, requests=rows)
     store.save(second, level=1, requests=rows)
     assert store.load("latest") == second
@@ -103,9 +103,28 @@ def test_saving_again_replaces(store: Store) -> None:
     ]  # fmt: skip
 
 
+def test_an_older_database_gets_the_columns_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    with Store(path) as store:
+        store.save(sweep(), level=0, requests=[{"request": 0, "ttft_ms": 2.0}])
+    with closing(sqlite3.connect(path)) as older, older:
+        older.execute("alter table requests drop column gaps_ms")
+        older.execute("alter table requests drop column end_ms")
+        older.execute("pragma user_version = 1")
+    with Store(path) as store:
+        row = {"request": 1, "end_ms": 3.0, "gaps_ms": b"four"}
+        store.save(sweep(), level=0, requests=[row])
+        old, new = store.requests(sweep().run.id)
+        assert (old["ttft_ms"], old["end_ms"], old["gaps_ms"]) == (2.0, None, None)
+        assert (new["end_ms"], new["gaps_ms"]) == (3.0, b"four")
+        assert store.load("latest") == sweep()
+    with closing(sqlite3.connect(path)) as again:
+        assert again.execute("pragma user_version").fetchone() == (module.SCHEMA,)
+
+
 def test_requests_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUESTS_PER_LEVEL_MAX", 7)
-    rows = ((i, 0.0, None, None, None, None, None, "cut") for i in range(50))
+    rows = ({"request": i, "due_ms": 0.0, "error": "cut"} for i in range(50))
     store.save(sweep(), level=0, requests=rows)
     assert len(store.requests(sweep().run.id)) == 7
 

@@ -113,10 +113,13 @@ def test_rows_leave_the_warm_up_out_and_never_say_zero_for_never() -> None:
         exchange(1, stamps=stamps(10, 20, 30), output_tokens=3, prompt_tokens=0),
         exchange(2, error="connect", sent_ns=0),
     ).freeze(cpu_s=0, wall_s=0)
-    assert list(rows(rec)) == [
-        Row(1, 1000 * MS, 1001 * MS, 1010 * MS, 1030 * MS, 1100 * MS, None, 0, 3),
-        Row(2, 1000 * MS, None, None, None, 1100 * MS, "connect", None, 0),
+    due, sent, end, none = 1000 * MS, 1001 * MS, 1100 * MS, np.array([], dtype=np.int64)
+    found = list(rows(rec))
+    assert found == [
+        Row(1, due, sent, 0, 1010 * MS, None, 1030 * MS, end, None, 0, 3, 0, none),
+        Row(2, due, None, 0, None, None, None, end, "connect", None, 0, 0, none),
     ]
+    assert [row.stamps_ns.tolist() for row in found] == [list(stamps(10, 20, 30)), []]
 
 
 def test_merging_renumbers_the_kinds_of_failures() -> None:

@@ -113,11 +113,11 @@ def test_an_older_database_gets_the_columns_it_lacks(tmp_path: Path) -> None:
         older.execute("pragma user_version = 1")
     with Store(path) as store:
         row = {"request": 1, "end_ms": 3.0, "gaps_ms": b"four"}
-        store.save(sweep(), level=0, requests=[row])
-        old, new = store.requests(sweep().run.id)
+        store.save(sweep("new"), level=0, requests=[row])
+        [old], [new] = store.requests(sweep().run.id), store.requests("new")
         assert (old["ttft_ms"], old["end_ms"], old["gaps_ms"]) == (2.0, None, None)
         assert (new["end_ms"], new["gaps_ms"]) == (3.0, b"four")
-        assert store.load("latest") == sweep()
+        assert store.load(sweep().run.id) == sweep()
     with closing(sqlite3.connect(path)) as again:
         assert again.execute("pragma user_version").fetchone() == (module.SCHEMA,)
 
@@ -228,7 +228,7 @@ def test_what_a_run_needs_to_be_taken_up_again(store: Store) -> None:
 
 
 def test_a_level_measured_again_leaves_no_request_of_the_first_time(store: Store) -> None:
-    rows = [(i, 0.0, 1.0, 2.0, 3.0, 10, 5, None) for i in range(9)]
+    rows = [{"request": i, "due_ms": 0.0} for i in range(9)]
     store.save(sweep(), level=0, requests=rows)
     store.save(sweep(), level=0, requests=rows[:4])
     assert len(store.requests(sweep().run.id)) == 4

@@ -19,6 +19,7 @@ from agent.store import Store
 from loadgen import api
 from loadgen import cli as module
 from loadgen.config import Options
+from loadgen.lengths import Fixed
 from tests.agent.test_store import sweep as a_sweep
 from tests.e2e.command import environment
 
@@ -66,7 +67,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which command? calibrate, export, report, run"),
+        ([], "which command? calibrate, compare, export, report, run"),
         (["serve"], "which command? sim, vllm"),
         (["sweep", URL, URL], "unexpected extra argument"),
         (["sweep", URL, "--demo"], "leave the URL away"),
@@ -212,7 +213,7 @@ def test_a_file_then_the_environment_then_flags(
     [got] = options
     assert got.url == "http://from-file"
     assert got.concurrency == (1, 2)
-    assert (got.input_tokens, got.output_tokens, got.seed) == (100, 20, 9)
+    assert (got.input_tokens, got.output_tokens, got.seed) == (Fixed(100), Fixed(20), 9)
     assert (got.timeout_s, got.stream) == (5.0, False)
     assert got.headers == {"X-One": "a b"}
 

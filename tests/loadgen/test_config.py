@@ -16,8 +16,10 @@ from agent.model import Curve, UsageError
 from agent.sizing.curve import parse_slo
 from agent.sizing.judge import judge
 from loadgen import config
+from loadgen.arrival import stages
 from loadgen.client import parse_url
 from loadgen.config import Options, check
+from loadgen.lengths import Fixed
 
 BASE = Options(url="http://localhost", concurrency=(1,))
 
@@ -69,10 +71,11 @@ def test_rates_that_are_none(text: str) -> None:
 
 
 def test_loads_that_are_searched() -> None:
-    assert config.parse_loads("auto", None) == ((), (), "concurrency")
-    assert config.parse_loads(None, " Auto ") == ((), (), "rate")
-    assert config.parse_loads("1,2", None) == ((1, 2), (), None)
-    assert config.parse_loads(None, "0.5") == ((), (0.5,), None)
+    assert config.parse_loads("auto", None) == ((), (), None, "concurrency")
+    assert config.parse_loads(None, " Auto ") == ((), (), None, "rate")
+    assert config.parse_loads("1,2", None) == ((1, 2), (), None, None)
+    assert config.parse_loads(None, "0.5") == ((), (0.5,), None, None)
+    assert config.parse_loads(None, "3s@1,2s@1-4") == ((), (), stages("3s@1,2s@1-4"), None)
     searched = check(with_(concurrency=(), auto="rate"))
     assert searched.mode == "rate"
     assert searched.plan_at(2.5).rate_rps == 2.5
@@ -223,7 +226,7 @@ def test_files_to_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
 def test_where_nothing_is_generated_nothing_is_streamed_or_asked_for(endpoint: str) -> None:
     options = check(with_(endpoint=endpoint))
-    assert (options.stream, options.output_tokens) == (False, 0)
+    assert (options.stream, options.output_tokens) == (False, Fixed(0))
     assert options.plans()[0].endpoint == endpoint
     check(with_(endpoint=endpoint, slo=tuple(parse_slo("e2e:p95<1s"))))
     with pytest.raises(UsageError, match=f"--endpoint {endpoint} gives no TTFT or ITL"):

@@ -3,12 +3,13 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format bench docs wheel real-parts clean distclean FORCE
+.PHONY: help env demo test lint format bench docs wheel real-parts peers clean distclean FORCE
 
 BIN := .venv/bin
 # By its real place, because pip writes it into the commands (see place_venv).
 PIP := "$$(cd -P .venv && pwd)/bin/python" -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 DEMO_REPORT ?= demo-report.html
 
 # A moved or copied directory takes an environment along that points to the old place.
@@ -35,8 +36,8 @@ format: .venv/.made-dev  ## Rewrite the sources as the linter wants them
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-bench: .venv/.made-dev  ## Measure the load generator against a server of known timing
-	@$(BIN)/python -m tests.bench
+bench: .venv/.made-dev  ## Measure the load generator against a server of known timing (BENCH_ARGS=--quick)
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 docs: .venv/.made-dev  ## Check the documents: their links, and the commands they name
 	@$(BIN)/python -m pytest -q tests/test_docs.py
@@ -48,6 +49,9 @@ wheel: .venv/.made  ## Build the wheel into dist/
 
 real-parts:  ## Install what the tests use of the real world: vLLM, Phoenix, Chromium (5 GB)
 	@sh tests/real/install.sh
+
+peers:  ## Install the load generators that bench runs beside ours: AIPerf, GuideLLM (2 GB)
+	@sh tests/bench/peers.sh
 
 clean:  ## Remove what was built, and caches; the environment stays
 	@rm -rf dist build artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis "$(DEMO_REPORT)"

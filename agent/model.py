@@ -101,6 +101,7 @@ class Measurement(msgspec.Struct, frozen=True):
     in_flight_mean: float | None = None
     littles_law_error: float | None = None  # |in-flight / (throughput · mean E2E) − 1|
     foreign_requests: int | None = None  # requests the server finished that were not ours
+    stalled_share: float | None = None  # of the level's time the client itself stood still, 0 … n
 
 
 class ServerView(msgspec.Struct, frozen=True):
@@ -193,7 +194,9 @@ class Knee(msgspec.Struct, frozen=True):
 class SloCapacity(msgspec.Struct, frozen=True):
     """The most load that still meets the SLO. `lo` and `hi` are in the unit of the sweep's mode.
 
-    Not `bracketed`: the sweep never saw the SLO broken, so `lo` is a lower bound and `hi` is null.
+    `lo` is the highest load tested that surely (95 %) held, `hi` the lowest that surely broke it.
+    Not `bracketed`: the sweep never saw the SLO surely broken, so `lo` is a lower bound and `hi`
+    null, or (`lo` null) never saw it surely held.
     """
 
     concurrency: float | None
@@ -337,6 +340,12 @@ class Sweep(msgspec.Struct, frozen=True):
     curve: Curve = Curve()
     verdict: Verdict | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from agent.words import sweep_html
+
+        return sweep_html(self)
 
 
 class _AtLeast(msgspec.Struct):

@@ -11,14 +11,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import platformdirs
 import sqlite_utils
 
 from agent.model import Level, StoreError, Sweep, UsageError, decode_sweep, encode
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_TIMEOUT_S = 10.0
 REQUESTS_PER_LEVEL_MAX = 20_000
 
@@ -26,6 +26,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "runs": {
         "id": str, "started_at": str, "command": str, "url": str, "model": str, "engine": str,
         "simulated": int, "interrupted": int, "levels": int, "finding": str, "sweep": str,
+        "options": str, "state": str,
     },
     "levels": {
         "run_id": str, "level": int, "mode": str, "concurrency": int, "offered_rps": float,
@@ -41,6 +42,18 @@ _TABLES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _KEYS = {"runs": "id", "levels": ("run_id", "level"), "requests": ("run_id", "level", "request")}
+
+
+# What became of a run: it runs (or was killed), it is done, or its last level was cut short.
+State = Literal["running", "done", "cut"]
+
+
+class Kept(NamedTuple):
+    """A run as it is kept; options and state are null where an older version kept it."""
+
+    sweep: Sweep
+    options: str | None
+    state: State | None
 
 
 def default_path() -> Path:
@@ -76,8 +89,17 @@ class Store:
                 f"{SCHEMA}): update servefit, or give another --db"
             )
         if version < SCHEMA:
+            self._migrate()
+
+    def _migrate(self) -> None:
+        """Makes what a new or older database lacks: tables, and columns of tables."""
+        with self._db.conn:
+            self._db.execute("begin immediate")  # another process may be about to do the same
             for name, columns in _TABLES.items():
-                self._db.table(name).create(columns, pk=_KEYS[name], if_not_exists=True)
+                table = self._db.table(name)
+                table.create(columns, pk=_KEYS[name], if_not_exists=True)
+                for column in columns.keys() - table.columns_dict.keys():
+                    table.add_column(column, columns[column])
             self._db.execute(f"pragma user_version = {SCHEMA}")
 
     def __enter__(self) -> Store:
@@ -106,18 +128,27 @@ class Store:
         *,
         level: int | None = None,
         requests: Iterable[Sequence[Any]] = (),
+        options: str | None = None,
+        state: State | None = None,
     ) -> None:
         """Keeps the run as it stands; with `level`, that level's row and its requests too.
 
+        `options` (JSON) and `state` are what `kept` gives back; None leaves them as they are.
         `requests`: rows of (request, due_ms, sent_ms, ttft_ms, e2e_ms, prompt_tokens,
         output_tokens, error), ms since the level's start; of a longer level only the first
         REQUESTS_PER_LEVEL_MAX are kept.
         """
         with self._guarded(), self._db.conn:
-            self._db.table("runs").upsert(_run_row(sweep), pk="id")
+            row = _run_row(sweep)
+            row |= {"options": options} if options is not None else {}
+            row |= {"state": state} if state is not None else {}
+            self._db.table("runs").upsert(row, pk="id")
             if level is not None:
                 row = _level_row(sweep.run.id, level, sweep.levels[level])
                 self._db.table("levels").upsert(row, pk=("run_id", "level"))
+                self._db.execute(
+                    "delete from requests where run_id = ? and level = ?", [sweep.run.id, level]
+                )
                 names = list(_TABLES["requests"])[2:]
                 rows = (
                     {"run_id": sweep.run.id, "level": level, **dict(zip(names, row, strict=True))}
@@ -129,19 +160,26 @@ class Store:
 
     def runs(self, limit: int = 20) -> list[dict[str, Any]]:
         """The newest runs, newest first, without the sweep itself."""
-        columns = ", ".join(name for name in _TABLES["runs"] if name != "sweep")
+        columns = ", ".join(
+            name for name in _TABLES["runs"] if name not in ("sweep", "options", "state")
+        )
         with self._guarded():
             sql = f"select {columns} from runs order by started_at desc, rowid desc limit ?"
             return list(self._db.query(sql, [limit]))
 
     def load(self, run: str) -> Sweep:
         """A run by its id, a unique beginning of it, or `latest`. Raises UsageError."""
+        return self.kept(run).sweep
+
+    def kept(self, run: str) -> Kept:
+        """The same, with what it needs to be taken up again."""
         with self._guarded():
+            columns = "id, sweep, options, state"
             if run in ("latest", "last"):
-                sql = "select id, sweep from runs order by started_at desc, rowid desc limit 1"
+                sql = f"select {columns} from runs order by started_at desc, rowid desc limit 1"
                 rows = list(self._db.query(sql))
             else:
-                sql = "select id, sweep from runs where id = ? or substr(id, 1, ?) = ?"
+                sql = f"select {columns} from runs where id = ? or substr(id, 1, ?) = ?"
                 rows = list(self._db.query(sql, [run, len(run), run]))
         exact = [row for row in rows if row["id"] == run]
         found = exact or rows
@@ -150,9 +188,10 @@ class Store:
         if len(found) > 1:
             raise UsageError(f"{run!r} begins {len(found)} runs: write more of the id")
         try:
-            return decode_sweep(str(found[0]["sweep"]).encode())
+            whole = decode_sweep(str(found[0]["sweep"]).encode())
         except UsageError as error:
             raise StoreError(f"run {found[0]['id']} in {self.path}: {error}") from error
+        return Kept(whole, found[0]["options"], found[0]["state"])
 
     def requests(self, run_id: str) -> list[dict[str, Any]]:
         """The kept requests of a run, in order."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.model import Verdict
+    from agent.model import Level, Sweep, Verdict
 
 
 def printable(text: str) -> str:
@@ -28,18 +30,59 @@ def ms(value: float | None) -> str:
     return f"{value / 1000:.2f} s" if value >= 10_000 else f"{number(value)} ms"
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """The verdict with its evidence, a sentence a line."""
+def verdict_lines(verdict: Verdict, *, action: bool = True) -> list[str]:
+    """The verdict with its evidence, a sentence a line; its `action` unless that was said."""
     lines = [f"{verdict.finding}: {verdict.summary}"]
     confidence = verdict.confidence
     lines.append(f"confidence {confidence.level}, limited by {confidence.limited_by}")
     lines += [f"{reason.code}: {reason.because}" for reason in verdict.reasons]
     recommendation = verdict.recommendation
     if recommendation is not None:
-        lines.append(f"do: {recommendation.action}")
+        if action:
+            lines.append(f"do: {recommendation.action}")
         if recommendation.confirm_with:
             lines.append(f"confirm with: {recommendation.confirm_with}")
         if recommendation.overturned_by:
             lines.append(f"overturned by: {recommendation.overturned_by}")
     lines += [f"missing: {text}" for text in verdict.missing]
     return lines
+
+
+# ------------------------------------------------------------------------------------ in a notebook
+
+
+def sweep_html(sweep: Sweep) -> str:
+    """A sweep as a table and its verdict, without scripts or styles: what a notebook shows."""
+    run, target = sweep.run, sweep.target
+    parts = ("SIMULATED" if run.simulated else "", target.model, target.url, f"run {run.id}")
+    opened = any(level.mode == "rate" for level in sweep.levels)
+    titles = ("requests/s asked" if opened else "streams", "output tokens/s", "TTFT p95", "ITL p95",
+              "ok", "failed", "valid")  # fmt: skip
+    rows = "".join(_html_row("td", _cells(level)) for level in sweep.levels)
+    verdict = sweep.verdict
+    judged = f"<b>{escape(verdict.finding)}</b>: {escape(verdict.summary)}" if verdict else ""
+    return (
+        f"<p>{escape(' · '.join(part for part in parts if part))}</p>"
+        f"<table><thead>{_html_row('th', titles)}</thead><tbody>{rows}</tbody></table>"
+        f"<p>{judged}</p>"
+    )
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _cells(level: Level) -> tuple[str, ...]:
+    load = level.offered_rps if level.mode == "rate" else level.concurrency
+    requests, measured = level.requests, level.measurement
+    invalid = measured is not None and not measured.valid
+    why = measured.reasons[0] if measured and measured.reasons else "no reason was recorded"
+    return (
+        "–" if load is None else f"{load:g}",
+        number(level.output_tokens_per_s),
+        ms(level.ttft_ms.p95),
+        ms(level.itl_ms.p95),
+        str(requests.ok) if requests else "–",
+        str(requests.failed) if requests else "–",
+        f"NO: {why}" if invalid else "yes",
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen.config import Options
 
 ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
+GENERATING = ("chat", "completions", "responses")  # endpoints that no embedding model has
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -97,11 +98,25 @@ _LOAD_OPTIONS = [
     _option("--stream/--no-stream", default=True, show_default=True,
             help="Stream the replies; without, there is no TTFT and no ITL."),
     _option("--arrival", default="poisson", show_default=True,
-            help="Arrivals of the open loop: poisson or constant."),
-    _option("--input-tokens", type=click.IntRange(1), metavar="N",
-            help="Prompt length.  [default: 512]"),
-    _option("--output-tokens", type=click.IntRange(1), metavar="N",
-            help="Reply length.  [default: 128]"),
+            help="Arrivals of the open loop: poisson, constant or gamma:CV."),
+    _option("--input-tokens", metavar="LENGTH",
+            help="Prompt: N, normal:M:SD, lognormal:M:SD, uniform:A:B.  [default: 512]"),
+    _option("--output-tokens", metavar="LENGTH",
+            help="Reply, likewise.  [default: 128, or as recorded]"),
+    _option("--prefix-tokens", type=click.IntRange(0), default=0, metavar="N",
+            help="Shared tokens in front of every prompt's own."),
+    _option("--prefixes", type=click.IntRange(1), default=1, metavar="K",
+            help="So many different ones of them."),
+    _option("--dataset", metavar="FILE", help="Prompts from a ShareGPT JSON or plain JSONL file."),
+    _option("--trace", metavar="FILE",
+            help="Lengths and instants as recorded: Azure or BurstGPT CSV, Mooncake JSONL."),
+    _option("--speedup", metavar="X,X,…", help="So many times as fast as recorded, a level each."),
+    _option("--workload-from", metavar="URL|FILE",
+            help="Lengths and rate as an agent observed them."),
+    _option("--turns", type=click.IntRange(1), default=1, metavar="N",
+            help="Conversations of N turns, each with its history."),
+    _option("--think-time", metavar="TIME", help="Between a reply and the next turn."),
+    _option("--mix", metavar="MODEL=WEIGHT,…", help="Several models or LoRA names at once."),
     _option("--tokenizer", metavar="PATH",
             help="A tokenizer.json, where the server does not count prompts (extra)."),
     _option("--reuse-prompts", is_flag=True,
@@ -124,6 +139,8 @@ _LOAD_OPTIONS = [
     _option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
     _option("--metrics-url", metavar="URL|none",
             help="The server's metrics page.  [default: found on the target]"),
+    _option("--processes", default="auto", show_default=True, metavar="N|auto",
+            help="Load-generating processes that share a level."),
     _option("--seed", type=int, default=0, show_default=True, metavar="N",
             help="Seed of lengths and arrivals."),
     _option("--expect-concurrency", type=click.FloatRange(0, min_open=True), metavar="N",
@@ -151,41 +168,103 @@ def _load_options(function: Any) -> Any:
 
 @cli.command()
 @click.argument("url", required=False)
-@_option("--concurrency", metavar="N,N,…",
-         help="Streams held, a level each.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
-@_option("--rate", metavar="X,X,…", help="Requests per second, a level each (open loop).")
+@_option("--concurrency", metavar="N,N,…|auto",
+         help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
+@_option("--rate", metavar="X,X,…|auto",
+         help="Requests per second, a level each, or searched (open loop).")  # fmt: skip
+@_option("--budget", metavar="TIME",
+         help="For all levels together.  [default with auto: 5m]")  # fmt: skip
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options
 @click.pass_context
-def sweep(context: click.Context, /, url: str | None, demo: bool, **given: Any) -> None:
+def sweep(
+    context: click.Context, /, url: str | None, demo: bool, resume: str | None, **given: Any
+) -> None:
     """Find tokens/s, TTFT and ITL against concurrency (or request rate) and judge the hardware.
 
     URL is a base URL with or without /v1, or sim:GPU/MODEL for the simulated engine, such as
-    sim:h100-sxm/llama-3.1-8b.
+    sim:h100-sxm/llama-3.1-8b. Without a URL the server that runs on this machine is found, and a
+    quick sweep answers in about a minute.
     """
-    _nearest(context, given)
-    if demo:
-        url, given = _demo(url, given)
-    if url is None:
-        raise click.UsageError("give the URL of a server, or --demo")
-    context.exit(_measure(url, given))
+    if context.params["resume"] is not None:
+        context.exit(_go_on(context))
+    url, given = asked(context, _tell)
+    context.exit(_measure(options_of(url, given), given))
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", required=False)
 @_option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
 @_option("--rate", metavar="X", help="Requests per second (open loop).")
 @_load_options
 @click.pass_context
-def run(context: click.Context, /, url: str, **given: Any) -> None:
+def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
+    url, given = asked(context, _tell)
+    context.exit(_measure(options_of(url, given), given, single=True))
+
+
+def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
+    """What a parsed `sweep` or `run` asks for: the target, found if need be, and the options.
+
+    Raises click.UsageError, and of finding a target UsageError and TargetError.
+    """
+    given = dict(context.params)
+    url, demo = given.pop("url"), given.pop("demo", False)
     _nearest(context, given)
-    for option in ("concurrency", "rate"):
-        if given[option] and "," in given[option]:
+    if context.command is run:
+        _single(given)
+    if demo:
+        return _demo(url, given)
+    if url is None:
+        url = _found(context, given, tell)
+    return url, given
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+LOADS = ("concurrency", "rate", "trace", "workload_from")  # options that say what the levels are
+
+
+def _single(given: dict[str, Any]) -> None:
+    from loadgen import config
+
+    given["single"] = True
+    for option in ("concurrency", "rate", "speedup"):
+        if given[option] and "," in given[option] and "@" not in given[option]:
             raise click.UsageError(f"run takes one --{option}; sweep takes a list")
-    if not given["concurrency"] and not given["rate"]:
+        if config.is_auto(given[option]):
+            raise click.UsageError(f"run takes a number as --{option}; sweep searches (auto)")
+    if not any(given[name] for name in LOADS):
         given["concurrency"] = "1"
-    context.exit(_measure(url, given, single=True))
+
+
+def _found(context: click.Context, given: dict[str, Any], tell: Callable[[str], None]) -> str:
+    """The URL of the server on this machine; what was found and is added goes into the command."""
+    import asyncio
+
+    from agent.words import printable
+    from loadgen import config, find
+
+    headers = config.request_headers(given["header"], given["api_key_file"])
+    found = asyncio.run(find.look(headers, find.PORTS))
+    for one in find.usable(found):
+        tell(printable(f"found: {one.line()}"))
+    one = find.the_one(found, context.info_name or "sweep")
+    added = [one.url]
+    if len(one.models) > 1 and not given["model"] and given["endpoint"] in GENERATING:
+        given["model"] = one.models[0]
+        added += ["--model", one.models[0]]
+    if not any(given[name] for name in LOADS):
+        for name, value in config.QUICK.items():
+            if given[name] is None:
+                given[name] = value
+                added += [f"--{name.replace('_', '-')}", value]
+    given["added"] = added
+    return one.url
 
 
 _SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -215,10 +294,11 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not given["concurrency"] and not given["rate"]:
         most = given["requests"] or config.CONCURRENCY_MAX
         given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
-    if given["duration"] is None and given["requests"] is None:
+    searched = config.is_auto(given["concurrency"]) or config.is_auto(given["rate"])
+    if given["duration"] is None and given["requests"] is None and not searched:
         given["duration"] = f"{config.DEMO_DURATION_S}s"
-    given["input_tokens"] = given["input_tokens"] or config.DEMO_INPUT_TOKENS
-    given["output_tokens"] = given["output_tokens"] or config.DEMO_OUTPUT_TOKENS
+    given["input_tokens"] = given["input_tokens"] or str(config.DEMO_INPUT_TOKENS)
+    given["output_tokens"] = given["output_tokens"] or str(config.DEMO_OUTPUT_TOKENS)
     given["slo"] = given["slo"] or config.DEMO_SLO
     if given["expect_concurrency"] is None and given["expect_rps"] is None:
         given["expect_concurrency"] = config.DEMO_EXPECT_CONCURRENCY
@@ -228,22 +308,21 @@ def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # -------------------------------------------------------------------------------------- measuring
 
 
-def _options(url: str, given: dict[str, Any]) -> Options:
+def options_of(url: str, given: dict[str, Any]) -> Options:
     from agent.sizing.curve import parse_slo
     from loadgen import config
 
     warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
-    headers = config.parse_headers(given["header"])
-    key = config.api_key(given["api_key_file"])
-    if key and not any(name.lower() == "authorization" for name in headers):
-        headers["Authorization"] = f"Bearer {key}"
-    concurrency = config.parse_concurrency(given["concurrency"]) if given["concurrency"] else ()
-    rates = config.parse_rates(given["rate"]) if given["rate"] else ()
-    if not concurrency and not rates:
+    concurrency, rates, stages, auto = config.parse_loads(given["concurrency"], given["rate"])
+    workload = _workload(given)
+    observed_rps = workload.pop("rates_rps")
+    if not any((concurrency, rates, stages, auto)):
+        rates = observed_rps
+    if not any((concurrency, rates, stages, auto, given["trace"])):
         concurrency = config.DEFAULT_CONCURRENCY
         if given["requests"] is not None:
             concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration = given["duration"]
+    duration, budget = given["duration"], given.get("budget")
     if given["output_tokens"] and given["endpoint"] in ("embeddings", "rerank"):
         raise click.UsageError(
             f"--endpoint {given['endpoint']} generates nothing: leave --output-tokens away"
@@ -256,9 +335,12 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             stream=given["stream"],
             concurrency=concurrency,
             rates_rps=rates,
+            auto=auto,
+            budget_s=config.parse_duration(budget, "--budget") if budget else None,
             arrival=given["arrival"],
-            input_tokens=given["input_tokens"] or config.DEFAULT_INPUT_TOKENS,
-            output_tokens=given["output_tokens"] or config.DEFAULT_OUTPUT_TOKENS,
+            **workload,
+            stages=stages,
+            processes=config.parse_processes(given["processes"]),
             tokenizer=given["tokenizer"],
             reuse_prompts=given["reuse_prompts"],
             repeats=given["repeats"],
@@ -268,7 +350,7 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             warmup_s=warmup_s,
             slo=tuple(parse_slo(given["slo"])) if given["slo"] else (),
             timeout_s=config.parse_duration(given["timeout"], "--timeout"),
-            headers=headers,
+            headers=config.request_headers(given["header"], given["api_key_file"]),
             ca_file=given["ca_file"],
             insecure=given["insecure"],
             metrics_url=given["metrics_url"],
@@ -278,17 +360,91 @@ def _options(url: str, given: dict[str, Any]) -> Options:
             fail_on=config.parse_fail_on(given["fail_on"]),
             otlp_endpoint=given["otlp_endpoint"],
             yes=given["yes"],
-            command=_command(),
+            command=_command(given.get("added", ())),
         )
     )
 
 
-def _command() -> str:
-    """The command that repeats this run: what was typed, then what came from elsewhere.
+def _go_on(context: click.Context) -> int:
+    """Measures what a run lacks; returns the exit code."""
+    given = dict(context.params)
+    run, url, demo = given.pop("resume"), given.pop("url"), given.pop("demo")
+    if demo:
+        raise click.UsageError("--resume goes on with its own target: leave --demo away")
+    _nearest(context, given)
+    explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
+    options, begun = _resumed(run, url, given, explicit)
+    return _measure(options, given, resumed=begun)
 
-    The values of headers are left out: they may be secrets.
-    """
-    words = ["loadgen", *sys.argv[1:], *_from_elsewhere()]
+
+def _resumed(
+    run: str, url: str | None, given: dict[str, Any], explicit: set[str]
+) -> tuple[Options, Sweep]:
+    """The options and the levels of a run that is to be gone on with."""
+    import msgspec
+
+    from loadgen import config
+    from loadgen.resume import take_up
+
+    with _reading(given["db"]) as store:
+        kept = store.kept(run)
+    # A gate may be new, and be of an SLO that only the run knows.
+    asked = options_of(url or "", given | {"fail_on": None})
+    options, begun = take_up(kept, asked, (explicit - {"fail_on"}) | ({"url"} if url else set()))
+    if given["fail_on"]:
+        gates = config.parse_fail_on(given["fail_on"])
+        options = msgspec.structs.replace(options, fail_on=gates)
+    return config.check(options), begun
+
+
+def _workload(given: dict[str, Any]) -> dict[str, Any]:
+    """What requests say and how long they are; `rates_rps` are those of an observed pattern."""
+    from agent.model import UsageError
+    from loadgen import config, lengths, workload
+
+    recorded = given["dataset"] or given["trace"]
+    if recorded and given["input_tokens"]:
+        raise UsageError("--input-tokens: prompts of a --dataset or --trace have their own length")
+    found: dict[str, Any] = {
+        "rates_rps": (),
+        "input_tokens": lengths.Fixed(config.DEFAULT_INPUT_TOKENS),
+        "output_tokens": None if recorded else lengths.Fixed(config.DEFAULT_OUTPUT_TOKENS),
+    }
+    if given["workload_from"]:
+        from loadgen.observed import pattern_from
+
+        pattern = pattern_from(given["workload_from"])
+        known = {
+            "input_tokens": pattern.input_tokens,
+            "output_tokens": pattern.output_tokens,
+        }
+        found |= {name: length for name, length in known.items() if length is not None}
+        found["rates_rps"] = config.rates_around(
+            pattern.rate_rps, single=given.get("single", False)
+        )
+        found["notes"] = tuple(pattern.notes)
+    for name in ("input_tokens", "output_tokens"):
+        if given[name]:
+            found[name] = lengths.parse(given[name], f"--{name.replace('_', '-')}")
+    names = ("prefix_tokens", "prefixes", "dataset", "trace", "turns")
+    found |= {name: given[name] for name in names}
+    if given["speedup"]:
+        found["speedups"] = config.parse_speedups(given["speedup"])
+    if given["think_time"]:
+        found["think_s"] = config.parse_duration(given["think_time"], "--think-time")
+    if given["mix"]:
+        found["mix"] = workload.parse_mix(given["mix"])
+    return found
+
+
+def _command(added: Sequence[str] = ()) -> str:
+    """The command that repeats this run: what was typed, then what came from elsewhere."""
+    return command_line([*sys.argv[1:], *from_elsewhere(), *added])
+
+
+def command_line(words: Sequence[str]) -> str:
+    """`loadgen` with these arguments, to copy. Values of headers, maybe secrets, are left out."""
+    words = ["loadgen", *words]
     for i, word in enumerate(words):
         if word == "--header" and i + 1 < len(words):
             words[i + 1] = words[i + 1].partition(":")[0] + ": …"
@@ -298,7 +454,7 @@ def _command() -> str:
     return shlex.join(words).encode("utf-8", "replace").decode()
 
 
-def _from_elsewhere() -> list[str]:
+def from_elsewhere() -> list[str]:
     """Options that the environment set, as flags. A --config file is among what was typed."""
     context = click.get_current_context(silent=True)
     words: list[str] = []
@@ -321,9 +477,11 @@ def _from_elsewhere() -> list[str]:
     return words
 
 
-def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-    """Runs it all; returns the exit code."""
-    from loadgen import config
+def _measure(
+    options: Options, given: dict[str, Any], *, single: bool = False, resumed: Sweep | None = None
+) -> int:
+    """Runs it all, or what `resumed` lacks of it; returns the exit code."""
+    from loadgen import config, limits
     from loadgen.outcome import exit_code
 
     files = {name: given[f"{name}_file"] for name in ("json", "html", "csv")}
@@ -331,10 +489,14 @@ def _measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
         config.check_writable(path, f"--{name}")
     if list(files.values()).count("-") > 1:
         raise click.UsageError("only one of --json and --csv can go to stdout: name a file")
-    options = _options(url, given)
+    limits.check_streams(max(options.concurrency, default=0))  # a sim: inherits what it allows
     _terminate_as_interrupt()
-    with _target(options) as (reached, simulated), _store(given["db"]) as store:
-        result = _run_session(options, reached, simulated, store, given)
+    if resumed is not None and resumed.verdict is not None:
+        click.echo(f"loadgen: run {resumed.run.id} is finished: nothing is left of it", err=True)
+        result = resumed
+    else:
+        with reachable(options) as (reached, simulated), _store(given["db"]) as store:
+            result = _run_session(options, reached, simulated, store, given, resumed)
     failed = _write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
         _show(result, sys.stderr if "-" in files.values() else sys.stdout)
@@ -352,7 +514,7 @@ def _terminate_as_interrupt() -> None:
 
 
 @contextmanager
-def _target(options: Options) -> Iterator[tuple[str, bool]]:
+def reachable(options: Options) -> Iterator[tuple[str, bool]]:
     """The address to measure, and whether it is simulated: sim: starts its server for as long."""
     if not options.url.startswith("sim:"):
         yield options.url, False
@@ -382,7 +544,12 @@ def _store(path: str | None) -> Iterator[Store | None]:
 
 
 def _run_session(
-    options: Options, reached: str, simulated: bool, store: Store | None, given: dict[str, Any]
+    options: Options,
+    reached: str,
+    simulated: bool,
+    store: Store | None,
+    given: dict[str, Any],
+    resumed: Sweep | None,
 ) -> Sweep:
     import asyncio
     import os
@@ -392,14 +559,19 @@ def _run_session(
     import uvloop
 
     from loadgen.report.terminal import Progress
-    from loadgen.sweep import Session
+    from loadgen.session import Session
 
     progress = Progress(quiet=given["quiet"], live=False if given["no_progress"] else None)
     reachable = msgspec.structs.replace(options, url=reached)
 
     async def main() -> Sweep:
         session = Session(
-            reachable, progress, store=store, simulated=simulated, shown_url=options.url
+            reachable,
+            progress,
+            store=store,
+            simulated=simulated,
+            shown_url=options.url,
+            resumed=resumed,
         )
         again = False
 
@@ -430,7 +602,7 @@ def _run_session(
 # ---------------------------------------------------------------------------------------- output
 
 
-def _render(sweep: Sweep, form: str) -> bytes:
+def rendered(sweep: Sweep, form: str) -> bytes:
     if form == "json":
         from agent.model import encode
 
@@ -453,7 +625,7 @@ def _write_all(sweep: Sweep, files: dict[str, str | None], *, quiet: bool) -> bo
     failed = False
     for form, path in files.items():
         if path is not None:
-            failed |= not _write(_render(sweep, form), path, quiet=quiet)
+            failed |= not _write(rendered(sweep, form), path, quiet=quiet)
     return failed
 
 
@@ -504,6 +676,71 @@ def _show(sweep: Sweep, out: Any) -> None:
     from loadgen.report.terminal import show
 
     show(sweep, out)
+
+
+# -------------------------------------------------------------------------------------- calibrate
+
+
+@cli.command()
+@_option("--bound", default="5ms", show_default=True, metavar="TIME",
+         help="How far TTFT and ITL may be from the truth.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="A look in some seconds; it is not kept.")
+@_option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON.")
+@_option("--quiet", is_flag=True, help="No progress and no table.")
+def calibrate(bound: str, quick: bool, json_file: str | None, quiet: bool) -> None:
+    """Find what this machine can measure, against a built-in server of exactly known timing.
+
+    The most streams, token events and requests a second at which our own error stays within
+    --bound; about a minute. It is kept for this machine, and sweep starts as many processes as it
+    makes necessary. Let nothing else run meanwhile.
+    """
+    from loadgen import config
+
+    bound_ms = config.parse_duration(bound, "--bound") * 1e3
+    config.check_writable(json_file, "--json")
+    raise click.exceptions.Exit(_calibrate(bound_ms, quick, json_file, quiet))
+
+
+def _calibrate(bound_ms: float, quick: bool, json_file: str | None, quiet: bool) -> int:
+    """0: found and kept; 3: not even the smallest load could be measured."""
+    import asyncio
+    import signal
+
+    import msgspec
+    import uvloop
+
+    from loadgen.calibrate import FULL, QUICK, Calibrator, Result, conclusion, save
+    from loadgen.report.terminal import Progress, calibration_tables
+
+    progress = Progress(quiet=quiet)
+    calibrator = Calibrator(
+        bound_ms=bound_ms, effort=QUICK if quick else FULL, say=progress.line, note=progress.note
+    )
+
+    async def main() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        for name in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
+        return await calibrator.run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    failed = False
+    if json_file is not None:
+        text = msgspec.json.format(msgspec.json.encode(result)) + b"\n"
+        failed = not _write(text, json_file, quiet=quiet)
+    if not quiet:
+        out = sys.stderr if json_file == "-" else sys.stdout
+        calibration_tables(result, out)
+        click.echo("\n".join(conclusion(result)), file=out)
+    if result.calibration is not None and not quick:
+        path = save(result.calibration)
+        progress.line(f"kept in {path}")
+    return 2 if failed else 3 if result.calibration is None else 0
 
 
 # --------------------------------------------------------------------------------- from the store
@@ -564,7 +801,7 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
     from loadgen import config
 
     config.check_writable(path, "the output file")
-    if not _write(_render(sweep, form), path):
+    if not _write(rendered(sweep, form), path):
         raise click.exceptions.Exit(2)
 
 

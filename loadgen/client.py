@@ -26,6 +26,12 @@ from loadgen import api, sse
 from loadgen.usual import Usual
 
 REPLY_BYTES_MAX = 64 * 2**20
+# No connection, and it is this machine that has none to give.
+OUR_LIMITS = {
+    errno.EMFILE: "no_descriptor",
+    errno.ENFILE: "no_descriptor",
+    errno.EADDRNOTAVAIL: "no_port",
+}
 GRACE_AFTER_DONE_S = 1.0  # a stream said [DONE]; the end of its body may take this long
 
 
@@ -92,9 +98,10 @@ class Exchange:
     """One request and what came back. Instants in ns of the monotonic clock; 0 is 'never'."""
 
     __slots__ = (
-        "answer_ns", "connect_ns", "due_ns", "end_ns", "error", "error_text", "finished", "index",
-        "output_tokens", "prompt_tokens", "reasoning_chunks", "reasoning_tokens", "sent_ns",
-        "stamps", "status", "texts", "token_counts", "warmup",
+        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
+        "error_text", "finished", "follow", "index", "output_tokens", "prompt_tokens",
+        "reasoning_chunks", "reasoning_tokens", "sent_ns", "stamps", "status", "texts",
+        "token_counts", "warmup",
     )  # fmt: skip
 
     def __init__(self, index: int, due_ns: int, *, warmup: bool = False) -> None:
@@ -110,6 +117,8 @@ class Exchange:
         self.error_text = ""
         self.finished = False  # [DONE] or a finish_reason was seen
         self.prompt_tokens = -1  # −1: the server did not say
+        self.counted_here = -1  # prompt tokens as we count them, where we do
+        self.follow: Callable[[str], Any] | None = None  # of a conversation: the next turn
         self.output_tokens = -1
         self.reasoning_tokens = 0
         self.reasoning_chunks = 0
@@ -149,6 +158,11 @@ class Connection(asyncio.Protocol):
         """Open, idle, and not about to be closed."""
         transport = self._transport
         return self._exchange is None and transport is not None and not transport.is_closing()
+
+    @property
+    def arrived(self) -> int:
+        """Token-bearing chunks so far of the reply under way."""
+        return len(self._exchange.stamps) if self._exchange is not None else 0
 
     def close(self) -> None:
         if self._transport is not None:
@@ -513,5 +527,7 @@ def tls_context(*, ca_file: str | None, insecure: bool) -> ssl.SSLContext:
 
 
 def connect_error_kind(error: BaseException) -> str:
-    """`tls` or `connect`: why no connection could be made."""
-    return "tls" if isinstance(error, ssl.SSLError) else "connect"
+    """`tls`, `connect`, or what was missing on our side: why no connection could be made."""
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    return OUR_LIMITS.get(getattr(error, "errno", None) or 0, "connect")

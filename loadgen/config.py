@@ -11,17 +11,24 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent.model import Slo, UsageError
 from loadgen.api import ENDPOINTS
-from loadgen.arrival import ARRIVALS
-from loadgen.level import Plan
+from loadgen.arrival import Stages, parse_arrival, stages
+from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
+from loadgen.level import TRACE, Plan
+from loadgen.units import is_whole, parse_number
+from loadgen.units import parse_duration as parse_duration
+
+if TYPE_CHECKING:
+    from loadgen.trace import Trace
 
 T = TypeVar("T", int, float)
+Mode = Literal["concurrency", "rate"]
 
 DEFAULT_CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_INPUT_TOKENS = 512
@@ -29,10 +36,14 @@ DEFAULT_OUTPUT_TOKENS = 128
 DEFAULT_REQUESTS_PER_STREAM = 5
 DEFAULT_REQUESTS_MIN = 20
 DEFAULT_OPEN_LOOP_S = 30.0
+DEFAULT_BUDGET_S = 300.0  # of a search
+BUDGET_S_MIN = 5.0
 CONCURRENCY_MAX = 100_000
-TOKENS_MAX = 10_000_000
 SEED_MAX = 2**63 - 1
-DURATION_S_MAX = 365 * 86_400.0
+PREFIXES_MAX = 1_000_000
+TURNS_MAX = 1000
+PROCESSES_MAX = 256
+CONVERSING = ("chat", "responses")
 
 # Headers that belong to how a request is framed, not to what it says.
 OWN_HEADERS = ("host", "content-length", "content-type", "transfer-encoding", "connection")
@@ -46,6 +57,10 @@ DEMO_DURATION_S = 5.5
 DEMO_SLO = "ttft:p95<500ms,itl:p95<60ms"
 DEMO_EXPECT_CONCURRENCY = 20
 
+# What `sweep` asks of a server that it found by itself, where no level was asked for: an answer in
+# about a minute. By the names of the options; none of them where a flag says otherwise.
+QUICK = {"concurrency": "auto", "budget": "60s"}
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """All options of `run` and `sweep`, as numbers."""
@@ -56,11 +71,23 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = True
     concurrency: tuple[int, ...] = ()
     rates_rps: tuple[float, ...] = ()
+    auto: Mode | None = None  # the loads are searched, not listed
+    budget_s: float | None = None  # for all levels together
     arrival: str = "poisson"
-    input_tokens: int = 512
-    output_tokens: int = 128
+    stages: Stages | None = None  # a rate that changes within the one level
+    mix: tuple[tuple[str, float], ...] = ()  # models with their weights, instead of the one
+    input_tokens: AnyLength = Fixed(DEFAULT_INPUT_TOKENS)
+    output_tokens: AnyLength | None = Fixed(DEFAULT_OUTPUT_TOKENS)  # None: as recorded
+    prefix_tokens: int = 0
+    prefixes: int = 1
+    dataset: str | None = None  # files
+    trace: str | None = None
+    speedups: tuple[float, ...] = (1.0,)  # of the trace's instants, a level each
+    turns: int = 1
+    think_s: float = 0.0
     tokenizer: str | None = None
     reuse_prompts: bool = False
+    processes: int | None = None  # None: as many as a level needs
     repeats: int = 1  # how often the whole list of levels is run
     requests: int | None = None
     duration_s: float | None = None
@@ -79,15 +106,58 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     otlp_endpoint: str | None = None
     yes: bool = False
     command: str = ""
+    notes: tuple[str, ...] = ()  # what was assumed where nothing was said, a line each
 
-    def plans(self) -> list[Plan]:
+    @property
+    def own_lengths(self) -> bool:
+        """Whether prompts are as long as they were recorded."""
+        return bool(self.dataset or self.trace)
+
+    def rate_rps_max(self, trace: Trace | None) -> float:
+        """The highest rate of an open loop here; 0 where all levels are closed loops."""
+        if self.concurrency:
+            return 0.0
+        if trace is not None:
+            return trace.mean_rps * max(self.speedups)
+        return self.stages.peak_rps if self.stages else max(self.rates_rps, default=0.0)
+
+    def plans(self, trace: Trace | None = None) -> list[Plan]:
         """The levels to run, in the order asked for; repeats go round the whole list, so that a
-        drift of the server shows as a spread and not as a slope of the curve."""
-        if self.rates_rps:
-            plans = [self._plan(rate_rps=rate) for rate in self.rates_rps]
-        else:
+        drift of the server shows as a spread and not as a slope of the curve.
+
+        `trace`: what `self.trace` holds, once it is read."""
+        if self.concurrency:
             plans = [self._plan(concurrency=n) for n in self.concurrency]
+        elif trace is not None:
+            plans = [self._traced(trace, speedup) for speedup in self.speedups]
+        elif self.stages is not None:
+            plans = [self._plan(rate_rps=self.stages.mean_rps)]
+        else:
+            plans = [self._plan(rate_rps=rate) for rate in self.rates_rps]
         return plans * self.repeats
+
+    def _traced(self, trace: Trace, speedup: float) -> Plan:
+        """The whole of a trace, unless an option ends it before."""
+        plan = self._plan(rate_rps=trace.mean_rps * speedup)
+        if self.requests is None and self.duration_s is None:
+            left = max(1, len(trace.rows) - self.warmup_requests)
+            plan = msgspec.structs.replace(plan, requests=left, duration_s=None)
+        return msgspec.structs.replace(plan, arrival=TRACE, speedup=speedup)
+
+    @property
+    def _opens(self) -> bool:
+        recorded = self.trace is not None and not self.concurrency
+        return bool(self.rates_rps or self.stages or recorded)
+
+    @property
+    def mode(self) -> Mode:
+        return self.auto or ("rate" if self._opens else "concurrency")
+
+    def plan_at(self, load: float) -> Plan:
+        """The level of a load that was not listed."""
+        if self.mode == "rate":
+            return self._plan(rate_rps=load)
+        return self._plan(concurrency=int(load))
 
     def _plan(self, *, concurrency: int | None = None, rate_rps: float | None = None) -> Plan:
         requests, duration_s = self.requests, self.duration_s
@@ -95,11 +165,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             if concurrency is not None:
                 requests = max(DEFAULT_REQUESTS_MIN, DEFAULT_REQUESTS_PER_STREAM * concurrency)
             else:
-                duration_s = DEFAULT_OPEN_LOOP_S
+                duration_s = self.stages.total_s if self.stages else DEFAULT_OPEN_LOOP_S
         return Plan(
             mode="concurrency" if concurrency is not None else "rate",
             concurrency=concurrency,
             rate_rps=rate_rps,
+            stages=self.stages if rate_rps is not None else None,
+            think_s=self.think_s,
             arrival=self.arrival,
             requests=requests,
             duration_s=duration_s,
@@ -118,15 +190,23 @@ def check(options: Options) -> Options:
     """
     generates = ENDPOINTS[options.endpoint].generates
     if not generates:
-        options = msgspec.structs.replace(options, stream=False, output_tokens=0)
-    if options.concurrency and options.rates_rps:
+        options = msgspec.structs.replace(options, stream=False, output_tokens=Fixed(0))
+    rates = bool(options.rates_rps or options.stages)
+    if options.concurrency and rates:
         raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
-    if not options.concurrency and not options.rates_rps:
-        raise UsageError("no level asked for: give --concurrency or --rate")
+    if not (options.concurrency or rates or options.trace or options.auto):
+        raise UsageError("no level asked for: give --concurrency, --rate or --trace")
+    _check_workload(options)
+    if options.auto and options.repeats > 1:
+        raise UsageError(
+            f"--repeats with --{options.auto} auto: the search repeats the levels that decide; "
+            "leave it away"
+        )
+    if options.budget_s is not None and options.budget_s < BUDGET_S_MIN:
+        raise UsageError(f"--budget: write at least {BUDGET_S_MIN:.0f}s, such as 5m")
     if options.requests is not None and options.duration_s is not None:
         raise UsageError("--requests and --duration together: one of them ends a level")
-    if options.arrival not in ARRIVALS:
-        raise UsageError(f"--arrival {options.arrival!r}: choose one of {', '.join(ARRIVALS)}")
+    parse_arrival(options.arrival)
     if options.requests is not None and any(n > options.requests for n in options.concurrency):
         raise UsageError(
             f"--requests {options.requests} is fewer than the {max(options.concurrency)} streams "
@@ -143,8 +223,9 @@ def check(options: Options) -> Options:
         if demand is not None and not math.isfinite(demand):
             raise UsageError(f"{option} {demand}: write a finite number above 0")
     for option, value, low, high in (
-        ("--input-tokens", options.input_tokens, 1, TOKENS_MAX),
-        ("--output-tokens", options.output_tokens, int(generates), TOKENS_MAX),
+        ("--prefix-tokens", options.prefix_tokens, 0, TOKENS_MAX),
+        ("--prefixes", options.prefixes, 1, PREFIXES_MAX),
+        ("--turns", options.turns, 1, TURNS_MAX),
         ("--seed", options.seed, 0, SEED_MAX),
     ):
         if not low <= value <= high:
@@ -153,6 +234,33 @@ def check(options: Options) -> Options:
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)
     return options
+
+
+def _check_workload(options: Options) -> None:
+    """What of the requests contradicts itself."""
+    recorded = "--trace" if options.trace else "--dataset"
+    contradictions = [
+        (options.dataset and options.trace, "--dataset and --trace together: requests come from "
+         "one of them"),
+        (options.trace and (options.rates_rps or options.stages), "--trace and --rate together: a "
+         "trace has instants of its own; --speedup makes them come faster"),
+        (options.speedups != (1.0,) and not (options.trace and not options.concurrency),
+         "--speedup is for the recorded instants of a --trace"),
+        (options.own_lengths and options.prefix_tokens, f"{recorded} and --prefix-tokens together: "
+         "its prompts are shared as they were recorded"),
+        (options.prefixes > 1 and not options.prefix_tokens, "--prefixes without --prefix-tokens: "
+         "say how long they are"),
+        (options.turns > 1 and options.trace, "--turns and --trace together: a trace holds single "
+         "requests"),
+        (options.turns > 1 and options.endpoint not in CONVERSING, "--turns sends a conversation: "
+         f"it needs --endpoint {' or '.join(CONVERSING)}"),
+        (options.think_s and options.turns == 1, "--think-time without --turns: nobody thinks "
+         "between the turns of one"),
+        (options.mix and options.model, "--mix and --model together: the mix names the models"),
+    ]  # fmt: skip
+    for wrong, why in contradictions:
+        if wrong:
+            raise UsageError(why)
 
 
 def _check_metrics_url(text: str | None) -> None:
@@ -169,28 +277,40 @@ def _check_metrics_url(text: str | None) -> None:
 
 # --------------------------------------------------------------------------------------- parsing
 
-_SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+def is_auto(text: str | None) -> bool:
+    """Whether the loads are to be searched: --concurrency auto, --rate auto."""
+    return text is not None and text.strip().lower() == "auto"
 
 
-def parse_duration(text: str, option: str) -> float:
-    """`30`, `30s`, `500ms`, `2m` or `1h` to seconds, above 0."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text)
-    if match is None or match[2] not in _SECONDS:
-        raise UsageError(f"{option} {text!r}: write a time such as 30s, 500ms or 2m")
-    seconds = float(match[1]) * _SECONDS[match[2]]
-    if not 0 < seconds <= DURATION_S_MAX:
-        raise UsageError(f"{option} {text[:40]!r}: it must be above 0 and at most a year")
-    return seconds
+def parse_loads(
+    concurrency: str | None, rate: str | None
+) -> tuple[tuple[int, ...], tuple[float, ...], Stages | None, Mode | None]:
+    """The lists of levels that two options name, or the stages of one, or what is searched."""
+    if concurrency and rate:
+        raise UsageError("--concurrency and --rate together: a level is either closed or open loop")
+    if is_auto(concurrency):
+        return (), (), None, "concurrency"
+    if is_auto(rate):
+        return (), (), None, "rate"
+    if rate and "@" in rate:
+        return (), (), stages(rate), None
+    return (
+        parse_concurrency(concurrency) if concurrency else (),
+        parse_rates(rate) if rate else (),
+        None,
+        None,
+    )
 
 
 def parse_concurrency(text: str) -> tuple[int, ...]:
     """`1,2,4,8` to whole numbers from 1, each once."""
     values = []
     for word in _words(text, "--concurrency"):
-        if not _is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
+        if not is_whole(word) or not 1 <= int(word) <= CONCURRENCY_MAX:
             raise UsageError(
                 f"--concurrency {word[:40]!r}: write whole numbers from 1 to {CONCURRENCY_MAX}, "
-                "such as 1,4,16,64"
+                "such as 1,4,16,64, or auto"
             )
         values.append(int(word))
     return _once(values, "--concurrency")
@@ -205,14 +325,11 @@ def parse_rates(text: str) -> tuple[float, ...]:
         except ValueError:
             value = 0.0
         if not 0 < value < 1e6:
-            raise UsageError(f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2")
+            raise UsageError(
+                f"--rate {word!r}: write requests per second above 0, such as 0.5,1,2, or auto"
+            )
         values.append(value)
     return _once(values, "--rate")
-
-
-def _is_whole(word: str) -> bool:
-    """Plain digits, and not so many of them that int() refuses."""
-    return word.isascii() and word.isdigit() and len(word) <= 18
 
 
 def _words(text: str, option: str) -> list[str]:
@@ -228,9 +345,32 @@ def _once(values: Sequence[T], option: str) -> tuple[T, ...]:
     return tuple(values)
 
 
+def parse_speedups(text: str) -> tuple[float, ...]:
+    """`1,2,4` to factors above 0, each once."""
+    values = [parse_number(word) or 0.0 for word in _words(text, "--speedup")]
+    if not all(0 < value <= 1e6 for value in values):
+        raise UsageError(f"--speedup {text[:40]!r}: write factors above 0, such as 1,2,4")
+    return _once(values, "--speedup")
+
+
+def rates_around(rate_rps: float | None, *, single: bool) -> tuple[float, ...]:
+    """What to try where production has so many requests a second."""
+    factors = () if not rate_rps else (1.0,) if single else (0.5, 1.0, 1.5, 2.0)
+    return tuple(float(f"{factor * (rate_rps or 0):.4g}") for factor in factors)
+
+
+def parse_processes(text: str) -> int | None:
+    """A number from 1, or None for `auto`."""
+    if text.strip() == "auto":
+        return None
+    if not is_whole(text.strip()) or not 1 <= int(text) <= PROCESSES_MAX:
+        raise UsageError(f"--processes {text[:40]!r}: write auto, or 1 to {PROCESSES_MAX}")
+    return int(text)
+
+
 def parse_warmup(text: str) -> tuple[int, float]:
     """`20` to (20 requests, 0 s); `10s` to (0, 10 s)."""
-    if _is_whole(text.strip()):
+    if is_whole(text.strip()):
         return int(text), 0.0
     return 0, parse_duration(text, "--warmup")
 
@@ -257,6 +397,15 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def request_headers(lines: Sequence[str], key_file: str | None) -> dict[str, str]:
+    """The headers of every request: those asked for, and the key unless one of them carries it."""
+    headers = parse_headers(lines)
+    key = api_key(key_file)
+    if key and not any(name.lower() == "authorization" for name in headers):
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
 def api_key(path: str | None) -> str | None:

@@ -16,10 +16,17 @@ from agent.model import GpuView, Lag, Level, Measurement, Requests, ServerView, 
 from agent.sizing.curve import slo_met
 from agent.stats import batch_means_ci95, lag, summary
 from loadgen.api import ENDPOINTS
+from loadgen.arrival import Stages
 from loadgen.recorder import CANCELLED, FAILED, OK, Recording
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+TRACE = "trace"  # the arrivals of a plan whose instants were recorded
+# One pause as long as this is a stall of the client, however seldom: it is of the order of a TTFT.
+# Shorter ones come one by one on every machine that does something else too; p99 judges those.
+STALL_MS = 150.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -28,6 +35,7 @@ class Bounds(msgspec.Struct, frozen=True):
     send_lag_p99_ms: float = 10.0
     late_requests: int = 3  # of fewer, p99 is only its largest: one stall of the machine decides
     loop_lag_p99_ms: float = 10.0
+    stalled_share: float = 0.004  # of the level's time, the client's own stalls: 300 ms in 75 s
     client_cpu_share: float = 0.95  # of one core per client process
     achieved_over_offered: float = 0.99
     in_flight_over_concurrency: float = 0.9
@@ -37,12 +45,13 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a level was asked to do; `loadgen.run` does it."""
+    """What a level was asked to do; `loadgen.loops` does it."""
 
     mode: str  # "concurrency" or "rate"
     concurrency: int | None = None
     rate_rps: float | None = None
     arrival: str = "poisson"
+    stages: Stages | None = None  # open loop: a rate that changes; `rate_rps` is its mean
     requests: int | None = None  # after the warm-up; either this …
     duration_s: float | None = None  # … or this ends the level
     warmup_requests: int = 0
@@ -51,13 +60,29 @@ class Plan(msgspec.Struct, frozen=True):
     timeout_s: float = 300.0
     stream: bool = True
     endpoint: str = "chat"
-    processes: int = 1
+    speedup: float = 1.0  # of a trace's instants
+    think_s: float = 0.0  # between a reply and the next turn of its conversation
+    processes: int = 1  # that share the level
+    part: int = 0  # which of them this is
 
     @property
     def load(self) -> float:
         """Concurrency or requests/s, whichever the mode is of."""
         value = self.concurrency if self.mode == "concurrency" else self.rate_rps
         return float(value or 0)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rate changes within the level, so that there is no steady state."""
+        return self.stages is not None or self.arrival == TRACE
+
+    def slots(self) -> range:
+        """Closed loop: the numbers of the streams that this process holds."""
+        return range(self.part, int(self.concurrency or 1), self.processes)
+
+    def part_of(self, requests: int) -> int:
+        """How many of so many requests are this process's."""
+        return len(range(self.part, requests, self.processes))
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -273,15 +298,18 @@ def _measurement(
     in_flight = _in_flight_mean(rec, window)
     overloaded = plan.mode == "rate" and _open_loop_overloaded(rec, window)
     achieved = _achieved_over_offered(rec, plan, window)
-    littles = None if overloaded else _littles_law_error(rec, window, in_flight)
+    littles = None if overloaded or plan.varies else _littles_law_error(rec, window, in_flight)
     foreign = _foreign(rec, server, ENDPOINTS[plan.endpoint].sequences)
+    stalled = _stalled_share(rec)
     cpu = rec.cpu_s / rec.wall_s if rec.wall_s else None
     total = int((rec.warmup == 0).sum())
     failed = int(((rec.outcome == FAILED) & (rec.warmup == 0)).sum())
     too_late = _above("send_lag_p99_ms", send_lag.p99, bounds.send_lag_p99_ms, "client_limited")
     checks = [
+        *(_ran_out(rec, *limit) for limit in RAN_OUT),
         too_late if late >= min(bounds.late_requests, send_lags_ms.size) else None,
         _above("loop_lag_p99_ms", loop_lag.p99, bounds.loop_lag_p99_ms, "client_limited"),
+        _above("stalled_share", stalled, bounds.stalled_share, "client_limited"),
         _above("client_cpu", cpu, bounds.client_cpu_share * plan.processes, "client_limited"),
         _below("achieved_over_offered", achieved, bounds.achieved_over_offered, "client_limited"),
         _above(
@@ -293,7 +321,8 @@ def _measurement(
         _above("failed_share", failed / total if total else None, bounds.failed_share, "errors"),
         _foreign_reason(foreign, total, bounds),
     ]
-    if plan.mode == "concurrency" and in_flight is not None and window.steady:
+    holds = plan.mode == "concurrency" and not plan.think_s  # who thinks holds no stream
+    if holds and in_flight is not None and window.steady:
         share = in_flight / (plan.concurrency or 1)
         checks.append(
             _below("in_flight_over_concurrency", share, bounds.in_flight_over_concurrency,
@@ -309,6 +338,11 @@ def _measurement(
             f"late: {late} of {send_lags_ms.size} requests were sent later than "
             f"{bounds.send_lag_p99_ms:g} ms after they were due, too few to be the rule"
         )
+    if stalled and stalled <= bounds.stalled_share:
+        notes.append(
+            f"stalled: the client itself stood still for {stalled * rec.wall_s * 1e3:.0f} ms, "
+            f"{stalled:.2%} of the level; the bound is {bounds.stalled_share:.2%}"
+        )
     if not window.steady:
         notes.append(
             "window: the steady window is shorter than twice the mean E2E time; "
@@ -321,12 +355,39 @@ def _measurement(
         reasons=reasons + notes,
         send_lag_ms=send_lag,
         loop_lag_ms=loop_lag,
+        stalled_share=stalled,
         client_cpu=cpu,
         achieved_over_offered=achieved,
         in_flight_mean=in_flight,
         littles_law_error=littles,
         foreign_requests=foreign,
     )
+
+
+# Failures that are this machine's doing: one alone makes the level this client's limit.
+RAN_OUT = (
+    ("no_descriptor", "file descriptor (`ulimit -n`)"),
+    ("no_port", "local port (net.ipv4.ip_local_port_range, or more addresses)"),
+)
+
+
+def _ran_out(rec: Recording, kind: str, what: str) -> str | None:
+    if kind not in rec.error_kinds:
+        return None
+    failed = (rec.outcome == FAILED) & (rec.error == rec.error_kinds.index(kind))
+    return f"client_limited: {int(failed.sum())} requests found no free {what}, the bound is 0"
+
+
+def _stalled_share(rec: Recording) -> float | None:
+    """Share of the level's time in which a client process stood still for STALL_MS or longer.
+
+    A p99 hides one stall of 300 ms in a level of 30 s, and so does every p99 of the requests; what
+    arrived meanwhile was stamped late all the same, and a closed loop sent nothing.
+    """
+    if not rec.wall_s or not rec.loop_lag_ns.size:
+        return None
+    lags_ms = rec.loop_lag_ns / 1e6
+    return float(lags_ms[lags_ms >= STALL_MS].sum()) / 1e3 / rec.wall_s
 
 
 def _above(name: str, value: float | None, bound: float, code: str) -> str | None:
@@ -367,9 +428,15 @@ def _open_loop_overloaded(rec: Recording, window: Window) -> bool:
     quarter = (window.end_ns - window.start_ns) / 4
     if quarter <= 0:
         return False
-    second = in_flight_between(window.start_ns + quarter, window.start_ns + 2 * quarter)
-    last = in_flight_between(window.end_ns - quarter, window.end_ns)
-    return last > 1.5 * second + 2
+
+    def due_between(low: float, high: float) -> int:
+        return max(1, int(((rec.due_ns >= low) & (rec.due_ns < high)).sum()))
+
+    early = window.start_ns + quarter, window.start_ns + 2 * quarter
+    late = window.end_ns - quarter, window.end_ns
+    # A rate that changes has more in flight where more is due; a queue has more than that.
+    more_due = due_between(*late) / due_between(*early)
+    return in_flight_between(*late) > 1.5 * in_flight_between(*early) * max(1.0, more_due) + 2
 
 
 def _littles_law_error(rec: Recording, window: Window, in_flight: float | None) -> float | None:

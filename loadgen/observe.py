@@ -178,22 +178,29 @@ async def _version(sampler: ServerSampler, metrics_url: URL) -> str | None:
     return version[:100] if isinstance(version, str) else None
 
 
+async def on_this_machine(target_url: str) -> bool:
+    """Whether every address of the target's name is one of this machine's own.
+
+    A tunnel (ssh -L) or a proxy on such an address is taken for the server. Raises OSError where
+    the name has no address.
+    """
+    loop = asyncio.get_running_loop()
+    infos = await loop.getaddrinfo(URL(target_url).host, None, type=socket.SOCK_DGRAM)
+    return bool(infos) and all(is_own_address(info[4]) for info in infos)
+
+
 async def local_gpus(target_url: str) -> tuple[NvmlSampler | None, str | None]:
     """This machine's GPUs, if the target runs here: (sampler, note).
 
-    Here means: every address of the target's name is one of this machine's own. A tunnel (ssh -L)
-    or a proxy on such an address is taken for the server, and all GPUs of the machine are sampled
-    whether the server uses them or not: neither can be told from the address. `note` says why
-    there is no sampler, or that several GPUs are counted.
+    All GPUs of the machine are sampled whether the server uses them or not, which cannot be told
+    from its address. `note` says why there is no sampler, or that several GPUs are counted.
     """
     host = URL(target_url).host
-    if host is None:
-        return None, "the target has no address, so no GPU is its own"
     try:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+        here = await on_this_machine(target_url)
     except OSError as error:
         return None, f"where {host} is could not be found out: {error.strerror}"
-    if not infos or not all(is_own_address(info[4]) for info in infos):
+    if not here:
         return None, f"the target {host} is not on this machine, so this machine's GPU is not its"
     try:
         sampler = await asyncio.to_thread(_open_nvml)

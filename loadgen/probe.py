@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from agent.model import TargetError, UsageError
-from loadgen import api, workload
+from loadgen import api, prompts
 from loadgen.client import (
     Address,
     Connection,
@@ -50,10 +50,11 @@ class Probed(msgspec.Struct):
     """What the probes found out, and what they cost the server."""
 
     dialect: api.Dialect = api.Dialect()
-    costs: workload.Costs = workload.DEFAULT_COSTS
+    costs: prompts.Costs = prompts.DEFAULT_COSTS
     token_ids: bool = False  # takes token ids as a prompt, and counts just these; see `run`
     requests: int = 0
     tokens: int = 0
+    fastest_s: float | None = None  # the quickest reply of one token
     notes: list[str] = []
 
 
@@ -251,7 +252,7 @@ class Prober:
 
         `try_token_ids`: finds out, too, whether a prompt may be token ids.
         """
-        texts = workload.probe_prompts(rng)
+        texts = prompts.probe_prompts(rng)
         first = await self._agree(texts[0])
         if first.error is not None:
             self._note_failed(first)
@@ -262,7 +263,7 @@ class Prober:
         counts = await self._counts(first, texts)
         if counts is None:
             return self.found
-        costs = workload.costs_of(counts)
+        costs = prompts.costs_of(counts)
         if not _plausible(costs):
             self.found.notes.append(
                 "the server's prompt token counts do not follow the prompts; lengths are assumed "
@@ -302,7 +303,7 @@ class Prober:
 
     async def _verify(self, tokens: int, rng: Random) -> None:
         """Asks for a prompt as the levels will send it, and corrects the fixed cost by its error"""
-        prompt = workload.Prompts(tokens, self.found.costs, rng).next()
+        prompt = _prompt(tokens, self.found.costs, rng)
         exchange = await self._ask(prompt)
         if exchange.error in REFUSED:
             raise UsageError(
@@ -315,14 +316,14 @@ class Prober:
                 f"{exchange.error_text[:120]})"
             )
             return
-        expected = workload.expected_tokens(
-            workload.shape_of(tokens, self.found.costs), self.found.costs
+        expected = prompts.expected_tokens(
+            prompts.shape_of(tokens, self.found.costs), self.found.costs
         )
         off = exchange.prompt_tokens - expected
         if abs(off) >= 1:
             costs = self.found.costs
             self.found.costs = msgspec.structs.replace(costs, fixed=costs.fixed + off)
-            exchange = await self._ask(workload.Prompts(tokens, self.found.costs, rng).next())
+            exchange = await self._ask(_prompt(tokens, self.found.costs, rng))
         off = exchange.prompt_tokens - tokens
         if exchange.error is None and abs(off) > LENGTH_TOLERANCE * tokens:
             self.found.notes.append(
@@ -382,7 +383,10 @@ class Prober:
         return exchange
 
     def _count(self, exchange: Exchange) -> None:
-        self.found.requests += exchange.error is None
+        if exchange.error is None:
+            self.found.requests += 1
+            took_s = (exchange.end_ns - exchange.sent_ns) / 1e9
+            self.found.fastest_s = min(took_s, self.found.fastest_s or took_s)
         # A server has counted the tokens of a reply that was cut off, too.
         known = exchange.output_tokens >= 0
         self.found.tokens += exchange.output_tokens if known else len(exchange.stamps)
@@ -402,7 +406,15 @@ class Prober:
             )
 
 
-def _plausible(costs: workload.Costs) -> bool:
+def _prompt(tokens: int, costs: prompts.Costs, rng: Random) -> str:
+    """A prompt as the levels will send it."""
+    made = prompts.Texts(costs, rng.getrandbits(63)).prompt(
+        tokens, rng, rng.randrange(prompts.NONCES)
+    )
+    return str(made.content)
+
+
+def _plausible(costs: prompts.Costs) -> bool:
     values: dict[str, Any] = msgspec.structs.asdict(costs)
     # A server that rounds its counts may leave nothing, or a little less, for the fixed part.
     return costs.fixed >= -1 and all(

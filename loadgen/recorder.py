@@ -65,19 +65,15 @@ class Recording:
         return int(self.sent_ns.size)
 
 
-@dataclass(frozen=True)
-class LocalCount:
-    """What `--tokenizer` knows where the server says nothing."""
-
-    count: Callable[[str], int]  # tokens of a text
-    prompt_tokens: int  # of every prompt of the run
+Count = Callable[[str], int]  # tokens of a text, as `--tokenizer` counts them
 
 
 class Recorder:
     """Collects exchanges as they end; one of these per worker and level."""
 
-    def __init__(self, counter: LocalCount | None = None) -> None:
-        self._counter = counter
+    def __init__(self, count: Count | None = None) -> None:
+        """`count` is used where the server says nothing."""
+        self._count = count
         self._uncounted: dict[int, str] = {}  # row → reply of which the server gave no count
         self._columns = {name: array("q") for name in _COLUMNS}
         self._stamps = array("q")
@@ -109,6 +105,9 @@ class Recorder:
             outcome = CANCELLED if exchange.error == "cancelled" else FAILED
             error = self._kind(exchange.error, exchange.error_text)
             self.failed += outcome == FAILED
+        prompt_tokens = exchange.prompt_tokens
+        if prompt_tokens < 0:
+            prompt_tokens = exchange.counted_here
         # A server that does not count them: their chunks' even share of the tokens.
         share = exchange.reasoning_chunks / chunks if chunks else 0.0
         reasoning = exchange.reasoning_tokens or round(share * tokens)
@@ -116,7 +115,7 @@ class Recorder:
         row = (
             exchange.index, exchange.due_ns, exchange.sent_ns, exchange.connect_ns,
             exchange.answer_ns, exchange.end_ns, outcome, error, int(exchange.warmup),
-            exchange.prompt_tokens, tokens, reasoning, chunks, int(chunks_counted),
+            prompt_tokens, tokens, reasoning, chunks, int(chunks_counted),
         )  # fmt: skip
         for column, value in zip(self._columns.values(), row, strict=True):
             column.append(value)
@@ -132,8 +131,8 @@ class Recorder:
         """The finished recording."""
         columns = {name: _ints(column) for name, column in self._columns.items()}
         weights = np.array(self._weights, dtype=np.float64)
-        if self._counter is not None:
-            self._count_locally(self._counter, columns, weights)
+        if self._count is not None:
+            self._count_replies(self._count, columns, weights)
         return Recording(
             **columns,
             stamps_ns=_ints(self._stamps),
@@ -149,15 +148,13 @@ class Recorder:
             wall_s=wall_s,
         )
 
-    def _count_locally(
-        self, counter: LocalCount, columns: dict[str, Ints], weights: NDArray[np.float64]
+    def _count_replies(
+        self, count: Count, columns: dict[str, Ints], weights: NDArray[np.float64]
     ) -> None:
         """Fills in what the server did not count, once nothing is being measured any more."""
-        prompts = columns["prompt_tokens"]
-        prompts[prompts < 0] = counter.prompt_tokens
         ends = np.cumsum(columns["chunks"])
         for row, text in self._uncounted.items():
-            tokens, chunks = counter.count(text), int(columns["chunks"][row])
+            tokens, chunks = count(text), int(columns["chunks"][row])
             columns["output_tokens"][row] = tokens
             weights[ends[row] - chunks : ends[row]] = tokens / max(chunks, 1)
 
@@ -228,7 +225,7 @@ def merge(parts: Sequence[Recording]) -> Recording:
         for name in (*_COLUMNS, "stamps_ns", "weights", "loop_lag_ns")
         if name != "error"
     }
-    ramps = [part.ramp_end_ns for part in parts]
+    ramps = [part.ramp_end_ns for part in parts if part.n]
     refills = [part.refill_end_ns for part in parts if part.refill_end_ns]
     return Recording(
         **columns,
@@ -237,7 +234,7 @@ def merge(parts: Sequence[Recording]) -> Recording:
         error_texts=texts,
         usage_rows=sum(part.usage_rows for part in parts),
         tokenizer_rows=sum(part.tokenizer_rows for part in parts),
-        ramp_end_ns=max(ramps) if all(ramps) else 0,
+        ramp_end_ns=max(ramps, default=0) if all(ramps) else 0,
         refill_end_ns=min(refills, default=0),
         cpu_s=sum(part.cpu_s for part in parts),
         wall_s=max(part.wall_s for part in parts),

@@ -17,13 +17,19 @@ PURE = {
     "agent.metrics",
     "agent.stats",
     "agent.join",
+    "agent.words",
     "agent.samplers.dialects",
+    "loadgen.units",
     "loadgen.arrival",
+    "loadgen.lengths",
+    "loadgen.pattern",
+    "loadgen.prompts",
     "loadgen.workload",
     "loadgen.api",
     "loadgen.usual",
     "loadgen.sse",
     "loadgen.level",
+    "loadgen.search",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

@@ -138,9 +138,11 @@ def load_of(level: Level) -> float | None:
 
 
 def of_mode(levels: Iterable[Level]) -> list[Level]:
-    """The levels of the mode that most of the valid ones have; the closed loop wins a tie."""
+    """The levels of the mode that most of the valid ones have (of all, where none is valid); the
+    closed loop wins a tie."""
     levels = [level for level in levels if load_of(level) is not None]
-    is_rate = 2 * sum(is_open(lv) for lv in levels if is_valid(lv)) > sum(map(is_valid, levels))
+    counted = list(filter(is_valid, levels)) or levels
+    is_rate = 2 * sum(map(is_open, counted)) > len(counted)
     return [level for level in levels if is_open(level) == is_rate]
 
 
@@ -289,13 +291,14 @@ def invalid_because(level: Level) -> str | None:
     if level.measurement is None or level.measurement.valid:
         return None
     text = " ".join(level.measurement.reasons).lower()
-    for cause, words in _CAUSES.items():
+    for cause, words in CAUSES.items():
         if any(word in text for word in words):
             return cause
     return "other"
 
 
-_CAUSES = {
+# Words of `measurement.reasons` that tell a cause; the first cause that fits decides.
+CAUSES = {
     "foreign": ("foreign",),
     "client": ("client", "send_lag", "loop_lag", "send lag", "loop lag", "achieved"),
     "errors": ("error:", "errors", "failed"),
@@ -370,11 +373,13 @@ def _overloaded(level: Level, t: Thresholds) -> bool:
 
 
 def slo_capacity(curve: Sequence[Point], slo: Sequence[Slo]) -> SloCapacity | None:
-    """λ*: the most load at which every target is met.
+    """λ*: the most load at which every target is met, and the interval that it lies in.
 
     Per target: isotonic fit of the statistic over load, then the line between the last fitted
-    point under the bound and the first at or above it. The least over the targets. Null without
-    an SLO, or when one of its statistics was measured nowhere.
+    point under the bound and the first at or above it; the least over the targets. `lo` is the last
+    load at which the upper ends of the statistics' 95 % intervals, fitted alike, stay under every
+    bound, `hi` the first at which a lower end does not: loads between them were too close to call.
+    Null without an SLO, or when one of its statistics was measured nowhere.
     """
     if not curve or not slo:
         return None
@@ -382,46 +387,110 @@ def slo_capacity(curve: Sequence[Point], slo: Sequence[Slo]) -> SloCapacity | No
     known = [c for c in crossings if c is not None]
     if len(known) < len(crossings):
         return None
-    broken = [high for _, _, high in known if high is not None]
-    high = min(broken) if broken else None
-    if any(low is None for low, _, _ in known):
-        return SloCapacity(concurrency=None, rps=None, lo=None, hi=high, bracketed=False)
-    low = min(low for low, _, _ in known if low is not None)
-    star = min(star for _, star, _ in known if star is not None)
+    low = _least(held for held, _, _ in known)
+    star = _least(star for _, star, _ in known)
+    high = min((broken for _, _, broken in known if broken is not None), default=None)
     opened = is_open(curve[0].level)
     return SloCapacity(
         concurrency=interpolate(curve, star, load, concurrency) if opened else star,
         rps=star if opened else interpolate(curve, star, load, rps),
         lo=low,
         hi=high,
-        bracketed=high is not None,
+        bracketed=low is not None and high is not None,
     )
 
 
-_Crossing = tuple[float | None, float | None, float | None]  # last met, λ*, first broken
+def _least(values: Iterable[float | None]) -> float | None:
+    """The least, and null where one of them is not known."""
+    known = list(values)
+    return None if None in known else min(value for value in known if value is not None)
+
+
+_Crossing = tuple[float | None, float | None, float | None]  # last surely met, λ*, first broken
 
 
 def _crossing(curve: Sequence[Point], target: Slo) -> _Crossing | None:
-    known = [(p, value) for p in curve if (value := _worst(p, target)) is not None]
+    known = [(p, ends) for p in curve if (ends := _ends(p, target)) is not None]
     if not known:
         return None
     loads = [p.load for p, _ in known]
-    fitted = isotonic([v for _, v in known], [_weight(p, target) for p, _ in known])
+    weights = [_weight(p, target) for p, _ in known]
+    low, value, high = (
+        isotonic(column, weights) for column in zip(*(ends for _, ends in known), strict=True)
+    )
+    held = [at for at, end in zip(loads, high, strict=True) if end < target.bound_ms]
+    broken = [at for at, end in zip(loads, low, strict=True) if end >= target.bound_ms]
+    return held[-1] if held else None, _star(loads, value, target), broken[0] if broken else None
+
+
+def _star(loads: Sequence[float], fitted: Sequence[float], target: Slo) -> float | None:
+    """Where the fitted statistic crosses the bound: null if nowhere under it, else a tested end."""
     met = [i for i, value in enumerate(fitted) if value < target.bound_ms]
-    if len(met) == len(fitted):
-        return loads[-1], loads[-1], None
     if not met:
-        return None, None, loads[0]
+        return None
     last = met[-1]
+    if last + 1 == len(fitted):
+        return loads[last]
     step = fitted[last + 1] - fitted[last]
     share = (target.bound_ms - fitted[last]) / step if math.isfinite(step) else 0.0
-    star = loads[last] + share * (loads[last + 1] - loads[last])
-    return loads[last], min(star, loads[last + 1]), loads[last + 1]
+    return min(loads[last] + share * (loads[last + 1] - loads[last]), loads[last + 1])
 
 
-def _worst(point: Point, target: Slo) -> float | None:
-    """Mean of the statistic over the repeats of a load, ms."""
-    return _mean(slo_value(level, target) for level in point.levels)
+Ends = tuple[float, float, float]  # lower end of the 95 % interval, value, upper end
+
+
+def slo_interval(level: Level, target: Slo) -> Ends | None:
+    """The statistic a target is about with its 95 % interval, ms; null where it is not known.
+
+    Of a quantile, the sample's own quantiles at q ± 1.96·√(q(1-q)/n), which needs no distribution
+    (Conover, Practical Nonparametric Statistics, 3.2), read off the line between those that were
+    kept. n are requests, also for the ITL: gaps of one reply are not independent. A tail that so
+    few requests cannot have shown is the median's distance to the largest value carried on.
+    """
+    value = slo_value(level, target)
+    if value is None or not math.isfinite(value):
+        return None if value is None else (value, value, value)
+    stats: Stats = getattr(level, f"{target.metric}_ms")
+    n = min(stats.n, level.e2e_ms.n or stats.n)
+    if n == 0 or target.statistic == "max":
+        return value, value, value
+    if target.statistic == "mean":
+        half = 1.96 * (stats.std or 0.0) / math.sqrt(n)
+        return max(0.0, value - half), value, value + half
+    q = float(target.statistic[1:]) / 100
+    half = 1.96 * math.sqrt(q * (1 - q) / n)
+    low, high = _quantile(stats, q - half), _quantile(stats, q + half)
+    if stats.max is not None and stats.p50 is not None and q + half > 1:
+        high = stats.max + (stats.max - stats.p50) * (q + half - 1) / (1 - q)
+    if q - half < 0.5:  # nothing is kept of the lower half: taken to mirror the upper one
+        low = max(0.0, 2 * _quantile(stats, 0.5) - _quantile(stats, min(1.0, 1 - q + half)))
+    return min(low, value), value, max(high, value)
+
+
+_KEPT = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999), ("max", 1.0))
+
+
+def _quantile(stats: Stats, q: float) -> float:
+    known = [(at, value) for name, at in _KEPT if (value := getattr(stats, name)) is not None]
+    return float(np.interp(q, [at for at, _ in known], [value for _, value in known]))
+
+
+def _ends(point: Point, target: Slo) -> Ends | None:
+    """Mean over the repeats of a load; their own spread counts where it is more than theirs."""
+    known = [ends for level in point.levels if (ends := slo_interval(level, target)) is not None]
+    if not known:
+        return None
+    values = [value for _, value, _ in known]
+    mean = float(np.mean(values))
+    if not math.isfinite(mean):
+        return min(low for low, _, _ in known), mean, mean
+    below = math.sqrt(sum((value - low) ** 2 for low, value, _ in known)) / len(known)
+    above = math.sqrt(sum((high - value) ** 2 for _, value, high in known)) / len(known)
+    return (
+        mean - max(below, mean - min(values)),
+        mean,
+        mean + max(above, max(values) - mean),
+    )
 
 
 def _weight(point: Point, target: Slo) -> float:

@@ -46,7 +46,11 @@ ACTIONS = {
     " (prefix caching, shorter prompts); more memory would not help",
     "MEM_BANDWIDTH": "more memory bandwidth or fewer bytes to read (quantised weights or KV cache,"
     " another replica); more FLOPS would not help",
-    "CLIENT_LIMITED": "measure again with a stronger load generator (--processes, another machine)",
+    "CLIENT_LIMITED": "find out by `loadgen calibrate` what this load generator can measure, then"
+    " stay within it (fewer streams), or give it more processes (--processes) or another machine",
+    "FOREIGN_TRAFFIC": "measure again while nobody else uses the server",
+    "ERRORS": "mend what the errors by kind and the server's log tell of, and measure again",
+    "UNSTEADY": "measure again with longer levels (--duration)",
 }
 
 
@@ -406,7 +410,9 @@ def _operating_point(case: Case, cap: Capacity) -> Point | None:
 def _reasons(case: Case, finding: str, cap: Capacity) -> list[Reason]:
     found = rules.limits(case.evidence)
     if finding == "INVALID_MEASUREMENT":
-        return [*_invalid_reasons(case), *found]
+        invalid = _invalid_reasons(case)
+        codes = {reason.code for reason in invalid}
+        return [*invalid, *(reason for reason in found if reason.code not in codes)]
     if finding == "INFEASIBLE_SLO":
         return [*_broken_reasons(case), *found]
     return found
@@ -452,12 +458,22 @@ _INVALID_CODES = {
 def _invalid_reason(cause: str, levels: list[Level]) -> Reason:
     code, words = _INVALID_CODES[cause]
     loads = sorted(curves.load_of(level) or 0.0 for level in levels)
+    first = min(levels, key=lambda level: curves.load_of(level) or 0.0)
     said = sorted({r for lv in levels if lv.measurement for r in lv.measurement.reasons})
     return Reason(
         code,
-        f"{words} at {len(levels)} level(s), from load {loads[0]:g} on",
+        f"{words} at {len(levels)} level(s), from load {loads[0]:g} on: {_decides(first, cause)}",
         {"levels": len(levels), "from_load": loads[0], "loads": loads, "measurement": said},
     )
+
+
+def _decides(level: Level, cause: str) -> str:
+    """The number that made a level invalid, beside its bound, as the measurement wrote it."""
+    said = level.measurement.reasons if level.measurement else []
+    words = curves.CAUSES.get(cause, ())
+    reason = next((r for r in said if any(word in r.lower() for word in words)), None)
+    reason = reason or (said[0] if said else "no reason was recorded")
+    return reason.partition(": ")[2] or reason
 
 
 # ------------------------------------------------------------------------------------- in words
@@ -710,7 +726,7 @@ def _action(case: Case, finding: str, reasons: list[Reason]) -> str:
 
 def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
     """The sweep that would confirm or overturn the verdict: the loads that decide it."""
-    opened = bool(case.points) and curves.is_open(case.points[0].level)
+    opened = any(map(curves.is_open, curves.of_mode(case.levels)[:1]))
     loads = ",".join(f"{load:g}" for load in _next_loads(case, cap, opened))
     parts = ["loadgen sweep", shlex.quote(case.target)]
     if case.endpoint != "chat":
@@ -726,8 +742,8 @@ def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
 
 def _next_loads(case: Case, cap: Capacity, opened: bool) -> list[float]:
     """What held, the middle of the bracket, what broke, and the demand, in the sweep's unit."""
-    if not case.points:
-        return []
+    if not case.points:  # the same again, once what made them invalid is mended
+        return sorted({curves.load_of(level) or 0.0 for level in _invalid(case)})
     found, top = case.curve.slo_capacity, case.points[-1].load
     knee = curves.knee_point(case.points, case.t)
     low = found.lo if found else (knee.load if knee else top)

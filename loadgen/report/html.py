@@ -289,8 +289,8 @@ def _working(sweep: Sweep) -> Level | None:
 
 
 def _open_loop(sweep: Sweep) -> bool:
-    """Is the axis of the charts a rate? The mode of most valid levels decides."""
-    sound = [level for level in sweep.levels if _valid(level)]
+    """Is the axis of the charts a rate? The mode of most valid levels (else of all) decides."""
+    sound = [level for level in sweep.levels if _valid(level)] or sweep.levels
     return 2 * sum(map(_is_open, sound)) > len(sound)
 
 
@@ -329,7 +329,8 @@ def _tile_knee(sweep: Sweep) -> str:
     if not _open_loop(sweep):
         return _tile("Knee", _number(knee.concurrency), "concurrent", sub)
     wanted = knee.output_tokens_per_s
-    offered = [lv for lv in sweep.levels if lv.offered_rps and lv.output_tokens_per_s]
+    valid = filter(_valid, sweep.levels)
+    offered = [lv for lv in valid if lv.offered_rps and lv.output_tokens_per_s]
     at = min(offered, key=lambda lv: abs((lv.output_tokens_per_s or 0.0) - wanted), default=None)
     return _tile("Knee", _number(at.offered_rps if at else None), "requests/s", sub)
 
@@ -341,8 +342,10 @@ def _tile_capacity(sweep: Sweep) -> str:
     unit = "requests/s" if _open_loop(sweep) else "concurrent"
     value = capacity.rps if _open_loop(sweep) else capacity.concurrency
     if capacity.lo is None:
-        sub = "broken at the lowest load that was tried"
-        return _tile("SLO capacity", f"< {_number(capacity.hi)}", unit, sub)
+        first = "broken" if value is None else "too close to call"
+        sub = f"{first} at the lowest load that was tried"
+        text = "–" if capacity.hi is None else f"< {_number(capacity.hi)}"
+        return _tile("SLO capacity", text, unit, sub)
     if capacity.bracketed:
         sub = f"between {_number(capacity.lo)} and {_number(capacity.hi)}"
         return _tile("SLO capacity", _number(value), unit, sub)

@@ -19,8 +19,9 @@ from agent.words import ms, number, printable, verdict_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loadgen.calibrate import Result, Trial
     from loadgen.level import Plan
-    from loadgen.sweep import Moment
+    from loadgen.session import Moment
 
 BAR_WIDTH = 10
 UNBOUNDED = 1_000  # columns of a file
@@ -48,11 +49,17 @@ class Progress:
         self._clear()
         self._print(f"note: {printable(text)}")
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None:
-        self._prefix = f"[{number}/{of}] {load_text(plan.mode, plan.load)}"
+    def line(self, text: str) -> None:
+        if not self._quiet:
+            self._print(printable(text))
+
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
+        """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
+        place = f"{number}" if of is None else f"{number}/{of}"
+        self._prefix = f"[{place}] {load_text(plan.mode, plan.load)}"
         self._last_tokens, self._last_s = 0, 0.0
-        if not self._quiet and not self._live:
-            self._print(f"{self._prefix}: running")
+        if not self._quiet and (why or not self._live):
+            self._print(f"{self._prefix}: {printable(why) or 'running'}")
 
     def level_moved(self, state: Moment) -> None:
         if self._quiet or not self._live:
@@ -67,7 +74,8 @@ class Progress:
         if left is not None:
             parts.append(f"{left:.0f} s left")
         if state.tokens:
-            parts.append(f"{rate:,.0f} tok/s")
+            half = "" if state.half is None else f" ±{state.half:.0%}"
+            parts.append(f"{rate:,.0f} tok/s{half}")
         parts += [f"{state.in_flight} in flight", f"{state.ok} ok"]
         if state.failed:
             parts.insert(1, f"{state.failed} failed")
@@ -135,7 +143,7 @@ def level_line(level: Level) -> str:
         if level.requests.cancelled:
             parts.append(f"{level.requests.cancelled} cancelled")
     if level.measurement and not level.measurement.valid:
-        parts.append("INVALID: " + level.measurement.reasons[0])
+        parts.append("INVALID: " + _decides(level))
     return " · ".join(parts)
 
 
@@ -158,18 +166,37 @@ def _plus_minus(level: Level) -> str:
 
 
 def show(sweep: Sweep, out: TextIO | None = None) -> None:
-    """Prints the closing table and the verdict."""
+    """Prints the closing table, the answer in plain words and the verdict."""
+    from loadgen.report import words
+
     file = out or sys.stdout
     width = _width_of(file)
-    lines = _wrapped(heading(sweep), width)
+    blocks = [_wrapped(heading(sweep), width)]
     if sweep.levels:
-        lines += ["", *_drawn(level_table(sweep, width), file, width), ""]
+        blocks.append(_drawn(level_table(sweep, width), file, width))
+    blocks += [
+        [line for text in said for line in _wrapped(text, width)]
+        for said in (invalid_lines(sweep), words.answer(sweep))
+    ]
     if sweep.verdict is not None:
-        first, *rest = verdict_lines(sweep.verdict)
-        lines += _wrapped(first, width)
-        for line in rest:
-            lines += _wrapped(line, width, indent="  ")
-    file.write("\n".join(lines) + "\n")
+        first, *rest = verdict_lines(sweep.verdict, action=not words.action_is_told(sweep))
+        inset = [line for text in rest for line in _wrapped(text, width, indent="  ")]
+        blocks.append([*_wrapped(first, width), *inset])
+    file.write("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
+
+
+def invalid_lines(sweep: Sweep) -> list[str]:
+    """Of each level that does not count, the number that decides beside its bound."""
+    return [
+        f"not valid, {load_text(level.mode, _load(level) or 0.0)}: {_decides(level)}"
+        for level in sweep.levels
+        if not _valid(level)
+    ]
+
+
+def _decides(level: Level) -> str:
+    reasons = level.measurement.reasons if level.measurement else []
+    return reasons[0] if reasons else "no reason was recorded"
 
 
 def _width_of(file: TextIO) -> int:
@@ -263,8 +290,12 @@ def _columns_of(levels: Sequence[Level]) -> list[Column]:
     return columns
 
 
+def _load(level: Level) -> float | None:
+    return level.offered_rps if level.mode == "rate" else level.concurrency
+
+
 def _load_cell(level: Level) -> str:
-    load = level.offered_rps if level.mode == "rate" else level.concurrency
+    load = _load(level)
     return f"{load:g}" if load is not None else "–"
 
 
@@ -342,6 +373,68 @@ def run_table(rows: Sequence[dict[str, Any]], out: TextIO | None = None) -> None
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(escaped, cells))
     file.write("\n".join(_drawn(table, file, width)) + "\n")
+
+
+def calibration_tables(result: Result, out: TextIO | None = None) -> None:
+    """The trials of `loadgen calibrate`: what was reported, and in brackets what was true."""
+    streams = [trial for trial in result.trials if trial.true.ttft_ms.n]
+    requests = [trial for trial in result.trials if not trial.true.ttft_ms.n]
+    _trial_table(
+        ("load", "TTFT mean (true)", "TTFT p99 (true)", "ITL p99 (true)", "tok/s (true)",
+         "µs/event", "held", "verdict"),
+        [(trial.what, *_stream_cells(trial)) for trial in streams], streams, out,
+    )  # fmt: skip
+    _trial_table(
+        ("load", "requests/s (true)", "reply mean (true)", "send lag p99", "µs/request", "verdict"),
+        [(trial.what, *_request_cells(trial)) for trial in requests], requests, out,
+    )  # fmt: skip
+
+
+def _beside(told: float | None, true: float | None) -> str:
+    return f"{number(told)} ({number(true)})"
+
+
+def _stream_cells(trial: Trial) -> tuple[str, ...]:
+    told, true = trial.reported, trial.true
+    return (
+        _beside(told.ttft_ms.mean, true.ttft_ms.mean),
+        _beside(told.ttft_ms.p99, true.ttft_ms.p99),
+        _beside(told.itl_ms.p99, true.itl_ms.p99),
+        _beside(told.tokens_per_s, true.tokens_per_s),
+        number(trial.us_per_event),
+        f"{trial.held:,}",
+    )
+
+
+def _request_cells(trial: Trial) -> tuple[str, ...]:
+    told, true = trial.reported, trial.true
+    return (
+        _beside(told.requests_per_s, true.requests_per_s),
+        _beside(told.reply_ms.mean, true.reply_ms.mean),
+        ms(trial.send_lag_p99_ms),
+        number(trial.us_per_event),
+    )
+
+
+def _trial_table(
+    titles: Sequence[str], cells: Sequence[Sequence[str]], trials: Sequence[Trial],
+    out: TextIO | None,
+) -> None:  # fmt: skip
+    """The verdict says why where there is room for it."""
+    if not trials:
+        return
+    file = out or sys.stdout
+    width = _width_of(file)
+    why = ["ok" if trial.ok else f"too much: {trial.reasons[0]}" for trial in trials]
+    rows = [[*row, reason] for row, reason in zip(cells, why, strict=True)]
+    if _total(list(zip(titles, *rows, strict=True))) > width:
+        rows = [[*row, reason.partition(":")[0]] for row, reason in zip(cells, why, strict=True)]
+    table = _table()
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("load", "verdict") else "right")
+    for row, trial in zip(rows, trials, strict=True):
+        table.add_row(*map(escaped, row), style=None if trial.ok else "dim")
+    file.write("\n".join(_drawn(table, file, width)) + "\n\n")
 
 
 def _valid(level: Level) -> bool:

@@ -38,6 +38,7 @@ from agent.sizing.engine import Efficiencies, EngineSpec, check
 from agent.sizing.hardware import gpu, unknown
 from agent.sizing.models import model
 from agent.sizing.simulate import Engine, Step
+from loadgen import limits
 from loadgen.api import ENDPOINTS
 from loadgen.targets.sim_api import (
     ID_PREFIXES,
@@ -62,6 +63,7 @@ from loadgen.targets.sim_api import (
 DEMO_SPEC = "sim:rtx-4090/llama-3.1-8b?num_gpu_blocks=256"
 """Small enough that a laptop holds its pace, and a KV cache that 30 short requests fill."""
 
+FILES_WANTED = 2**20  # a connection takes one: as many as the hard limit lets
 # ------------------------------------------------------------------------------------------- spec
 
 
@@ -667,6 +669,7 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 <= options.port < 65536:
             raise UsageError(f"--port must be from 0 to 65535, not {options.port}")
         spec = parse_spec(options.spec)
+        limits.allow_files(FILES_WANTED)
         _run(serve(spec, options.host, options.port, options.exit_with_parent))
     except ServefitError as error:
         print(f"error: {error}", file=sys.stderr)

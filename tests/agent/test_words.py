@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Confidence, Reason, Recommendation, Verdict
-from agent.words import ms, number, printable, verdict_lines
+from agent.words import ms, number, printable, sweep_html, verdict_lines
+from tests.loadgen.report import samples
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,22 @@ def test_a_verdict_is_a_sentence_a_line() -> None:
         "missing: an agent",
     ]
     assert len(verdict_lines(Verdict("IDLE", "x", Confidence("low", "y")))) == 2
+
+
+def test_a_notebook_shows_a_table_and_the_verdict() -> None:
+    page = samples.sweep(simulated=True)._repr_html_()
+    assert page == sweep_html(samples.sweep(simulated=True))
+    assert page.startswith("<p>SIMULATED · meta-llama/Llama-3.1-8B-Instruct · http://10.0.0.5:8000")
+    assert page.count("<tr>") == 1 + len(samples.POINTS)
+    row = "<tr><td>128</td><td>8,604</td><td>249 ms</td><td>21.1 ms</td><td>2083</td><td>0</td>"
+    assert row + "<td>yes</td></tr>" in page
+    assert "<td>NO: send lag p99 34 ms is above the bound of 5 ms</td>" in page
+    assert "<b>CAPACITY_ONLY</b>: This server holds 131" in page
+    assert "<th>requests/s asked</th>" in samples.by_rate()._repr_html_()
+
+
+def test_a_notebook_runs_nothing_that_a_server_said() -> None:
+    page = samples.hostile()._repr_html_()
+    assert "<img" not in page
+    assert "<script" not in page
+    assert samples.minimal()._repr_html_().count("–") >= 4  # not measured is a dash

@@ -1,13 +1,15 @@
 """`python -m tests.bench`: the truth beside what `loadgen run` reports, as Markdown tables.
 
 Every case starts the server of exactly known timing, drives the real command against it, and takes
-for each figure the median of the runs. A bar that is missed is said, and is no failure: on a
+for each figure the median of the runs. Where other load generators are installed (`make peers`),
+they are run on the same server, once each. A bar that is missed is said, and is no failure: on a
 machine that does other work beside, only a quiet repetition tells.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import platform
 import statistics
@@ -18,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bench import child, truth
+from loadgen.calibrate import raise_descriptors, this_machine
+from loadgen.targets import truth
+from tests.bench import child, peers
 
 Figures = dict[str, float]
 
@@ -26,10 +30,11 @@ Figures = dict[str, float]
 class Bench(NamedTuple):
     """What a case gets."""
 
-    program: Path
     directory: Path
     runs: int
     quick: bool
+    others: list[peers.Found]
+    comparison: list[str]  # lines of the table that compares; the cases add to it
 
     def medians(self, once: Callable[[], Figures]) -> Figures:
         """Each figure's median of the runs."""
@@ -53,9 +58,38 @@ class Bench(NamedTuple):
             "first_generation_s": (true["first_generation_ns"] - ended.began_ns) / 1e9,
         }
 
+    def peer(self, server: truth.Truth, found: peers.Found, streams: int, requests: int) -> Figures:
+        """One run of another load generator: its figures, and the truth of its own run."""
+        directory = self.directory / f"{found.peer.program}-{time.monotonic_ns()}"
+        tokenizer = self.directory / "tokenizer"
+        directory.mkdir()
+        if not tokenizer.exists():
+            peers.make_tokenizer(found.python, tokenizer)
+        load = peers.Load(server.url, streams, requests, tokenizer, directory)
+        server.reset()
+        ended = child.run(found.command(load), env=found.environment(), timeout_s=peers.TIMEOUT_S)
+        if ended.code != 0:
+            raise PeerError(_last_line(ended.stderr or ended.stdout))
+        true = server.summary()
+        extra = int(true["requests"]) - requests  # of its own, before the load
+        reported = {name: value for name, value in found.peer.read(directory).items() if value}
+        return {
+            **_flat("true ", server.summary(skip=max(0, extra))),
+            **_flat("", reported),
+            "client cpu_s": ended.cpu_s,
+        }
+
     def cost_without_load(self, server: truth.Truth, *options: str) -> float:
         """CPU seconds of the same command with next to nothing to do: imports, probes, report."""
         return self.medians(lambda: self.load(server, *options))["client cpu_s"]
+
+
+class PeerError(Exception):
+    """Another load generator failed; its own last words."""
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> Figures:
@@ -98,22 +132,57 @@ def _at_least(what: str, true: float | None, value: float, bound: float) -> Row:
 
 TTFT_MS, ITL_MS, TOKENS = 50.0, 10.0, 128
 PROMPT = ("--input-tokens", "128")
+SPARE_DESCRIPTORS = 200
 
 
 def _streams(bench: Bench, streams: int, per_stream: int) -> Figures:
     options = ("--output-tokens", str(TOKENS), *PROMPT)
-    with truth.serving(bench.program, ttft_ms=TTFT_MS, itl_ms=ITL_MS) as server:
+    with truth.serving(ttft_ms=TTFT_MS, itl_ms=ITL_MS) as server:
         idle_s = bench.cost_without_load(
             server, "--concurrency", "1", "--requests", "1", "--output-tokens", "1", *PROMPT
         )
         requests = str(streams * per_stream)
         load = ("--concurrency", str(streams), "--requests", requests, *options)
         figures = bench.medians(lambda: bench.load(server, *load))
+        bench.comparison.append(_compared("**loadgen**", streams, figures))
+        for found in bench.others:
+            bench.comparison.append(_compared_peer(bench, server, found, streams, int(requests)))
     tokens = figures["true tokens"]
     figures["possible"] = streams * TOKENS / ((TTFT_MS + (TOKENS - 1) * ITL_MS) / 1e3)
     figures["client us_per_token"] = (figures["client cpu_s"] - idle_s) * 1e6 / tokens
     figures["true us_per_token"] = figures["true cpu_s"] * 1e6 / tokens
     return figures
+
+
+def _compared(name: str, streams: int, figures: Figures, of_means: bool = False) -> str:
+    """A line of the table that compares: what was reported and, in brackets, what was true."""
+
+    def beside(figure: str, truth: str | None = None, note: str = "") -> str:
+        told, true = figures.get(figure), figures.get(f"true {truth or figure}")
+        return f"{_number(told) or '–'}{note} ({_number(true)})"
+
+    cells = (
+        f"{streams:,}",
+        name,
+        beside("ttft_ms.mean"),
+        beside("ttft_ms.p99"),
+        beside("itl_ms.p99", note="*" if of_means else ""),
+        beside("output_tokens_per_s", "tokens_per_s"),
+        _number(figures["true streams_mean"]),
+        _number(figures["client cpu_s"]),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _compared_peer(
+    bench: Bench, server: truth.Truth, found: peers.Found, streams: int, requests: int
+) -> str:
+    name = f"{found.peer.name} {found.version}"
+    try:
+        figures = bench.peer(server, found, streams, requests)
+    except (PeerError, OSError, KeyError, ValueError) as error:
+        return f"| {streams:,} | {name} | failed: {str(error)[:80]} | | | | | |"
+    return _compared(name, streams, figures, found.peer.itl_of_means)
 
 
 def _stream_rows(figures: Figures, streams: int, ttft_within: float, p99s_within: float | None,
@@ -169,7 +238,7 @@ def open_loop_2000(bench: Bench) -> list[Row]:
         "--rate", str(rate), "--arrival", "constant", "--no-stream", "--output-tokens", "1",
         "--duration", "4s" if bench.quick else "10s", *PROMPT,
     )  # fmt: skip
-    with truth.serving(bench.program, ttft_ms=5, itl_ms=0) as server:
+    with truth.serving(ttft_ms=5, itl_ms=0) as server:
         figures = bench.medians(lambda: bench.load(server, *options, rate=rate))
     achieved = figures["measurement.achieved_over_offered"]
     send_lag = figures["measurement.send_lag_ms.p99"]
@@ -182,6 +251,7 @@ def open_loop_2000(bench: Bench) -> list[Row]:
             figures["measurement.send_lag_ms.max"]),
         Row("reply time mean, ms", figures["true reply_ms.mean"], figures["e2e_ms.mean"]),
         Row("CPU of the whole command, s", None, figures["client cpu_s"]),
+        Row("memory at its peak, MB", None, figures["client rss_mb"]),
         *_watch_rows(figures),
     ]  # fmt: skip
 
@@ -190,7 +260,7 @@ def one_token_requests(bench: Bench) -> list[Row]:
     """What a request costs when nothing streams: as many as go, over 64 connections."""
     requests = 5_000 if bench.quick else 20_000
     common = ("--no-stream", "--output-tokens", "1", *PROMPT)
-    with truth.serving(bench.program, ttft_ms=0, itl_ms=0) as server:
+    with truth.serving(ttft_ms=0, itl_ms=0) as server:
         idle_s = bench.cost_without_load(server, "--concurrency", "1", "--requests", "1", *common)
         load = ("--concurrency", "64", "--requests", str(requests), *common)
         figures = bench.medians(lambda: bench.load(server, *load))
@@ -204,12 +274,35 @@ def one_token_requests(bench: Bench) -> list[Row]:
     ]
 
 
+def streams_10000(bench: Bench) -> list[Row]:
+    """Many users who read slowly: are all held, and what do they cost in memory?"""
+    streams = 500 if bench.quick else 10_000
+    if (room := raise_descriptors() - SPARE_DESCRIPTORS) < streams:
+        print(f"\nSkipped: {streams:,} streams need as many descriptors, and there is room for "
+              f"{room:,} (`ulimit -Hn`).")  # fmt: skip
+        return []
+    tokens = "4" if bench.quick else "10"
+    load = ("--concurrency", str(streams), "--requests", str(streams), "--output-tokens", tokens)
+    with truth.serving(ttft_ms=1000, itl_ms=1000) as server:
+        figures = bench.medians(lambda: bench.load(server, *load, *PROMPT))
+    held, ok = figures["true streams_max"], figures["requests.ok"]
+    return [
+        Row("streams held at once", held, None, f"{streams:,}", held == streams),
+        Row("requests completed", figures["true finished"], ok, f"{streams:,}", ok == streams),
+        _at_most("memory of all client processes, MB", figures["client rss_mb"], 400),
+        _near("TTFT mean, ms", figures, "ttft_ms.mean", None),
+        _near("ITL p99, ms", figures, "itl_ms.p99", None),
+        Row("CPU of the whole command, s", None, figures["client cpu_s"]),
+        *_watch_rows(figures),
+    ]
+
+
 def start_up(bench: Bench) -> list[Row]:
     """How long a user waits: for the help, and until the server hears of the command."""
     runs = bench._replace(runs=max(5, bench.runs))
     helped = runs.medians(lambda: {"s": child.run([*child.loadgen(), "--help"]).wall_s})
     load = ("--concurrency", "1", "--requests", "1", "--output-tokens", "1", *PROMPT)
-    with truth.serving(bench.program, ttft_ms=0, itl_ms=0) as server:
+    with truth.serving(ttft_ms=0, itl_ms=0) as server:
         figures = runs.medians(lambda: bench.load(server, *load))
     return [
         _at_most("loadgen --help, s", helped["s"], 0.15),
@@ -224,6 +317,7 @@ def start_up(bench: Bench) -> list[Row]:
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
     ("1,000 streams × 100 tokens/s", streams_1000),
+    ("10,000 open streams × 1 token/s", streams_10000),
     ("open loop, 2,000 requests/s at constant gaps, one token, not streamed", open_loop_2000),
     ("one token, not streamed, as fast as they go", one_token_requests),
     ("start", start_up),
@@ -240,6 +334,8 @@ def _number(value: float | None) -> str:
 
 
 def _show(title: str, rows: list[Row]) -> None:
+    if not rows:
+        return
     print(f"\n## {title}\n")
     print("| | true | reported | bar | reached |\n| --- | ---: | ---: | --- | --- |")
     for row in rows:
@@ -248,11 +344,35 @@ def _show(title: str, rows: list[Row]) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+COMPARISON = (
+    "| streams | | TTFT mean, ms (true) | TTFT p99 (true) | ITL p99 (true) | tokens/s (true) "
+    "| in flight | CPU s |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
+def _show_summary(bench: Bench, results: list[tuple[str, list[Row]]]) -> None:
+    """What the README carries: all load generators, then every bar."""
+    print(f"\n# Summary\n\n{_machine()}.\n")
+    if bench.comparison:
+        print(COMPARISON)
+        print("\n".join(bench.comparison))
+        if any(found.peer.itl_of_means for found in bench.others):
+            print("\n\\* of each request's mean, not of its gaps.")
+    print("\n| case | figure | true | reported | bar | reached |")
+    print("| --- | --- | ---: | ---: | --- | --- |")
+    for title, rows in results:
+        for row in rows:
+            if row.reached is not None:
+                reached = "yes" if row.reached else "**no**"
+                cells = (title, row.what, _number(row.true), _number(row.reported), row.bar)
+                print(f"| {' | '.join(cells)} | {reached} |")
+
+
 def _machine() -> str:
-    load = os.getloadavg()[0]
+    machine = this_machine()
     return (
-        f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; "
-        f"load average before the start {load:.1f}"
+        f"{datetime.date.today()}; {machine.cores} cores ({machine.cpu_model}), "
+        f"Linux {platform.release()}, Python {machine.python}"
     )
 
 
@@ -260,17 +380,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short run of each, under 60 s")
     parser.add_argument("--only", metavar="WORDS", help="cases whose title contains this")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=None,
+                        help="other load generators too [default: unless --quick]")  # fmt: skip
     given = parser.parse_args()
-    if truth.compiler() is None:
+    if truth.program() is None:
         print("bench: the ground-truth server needs Linux and a C compiler (cc); nothing measured")
         return 0
     runs = 1 if given.quick else 3
-    print(f"# Truth and report\n\n{_machine()}; {'one run' if given.quick else 'median of 3'}.")
-    with truth.compiled() as program, tempfile.TemporaryDirectory() as directory:
-        bench = Bench(program, Path(directory), runs, given.quick)
+    found = peers.find() if (given.peers if given.peers is not None else not given.quick) else []
+    names = ", ".join(f"{one.peer.name} {one.version}" for one in found) or "none (`make peers`)"
+    print(f"# Truth and report\n\n{_machine()}; load average before the start "
+          f"{os.getloadavg()[0]:.1f}; {'one run' if given.quick else 'median of 3'}; "
+          f"other load generators, one run each: {names}.")  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory), runs, given.quick, found, [])
+        results = []
         for title, case in CASES:
             if not given.only or given.only in title:
-                _show(title, case(bench))
+                rows = case(bench)
+                results.append((title, rows))
+                _show(title, rows)
+        _show_summary(bench, results)
     return 0
 
 

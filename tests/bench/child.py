@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ class Ended(NamedTuple):
     began_ns: int  # monotonic clock, before the child existed
     wall_s: float
     cpu_s: float
-    rss_mb: float  # peak of the largest process
+    rss_mb: float  # of all its processes together, at the peak
     others_cores: float  # what everybody else on this machine used meanwhile, the server included
 
 
@@ -36,12 +38,18 @@ def loadgen() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "loadgen.cli"]
 
 
-def run(command: Sequence[str]) -> Ended:
-    """Runs to the end; wait4 gives the usage of this child alone."""
+def run(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 900.0
+) -> Ended:
+    """Runs to the end, or kills it; wait4 gives the usage of this child and of its own children."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         busy0_s, began_ns = _machine_busy_s(), time.monotonic_ns()
-        process = subprocess.Popen(command, stdout=out, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=env)
+        limit = threading.Timer(timeout_s, process.kill)
+        limit.start()
+        with _memory_of(process.pid) as memory:
+            _, status, usage = os.wait4(process.pid, 0)
+        limit.cancel()
         wall_s = (time.monotonic_ns() - began_ns) / 1e9
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -54,9 +62,49 @@ def run(command: Sequence[str]) -> Ended:
             began_ns=began_ns,
             wall_s=wall_s,
             cpu_s=cpu_s,
-            rss_mb=usage.ru_maxrss / 1024,
+            rss_mb=max(usage.ru_maxrss / 1024, *memory),
             others_cores=max(0.0, _machine_busy_s() - busy0_s - cpu_s) / wall_s,
         )
+
+
+MEMORY_INTERVAL_S = 0.25
+
+
+@contextmanager
+def _memory_of(pid: int) -> Iterator[list[float]]:
+    """Looks now and then at the peaks of a process and all that it started; MB, summed."""
+    sums = [0.0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(MEMORY_INTERVAL_S):
+            sums.append(sum(map(_peak_mb, _family(pid))))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield sums
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants, as far as they still run."""
+    family = [pid]
+    for member in family:  # grows while it is walked
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with suppress(OSError):
+                family += map(int, children.read_text().split())
+    return family
+
+
+def _peak_mb(pid: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _machine_busy_s() -> float:

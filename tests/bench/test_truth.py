@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bench import child, truth
+from loadgen.targets import truth
+from tests.bench import child
 from tests.support import require
 
 STREAMS, REQUESTS, TOKENS = 8, 64, 20
 
 
-@pytest.fixture(scope="module")
-def program() -> Iterator[Path]:
-    require(truth.compiler(), "Linux and a C compiler (cc)")
-    with truth.compiled() as path:
-        yield path
+@pytest.fixture(params=["c", "python"])
+def kind(request: pytest.FixtureRequest) -> truth.Kind:
+    """Both servers, held to the same figures."""
+    if request.param == "c":
+        require(truth.program(), "Linux and a C compiler (cc)")
+        return "c"
+    return "python"
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_the_report_says_what_the_server_did(program: Path, tmp_path: Path, endpoint: str) -> None:
-    with truth.serving(program, ttft_ms=20, itl_ms=5) as server:
+def test_the_report_says_what_the_server_did(
+    kind: truth.Kind, tmp_path: Path, endpoint: str
+) -> None:
+    with truth.serving(kind=kind, ttft_ms=20, itl_ms=5) as server:
         ended, report = child.measure(
             server.url, tmp_path / "runs.db", "--concurrency", str(STREAMS),
             "--requests", str(REQUESTS), "--output-tokens", str(TOKENS), "--input-tokens", "40",
@@ -46,8 +50,8 @@ def test_the_report_says_what_the_server_did(program: Path, tmp_path: Path, endp
     assert true["first_request_ns"] > ended.began_ns
 
 
-def test_replies_that_are_not_streamed(program: Path, tmp_path: Path) -> None:
-    with truth.serving(program, ttft_ms=20, itl_ms=1) as server:
+def test_replies_that_are_not_streamed(kind: truth.Kind, tmp_path: Path) -> None:
+    with truth.serving(kind=kind, ttft_ms=20, itl_ms=1) as server:
         _, report = child.measure(
             server.url, tmp_path / "runs.db", "--rate", "40", "--arrival", "constant",
             "--duration", "1s", "--output-tokens", "4", "--input-tokens", "40", "--no-stream",
@@ -61,8 +65,8 @@ def test_replies_that_are_not_streamed(program: Path, tmp_path: Path) -> None:
     assert true["requests_per_s"] == pytest.approx(40, rel=0.05)
 
 
-def test_a_stall_shows_in_both(program: Path, tmp_path: Path) -> None:
-    with truth.serving(program, ttft_ms=5, itl_ms=5, stall=True) as server:
+def test_a_stall_shows_in_both(kind: truth.Kind, tmp_path: Path) -> None:
+    with truth.serving(kind=kind, ttft_ms=5, itl_ms=5, stall=True) as server:
         _, report = child.measure(
             server.url, tmp_path / "runs.db", "--concurrency", "4", "--requests", "16",
             "--output-tokens", "60", "--input-tokens", "40",
@@ -72,8 +76,8 @@ def test_a_stall_shows_in_both(program: Path, tmp_path: Path) -> None:
     assert report["levels"][0]["itl_ms"]["max"] == pytest.approx(true["itl_ms"]["max"], abs=50)
 
 
-def test_the_server_forgets(program: Path) -> None:
-    with truth.serving(program) as server:
+def test_the_server_forgets(kind: truth.Kind) -> None:
+    with truth.serving(kind=kind) as server:
         server.reset()
         assert server.summary()["requests"] == 0
         with pytest.raises(urllib.error.HTTPError):

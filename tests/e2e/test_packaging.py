@@ -55,7 +55,7 @@ def tracked(*patterns: str) -> set[str]:
 
 
 def test_the_wheel_has_every_module_and_every_file_they_read(names: set[str]) -> None:
-    wanted = tracked("*.py", "py.typed", "*.csv", "*.toml")
+    wanted = tracked("*.py", "py.typed", "*.csv", "*.toml", "*.c")
     wanted |= {
         str(path.relative_to(ROOT))
         for path in (ROOT / "agent/web/static").rglob("*")

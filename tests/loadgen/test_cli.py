@@ -53,7 +53,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
     seen: list[Options] = []
 
     def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-        seen.append(module._options(url, given))
+        seen.append(module.options_of(url, given))
         return 0
 
     monkeypatch.setattr(module, "_measure", measure)
@@ -68,8 +68,6 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
     [
         ([], "which command? export, report, run"),
         (["serve"], "which command? sim, vllm"),
-        (["sweep"], "give the URL of a server, or --demo"),
-        (["run"], "Missing argument 'URL'"),
         (["sweep", URL, URL], "unexpected extra argument"),
         (["sweep", URL, "--demo"], "leave the URL away"),
         (["sweeep", URL], "No such command 'sweeep'"),

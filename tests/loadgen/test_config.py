@@ -18,6 +18,7 @@ from agent.sizing.judge import judge
 from loadgen import config
 from loadgen.client import parse_url
 from loadgen.config import Options, check
+from loadgen.lengths import Fixed
 
 BASE = Options(url="http://localhost", concurrency=(1,))
 
@@ -177,6 +178,7 @@ def test_what_does_not() -> None:
     for options in (
         BASE,
         with_(concurrency=(), rates_rps=(1.0,), arrival="constant"),
+        with_(concurrency=(), rates_rps=(1.0,), arrival="gamma:2.5"),
         with_(metrics_url="none"),
         with_(metrics_url="https://h/metrics"),
         with_(stream=False, slo=tuple(parse_slo("e2e:p95<5s"))),
@@ -209,7 +211,7 @@ def test_files_to_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
 def test_where_nothing_is_generated_nothing_is_streamed_or_asked_for(endpoint: str) -> None:
     options = check(with_(endpoint=endpoint))
-    assert (options.stream, options.output_tokens) == (False, 0)
+    assert (options.stream, options.output_tokens) == (False, Fixed(0))
     assert options.plans()[0].endpoint == endpoint
     check(with_(endpoint=endpoint, slo=tuple(parse_slo("e2e:p95<1s"))))
     with pytest.raises(UsageError, match=f"--endpoint {endpoint} gives no TTFT or ITL"):

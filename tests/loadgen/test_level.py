@@ -418,6 +418,25 @@ def test_the_time_a_connection_takes_is_not_the_clients_lag() -> None:
     assert level.ttft_from_due_ms.mean == 51  # where it cannot hide
 
 
+def test_one_stall_of_the_client_is_found_where_a_p99_hides_it() -> None:
+    lags = [0.5] * 3000 + [300.0]
+    got = measurement(steady(loop_lag_ms=lags, cpu_s=1, wall_s=30))
+    assert got.loop_lag_ms.p99 < 1
+    assert got.stalled_share == pytest.approx(0.01)
+    assert got.reasons == ["client_limited: stalled_share 0.01 is above its bound 0.004"]
+    assert not got.valid
+
+
+def test_a_stall_in_a_long_level_is_a_note_and_short_pauses_are_none() -> None:
+    long = measurement(steady(loop_lag_ms=[0.5] * 9999 + [300.0], cpu_s=1, wall_s=100))
+    assert long.valid
+    assert long.reasons == [
+        "stalled: the client itself stood still for 300 ms, 0.30% of the level; the bound is 0.40%"
+    ]
+    pauses = [30.0] * 20 + [149.0] + [0.5] * 2980
+    assert measurement(steady(loop_lag_ms=pauses, cpu_s=1, wall_s=30)).reasons == []
+
+
 def test_loop_lag_and_cpu_above_their_bounds() -> None:
     got = measurement(steady(loop_lag_ms=[20.0], cpu_s=0.96))
     assert got.reasons == [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.model import TargetError, UsageError
-from loadgen import api, probe, workload
+from loadgen import api, probe, prompts
 from loadgen.client import Dialer, parse_url
 from loadgen.probe import Probed, Prober, choose_model
 from tests.e2e.misbehaving import (
@@ -95,7 +95,7 @@ def test_choose_model() -> None:
 
 async def test_a_server_that_tells_nothing_is_noted() -> None:
     found = await probed(good)
-    assert found.costs == workload.DEFAULT_COSTS
+    assert found.costs == prompts.DEFAULT_COSTS
     assert found.requests > 0
     assert any("does not say how long a prompt was" in note for note in found.notes)
 
@@ -103,7 +103,7 @@ async def test_a_server_that_tells_nothing_is_noted() -> None:
 async def test_a_probe_that_fails_is_noted_and_data() -> None:
     found = await probed(cut)
     assert (found.requests, found.tokens) == (0, 2)  # the server has counted what it sent
-    assert found.costs == workload.DEFAULT_COSTS
+    assert found.costs == prompts.DEFAULT_COSTS
     assert any("the probe failed (cut" in note for note in found.notes)
 
 
@@ -116,7 +116,7 @@ async def test_counts_that_follow_nothing_are_not_believed() -> None:
         out.write(event({"choices": [], "usage": usage}) + event("[DONE]") + b"0\r\n\r\n")
 
     found = await probed(reply)
-    assert found.costs == workload.DEFAULT_COSTS
+    assert found.costs == prompts.DEFAULT_COSTS
     assert any("do not follow the prompts" in note for note in found.notes)
     assert found.tokens == found.requests
 
@@ -149,7 +149,7 @@ async def test_prompts_have_the_asked_length_however_busy_the_server_was(
         prober = Prober(address, Dialer(address, None, 2.0), {}, "chat", MODEL, stream=False)
         found = await prober.run(400, Random(1))
     assert found.notes == []
-    prompt = workload.Prompts(400, found.costs, Random(2)).next()
+    prompt = str(prompts.Texts(found.costs, 2).prompt(400, Random(2), 5).content)
     assert abs(count(prompt) - 400) <= 8
     answered = [request for request in server.requests if request.number % 3]
     assert found.requests == found.tokens == len(answered)
@@ -168,12 +168,12 @@ async def test_refusals(status: int, said: str) -> None:
 async def test_a_model_too_small_for_the_prompt_says_so() -> None:
     """The costs are learned from short prompts; the long one is refused."""
     asked = 0
-    fixed, letters = 8, len(workload.NONCE_LETTERS)  # of a token each, as every unit is
+    fixed, letters = 8, len(prompts.NONCE_LETTERS)  # of a token each, as every unit is
     counts = [
         fixed + letters,
-        fixed + letters + 20 * workload.PROBE_BLOCKS,
-        fixed + letters + workload.PROBE_UNITS,
-        fixed + workload.PROBE_LETTERS,
+        fixed + letters + 20 * prompts.PROBE_BLOCKS,
+        fixed + letters + prompts.PROBE_UNITS,
+        fixed + prompts.PROBE_LETTERS,
     ]
 
     async def reply(_: int, out: Writer) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from agent.model import UsageError
-from loadgen import workload
+from loadgen import prompts
 from loadgen.tokenizer import counter
 
 
@@ -20,7 +20,7 @@ def tokenizer_file(tmp_path: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    tokenizer.train_from_iterator([Path(workload.__file__).read_text()], trainer)
+    tokenizer.train_from_iterator([Path(prompts.__file__).read_text()], trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path / "tokenizer.json"
 
@@ -29,9 +29,9 @@ def tokenizer_file(tmp_path: Path) -> Path:
 def test_its_costs_give_prompts_of_the_asked_length(tokenizer_file: Path, tokens: int) -> None:
     count = counter(str(tokenizer_file))
     rng = Random(1)
-    costs = workload.costs_of([count(text) for text in workload.probe_prompts(rng)])
-    prompts = workload.Prompts(tokens, costs, rng)
-    lengths = [count(prompts.next()) for _ in range(20)]
+    costs = prompts.costs_of([count(text) for text in prompts.probe_prompts(rng)])
+    maker = prompts.Texts(costs, seed=1)
+    lengths = [count(str(maker.prompt(tokens, rng, nonce).content)) for nonce in range(20)]
     assert all(abs(length - tokens) <= 0.02 * tokens for length in lengths)
 
 

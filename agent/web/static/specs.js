@@ -20,7 +20,8 @@ window.servefitSpecs = (() => {
   /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
   function ordered(sweep) {
     const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
-    const sound = sweep.levels.filter(isValid);
+    const valid = sweep.levels.filter(isValid);
+    const sound = valid.length ? valid : sweep.levels;
     const rates = sound.filter((l) => modeOf(l) === "rate");
     const mode = 2 * rates.length > sound.length ? "rate" : "concurrency";
     const load = (l) => (mode === "rate" ? l.offered_rps : l.concurrency);
@@ -77,8 +78,8 @@ window.servefitSpecs = (() => {
     if (!knee) return null;
     if (base.mode === "concurrency") return knee.concurrency;
     if (!knee.output_tokens_per_s) return null;
-    const off = base.levels.map((l) =>
-      Math.abs((l.output_tokens_per_s ?? Infinity) - knee.output_tokens_per_s));
+    const off = base.levels.map((l) => isValid(l)
+      ? Math.abs((l.output_tokens_per_s ?? Infinity) - knee.output_tokens_per_s) : Infinity);
     return orNull(base.x.values[off.indexOf(Math.min(...off))]);
   }
 

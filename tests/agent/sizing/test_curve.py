@@ -16,6 +16,7 @@ from agent.sizing.curve import (
     invalid_because,
     isotonic,
     parse_slo,
+    slo_interval,
     slo_met,
 )
 
@@ -209,10 +210,72 @@ def test_an_open_loop_is_judged_in_requests_per_second() -> None:
 
 
 def test_repeats_of_a_load_are_one_point() -> None:
-    repeats = [closed(8, 600, 400), closed(8, 640, 500), closed(16, 700, 900)]
+    repeats = [closed(8, 600, 400), closed(8, 640, 480), closed(16, 700, 920)]
     found = analyse(repeats, SLO).slo_capacity
     assert found is not None
-    assert (found.lo, found.concurrency) == (8, pytest.approx(8 + 8 * 50 / 450))
+    assert (found.lo, found.concurrency) == (8, pytest.approx(8 + 8 * 60 / 480))
+
+
+def test_a_load_whose_repeats_disagree_is_too_close_to_call() -> None:
+    repeats = [closed(4, 350, 100), closed(8, 600, 400), closed(8, 640, 520), closed(16, 700, 900)]
+    found = analyse(repeats, SLO).slo_capacity
+    assert found is not None
+    assert (found.lo, found.hi, found.concurrency) == (4, 16, pytest.approx(8 + 8 * 40 / 440))
+
+
+def spread(p50: float, p95: float, largest: float, n: int) -> Stats:
+    return Stats(p50, 10.0, p50, p95 - 10, p95, largest - 1, largest - 1, largest, n)
+
+
+@pytest.mark.parametrize(
+    ("stats", "statistic", "low", "high"),
+    [
+        (even(400), "p95", 400, 400),  # no spread, no doubt
+        (Stats(p95=400, n=20), "p95", 400, 400),  # another tool's: nothing else is known
+        (Stats(mean=400, std=50, n=100), "mean", 400 - 9.8, 400 + 9.8),
+        # 0.95 ± 0.0302 of 200: between p90 and p95, and between p95 and p99
+        (spread(200, 400, 500, 200), "p95", 400 - 10 * 0.604, 400 + 99 * 0.755),
+        # 0.95 ± 0.0955 of 20: under p90, and beyond the largest of so few
+        (spread(200, 400, 500, 20), "p95", 390 - 190 * 0.0455 / 0.4, 500 + 300 * 0.91),
+        (spread(200, 400, 500, 20), "max", 500, 500),
+        # the lower half is not kept, and taken to mirror the upper
+        (spread(200, 400, 500, 100), "p50", 200 - 190 * 0.098 / 0.4, 200 + 190 * 0.098 / 0.4),
+    ],
+)
+def test_the_interval_of_a_statistic(stats: Stats, statistic: str, low: float, high: float) -> None:
+    level = msgspec.structs.replace(closed(1, 10), ttft_ms=stats)
+    slo = msgspec.convert({"metric": "ttft", "statistic": statistic, "bound_ms": 1.0}, type=Slo)
+    found = slo_interval(level, slo)
+    assert found is not None
+    assert (found[0], found[2]) == (pytest.approx(low, rel=0.01), pytest.approx(high, rel=0.01))
+
+
+def test_gaps_of_one_reply_are_not_independent() -> None:
+    """The ITL of 20 requests is as unsure as 20 requests are, however many tokens they had."""
+    gaps = spread(10, 40, 90, 2000)
+    level = msgspec.structs.replace(closed(1, 10), itl_ms=gaps, e2e_ms=even(900, 20))
+    alone = msgspec.structs.replace(level, e2e_ms=Stats())
+    target = Slo("itl", "p95", 50.0)
+    few, many = slo_interval(level, target), slo_interval(alone, target)
+    assert few is not None
+    assert many is not None
+    assert few[2] - few[0] > 5 * (many[2] - many[0])
+
+
+def test_levels_too_few_requests_to_decide_lie_inside_the_interval() -> None:
+    def at(concurrency: int, p95: float) -> Level:
+        ttft = spread(p95 / 2, p95, 1.2 * p95, 30)
+        return msgspec.structs.replace(closed(concurrency, 10.0 * concurrency), ttft_ms=ttft)
+
+    found = analyse([at(4, 100), at(8, 300), at(10, 480), at(12, 520), at(16, 900)], SLO)
+    assert found.slo_capacity is not None
+    assert (found.slo_capacity.lo, found.slo_capacity.hi) == (8, 16)
+    assert found.slo_capacity.concurrency == pytest.approx(11)
+    # The edges alone: neither surely held nor surely broken.
+    edges = analyse([at(10, 480), at(12, 520)], SLO).slo_capacity
+    assert edges is not None
+    assert (edges.lo, edges.hi, edges.bracketed) == (None, None, False)
+    assert edges.concurrency == pytest.approx(11)
 
 
 # -------------------------------------------------------------------------------------------- laws

@@ -139,6 +139,37 @@ def test_no_valid_level_is_an_invalid_measurement(reason: str) -> None:
     assert found.reasons[0].evidence["measurement"] == [reason]
 
 
+def test_invalid_levels_say_which_number_decides_and_what_to_do() -> None:
+    """Of the lowest of them, and for an open loop too, where no valid level tells the mode."""
+    other = CLIENT.replace("40", "90")
+    levels = [
+        Level(mode="rate", offered_rps=rate, output_tokens_per_s=rate, request_throughput=rate,
+              measurement=Measurement(False, [reason, "window: too short"]))
+        for rate, reason in [(16.0, other), (8.0, CLIENT)]
+    ]  # fmt: skip
+    found = verdict(levels)
+    assert found.summary == (
+        "The measurement does not count: the load generator itself was the limit at 2 level(s), "
+        "from load 8 on: loop_lag_p99_ms 40 is above its bound 10."
+    )
+    assert [reason.code for reason in found.reasons] == ["CLIENT_LIMITED"]
+    assert found.recommendation is not None
+    for cure in ("`loadgen calibrate`", "fewer streams", "--processes", "another machine"):
+        assert cure in found.recommendation.action
+    assert "--rate 8,16" in (found.recommendation.confirm_with or "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [(FOREIGN, "nobody else"), ("errors: failed_share 0.4", "log"),
+     ("unsteady: littles_law_error 0.4", "--duration")],
+)  # fmt: skip
+def test_each_cause_has_its_cure(reason: str, cure: str) -> None:
+    found = verdict([level(4, 360, 60, reason=reason)])
+    assert found.recommendation is not None
+    assert cure in found.recommendation.action
+
+
 def test_invalid_levels_matter_only_where_the_answer_lies() -> None:
     lost = level(64, 9999, 1, reason=CLIENT)
     assert verdict([*OPEN, lost]).finding == "INVALID_MEASUREMENT"

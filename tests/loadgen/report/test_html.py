@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.model import Level, Measurement, Ratio, SloCapacity, Sweep, Verdict
+from agent.model import Curve, Level, Measurement, Ratio, SloCapacity, Sweep, Verdict
+from agent.sizing.curve import analyse
+from agent.sizing.judge import judge
 from loadgen.report.html import render
 from tests.loadgen.report import samples
 from tests.support import require
@@ -139,6 +141,27 @@ def test_invalid_level_is_shown_with_its_reason() -> None:
     assert page.count("not valid</b>") == 1
 
 
+def lost(level: Level, **changes: Any) -> Level:
+    """The level as a client that could not keep up would have seen it: wrong by a factor."""
+    measured = Measurement(False, ["client_limited: send_lag_p99_ms 34 is above its bound 10"])
+    return replace(level, measurement=measured, **changes)
+
+
+def test_the_tiles_know_no_invalid_level() -> None:
+    """A level that would be the best, the knee and the cheapest, if it counted."""
+    sweep = samples.by_rate()
+    planted = lost(
+        sweep.levels[-1], offered_rps=7.0, output_tokens_per_s=1e6, energy_j_per_output_token=1e-9
+    )
+    tiles = [
+        render(one).split('<dl class="card tiles">')[1].split("</dl>")[0]
+        for one in (sweep, replace(sweep, levels=[*sweep.levels, planted]))
+    ]
+    assert tiles[0] == tiles[1]
+    knee = replace(sweep, levels=[lost(level) for level in sweep.levels])
+    assert "Most output" not in render(knee)
+
+
 def test_what_is_true_of_every_level_is_said_once() -> None:
     sweep = samples.sweep()
     note = "window: shorter than twice the mean E2E time"
@@ -258,6 +281,45 @@ def test_curve_shows_the_numbers_of_the_sweep(show: Any) -> None:
         (131, "SLO capacity 131"),
     ]
     assert [(band["lo"], band["hi"]) for band in curve["bands"]] == [(128, 192)]
+
+
+def test_no_line_mark_or_band_touches_an_invalid_level(show: Any) -> None:
+    """Planted between two valid levels and above them, with the numbers that a knee would have."""
+    sweep = samples.by_rate()
+    planted = [
+        lost(sweep.levels[2], offered_rps=2.5, output_tokens_per_s=1e6),
+        lost(sweep.levels[-1], offered_rps=9.0),  # exactly the output of the knee
+    ]
+    charts = show(replace(sweep, levels=[*sweep.levels, *planted])).charts()
+    without = show(sweep).charts()
+    assert charts["curve"]["marks"] == without["curve"]["marks"]
+    assert charts["curve"]["bands"] == without["curve"]["bands"]
+    for name, chart in charts.items():
+        assert chart["x"] == [1, 2, 2.5, 3, 4, 5, 6, 9], name
+        assert chart["valid"] == [True, True, False, True, True, True, True, False]
+        for line, alone in zip(chart["drawn"], without[name]["drawn"], strict=True):
+            assert (line[2], line[7]) == (None, None)
+            assert [*line[:2], *line[3:7]] == alone
+
+
+def test_a_sweep_of_invalid_levels_is_shown_and_nothing_drawn(show: Any) -> None:
+    sweep = samples.by_rate()
+    levels = [lost(level) for level in sweep.levels]
+    curve = analyse(levels, sweep.slo)
+    assert curve == Curve(limit="CLIENT_LIMITED")
+    judged = judge(levels, curve, sweep.slo)
+    shown = show(replace(sweep, levels=levels, curve=curve, verdict=judged))
+    for chart in shown.charts().values():
+        assert chart["x"] == [level.offered_rps for level in levels]
+        assert not any(chart["valid"])
+        assert all(value is None for line in chart["drawn"] for value in line)
+        assert chart["marks"] == []
+        assert chart["bands"] == []
+    text = shown.page.inner_text("main")
+    assert "INVALID_MEASUREMENT" in text
+    assert "send_lag_p99_ms 34 is above its bound 10" in text
+    assert "loadgen calibrate" in text
+    assert "no valid measurement" in aria_labels(shown.page)[0]
 
 
 def test_other_charts_show_the_numbers_of_the_sweep(show: Any) -> None:

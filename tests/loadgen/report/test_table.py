@@ -69,6 +69,16 @@ def test_a_row_a_level_with_its_numbers() -> None:
     assert bare["requests.ok"] == ""
 
 
+def test_an_invalid_level_is_marked_with_the_number_that_decides() -> None:
+    rows = {row["concurrency"]: row for row in read(levels_csv(samples.sweep()))}
+    assert rows["192"]["measurement.valid"] == "True"
+    assert rows["192"]["measurement.reasons"] == ""
+    assert rows["256"]["measurement.valid"] == "False"
+    decides = "send lag p99 34 ms is above the bound of 5 ms"
+    assert rows["256"]["measurement.reasons"] == decides
+    assert rows["256"]["measurement.send_lag_ms.p99"] == "34.0"
+
+
 def test_hostile_names_stay_in_their_cell() -> None:
     evil = 'a,b"c\nd;\r\n=cmd|calc\u2028é'
     one = sweep(Level(concurrency=1), Level(concurrency=2), model=evil, url=evil)

@@ -23,9 +23,10 @@ from agent.model import Level, Measurement, Requests, Stats, Sweep
 from loadgen.level import Plan
 from loadgen.report import terminal
 from loadgen.report.terminal import Progress, level_line, load_text, run_table, show
-from loadgen.sweep import Moment
+from loadgen.session import Moment
 from tests.e2e.command import SMALL, environment
 from tests.e2e.misbehaving import good, serving
+from tests.loadgen.report import samples
 from tests.loadgen.report.test_table import some_sweeps, sweep
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -93,6 +94,25 @@ def test_a_pipe_gets_all_columns_and_no_colour(monkeypatch: pytest.MonkeyPatch) 
     assert "E2E p95" in out.getvalue()
     assert "NO" in out.getvalue()
     assert " 9 " in out.getvalue()  # failed
+
+
+def test_an_invalid_level_says_which_number_decides() -> None:
+    out = io.StringIO()
+    show(samples.sweep(), out)
+    text = out.getvalue()
+    assert "not valid, 256 streams: send lag p99 34 ms is above the bound of 5 ms\n" in text
+    assert text.count("not valid") == 1
+    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if "%" in line}
+    assert (rows["192"], rows["256"]) == ("yes", "NO")
+    assert text.index("not valid") < text.index("CAPACITY_ONLY")
+
+
+def test_a_level_without_a_reason_is_shown_all_the_same() -> None:
+    level = Level(mode="rate", offered_rps=0.5, measurement=Measurement(False, []))
+    out = io.StringIO()
+    show(sweep(level), out)
+    assert "not valid, 0.5 requests/s: no reason was recorded" in out.getvalue()
+    assert level_line(level).endswith("INVALID: no reason was recorded")
 
 
 def test_markup_of_others_is_text() -> None:

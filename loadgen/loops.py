@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from itertools import islice
 from time import monotonic_ns, process_time
 
 from loadgen.client import Connection, Dialer, Exchange, connect_error_kind
 from loadgen.level import Plan
-from loadgen.recorder import LocalCount, Recorder, Recording
+from loadgen.recorder import Count, Recorder, Recording
 
 LOOP_LAG_INTERVAL_S = 0.01
 Done = Callable[[Connection, Exchange], None]
@@ -33,18 +34,36 @@ IDLE_S_MAX = 3.0  # servers close idle connections after 5 s or more (uvicorn): 
 SPARE_CONNECTIONS = 8
 
 
+class Request:
+    """One request, ready to be sent."""
+
+    __slots__ = ("data", "follow", "index", "prompt_tokens")
+
+    def __init__(
+        self,
+        index: int,
+        data: bytes,
+        prompt_tokens: int = -1,
+        follow: Callable[[str], Request | None] | None = None,
+    ) -> None:
+        """`prompt_tokens`: as counted here, −1 where nobody did. `follow`: of a conversation, the
+        next turn for a reply's text, or None at its end."""
+        self.index = index
+        self.data = data
+        self.prompt_tokens = prompt_tokens
+        self.follow = follow
+
+
 class Wires:
     """Requests whose bytes exist before their turn: a few are always ready."""
 
-    def __init__(
-        self, source: Iterator[bytes], ahead: int, counter: LocalCount | None = None
-    ) -> None:
-        """`counter`: counts their tokens here, where the server does not."""
-        self.counter = counter
+    def __init__(self, source: Iterator[Request], ahead: int, count: Count | None = None) -> None:
+        """`source` has no end. `count`: tokens of a reply, where the server does not say them."""
+        self.count = count
         self._source = source
-        self._ready = deque(next(source) for _ in range(ahead))
+        self._ready = deque(islice(source, ahead))
 
-    def take(self) -> bytes:
+    def take(self) -> Request:
         return self._ready.popleft() if self._ready else next(self._source)
 
     def refill(self) -> None:
@@ -57,18 +76,19 @@ class Level:
 
     def __init__(self, plan: Plan, dial: Dialer, wires: Wires) -> None:
         self.plan = plan
-        self.recorder = Recorder(wires.counter)
+        self.recorder = Recorder(wires.count)
         self.gave_up: str | None = None
         self.in_flight = 0
         self._dial = dial
         self._wires = wires
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._issued = 0
-        self._warmup_left = plan.warmup_requests
+        self._warmup_left = plan.part_of(plan.warmup_requests)
+        self._quota = None if plan.requests is None else plan.part_of(plan.requests)
         self._proper = 0  # issued after the warm-up
         self._proper_ns = 0  # when the first of them was due
         self._stopping = False
+        self._finishing = False
         self._crash: BaseException | None = None  # a defect of ours, met in a task
         self._connections: set[Connection] = set()
         self._unsent: set[Exchange] = set()  # issued, and most of them waiting for a connection
@@ -79,24 +99,34 @@ class Level:
 
     # ------------------------------------------------------------------------------ one request
 
-    def _issue_next(self, due_ns: int) -> tuple[Exchange, bytes]:
-        """The next request: its record, and the bytes that carry the same index."""
+    def _issue_next(self, due_ns: int, turn: Request | None = None) -> tuple[Exchange, bytes]:
+        """The next request, or the next turn of a conversation: its record, and its bytes."""
         warmup = self._takes_warmup(due_ns)
         if not warmup:
             self._proper += 1
             self._proper_ns = self._proper_ns or due_ns
-        exchange = Exchange(self._issued, due_ns, warmup=warmup)
-        if self._wires.counter is not None:
+        request = turn or self._wires.take()
+        exchange = Exchange(request.index, due_ns, warmup=warmup)
+        exchange.counted_here = request.prompt_tokens
+        exchange.follow = request.follow
+        if self._wires.count is not None or request.follow is not None:
             exchange.texts = []
-        self._issued += 1
         self._unsent.add(exchange)
-        return exchange, self._wires.take()
+        return exchange, request.data
+
+    def _turn_after(self, exchange: Exchange) -> Request | None:
+        """What the user of a conversation says next; nothing after a reply that failed."""
+        if exchange.follow is None or exchange.error is not None:
+            return None
+        turn: Request | None = exchange.follow("".join(exchange.texts or ()))
+        return turn
 
     def _takes_warmup(self, due_ns: int) -> bool:
         if self._warmup_left > 0:
             self._warmup_left -= 1
             return True
-        return due_ns < self._start_ns + int(self.plan.warmup_s * 1e9)
+        warmup_s = self.plan.warmup_s  # none: a timer that fires early must not make one
+        return warmup_s > 0 and due_ns < self._start_ns + int(warmup_s * 1e9)
 
     def _send(self, connection: Connection, exchange: Exchange, data: bytes) -> None:
         self._unsent.discard(exchange)
@@ -159,17 +189,26 @@ class Level:
             self._fail_unsent(exchange, "cancelled", "")
         self._ended.set()
 
+    def finish(self) -> None:
+        """No further request is due: the level ends as its plan would, with the last reply."""
+        self._finishing = True
+
+    @property
+    def arrived(self) -> int:
+        """Tokens so far, those of replies still under way (a chunk is one there) included."""
+        return self.recorder.tokens + sum(c.arrived for c in self._connections)
+
     def give_up(self, why: str) -> None:
         if self.gave_up is None:
             self.gave_up = why
             self.stop()
 
     def _exhausted(self, now_ns: int) -> bool:
-        if self._stopping:
+        if self._stopping or self._finishing:
             return True
         plan = self.plan
-        if plan.requests is not None:
-            return self._proper >= plan.requests
+        if self._quota is not None:
+            return self._proper >= self._quota
         if self._warmup_left:
             return False
         began_ns = self._start_ns + int(plan.warmup_s * 1e9)
@@ -179,17 +218,22 @@ class Level:
 
     # ---------------------------------------------------------------------------------- running
 
-    async def run(self) -> Recording:
-        """Runs the level until its plan is done, or until `stop` or `give_up`."""
+    async def run(self, start: Callable[[], Awaitable[int]] | None = None) -> Recording:
+        """Runs the level until its plan is done, or until `stop` or `give_up`.
+
+        `start`: asked once the connections are open, gives the instant to begin at, in ns of the
+        monotonic clock, so that several workers begin together.
+        """
         watch: asyncio.Task[None] | None = None
         try:
             await self._open_unless_stopped()
             gc.collect()
             gc.disable()  # between token events; what a level keeps is arrays, not cycles
+            start_ns = await start() if start is not None else 0
             watch = self._loop.create_task(self._watch_loop())
             cpu_s, wall_ns = process_time(), monotonic_ns()
             if not self._stopping:
-                self._start_ns = wall_ns
+                self._start_ns = max(start_ns, wall_ns)
                 self._begin()
                 await self._ended.wait()
         finally:
@@ -278,18 +322,18 @@ class ClosedLoop(Level):
     """A fixed number of streams: a slot sends its next request when its last reply has ended."""
 
     async def _open(self) -> None:
-        n = int(self.plan.concurrency or 1)
-        self._slots = [_Slot(self) for _ in range(n)]
+        self._slots = [_Slot(self) for _ in self.plan.slots()]
         self._started = 0
         self._retired = 0
         await self._gathered(slot.open() for slot in self._slots)
 
     def _begin(self) -> None:
-        n = len(self._slots)
+        n = int(self.plan.concurrency or 1)
         step_s = max(min(RAMP_S_PER_STREAM, RAMP_S_MAX / n), self.plan.ramp_s / n)
-        for i, slot in enumerate(self._slots):
+        lead_s = (self._start_ns - monotonic_ns()) / 1e9
+        for i, slot in zip(self.plan.slots(), self._slots, strict=True):
             due_ns = self._start_ns + int(i * step_s * 1e9)
-            self._loop.call_later(i * step_s, slot.proceed, due_ns)
+            self._loop.call_later(max(0.0, lead_s + i * step_s), slot.proceed, due_ns)
 
     def slot_started(self, now_ns: int) -> None:
         """A slot sent its first request after the warm-up; the last to do so ends the ramp."""
@@ -318,14 +362,14 @@ class _Slot:
         """Connects before the level starts; a failure here is met again at the first request."""
         self._connection, _, _ = await self._level._connect(self._done)
 
-    def proceed(self, due_ns: int) -> None:
+    def proceed(self, due_ns: int, turn: Request | None = None) -> None:
         """Sends the slot's next request, or retires the slot."""
         level = self._level
         due_ns = min(due_ns, monotonic_ns())  # a timer may fire a moment early
         if level._exhausted(due_ns):
             level.slot_retired(due_ns)
             return
-        exchange, data = level._issue_next(due_ns)
+        exchange, data = level._issue_next(due_ns, turn)
         if self._connection is not None and self._connection.usable:
             level._send(self._connection, exchange, data)
             self._sent(exchange)
@@ -359,15 +403,24 @@ class _Slot:
             self._pause()
             return
         self._retry_s = RETRY_S[0]
-        self.proceed(exchange.end_ns)
+        turn = level._turn_after(exchange)
+        think_s = level.plan.think_s if turn is not None else 0.0
+        if think_s:
+            due_ns = exchange.end_ns + int(think_s * 1e9)
+            level._loop.call_later(think_s, self.proceed, due_ns, turn)
+        else:
+            self.proceed(exchange.end_ns, turn)
 
 
 class OpenLoop(Level):
     """A schedule of instants: requests go out when they are due, whatever the server does."""
 
     def __init__(self, plan: Plan, dial: Dialer, wires: Wires, arrivals: Iterator[float]) -> None:
+        """`arrivals`: instants of the whole level in s after its start; ours are taken of them."""
         super().__init__(plan, dial, wires)
-        self._arrivals = arrivals
+        self._arrivals = islice(arrivals, plan.part, None, plan.processes)
+        self._next_ns: int | None = None  # None: no arrival is left
+        self._thinking = 0  # conversations whose user has not said the next thing yet
         self._free: list[Connection] = []
         self._opening = 0
         self._outstanding = 0
@@ -386,20 +439,23 @@ class OpenLoop(Level):
             self._free.append(connection)
 
     def _begin(self) -> None:
-        self._next_ns = self._start_ns + int(next(self._arrivals) * 1e9)
+        self._advance()
         self._tick()
+
+    def _advance(self) -> None:
+        at_s = next(self._arrivals, None)
+        self._next_ns = None if at_s is None else self._start_ns + int(at_s * 1e9)
 
     def _tick(self) -> None:
         if self._stopping:
             return
         now_ns = monotonic_ns()
-        while self._next_ns <= now_ns:
+        while self._next_ns is not None and self._next_ns <= now_ns:
             if self._exhausted(self._next_ns):
                 break
             self._issue(self._next_ns)
-            self.recorder.refill_end_ns = self._next_ns
-            self._next_ns = self._start_ns + int(next(self._arrivals) * 1e9)
-        if self._exhausted(self._next_ns):
+            self._advance()
+        if self._next_ns is None or self._exhausted(self._next_ns):
             self._over = True
             self._maybe_end()
         else:
@@ -407,8 +463,9 @@ class OpenLoop(Level):
             wait_s = max(TIMER_S, (self._next_ns - now_ns) / 1e9)
             self._loop.call_later(wait_s, self._tick)
 
-    def _issue(self, due_ns: int) -> None:
-        exchange, data = self._issue_next(due_ns)
+    def _issue(self, due_ns: int, turn: Request | None = None) -> None:
+        exchange, data = self._issue_next(due_ns, turn)
+        self.recorder.refill_end_ns = max(self.recorder.refill_end_ns, due_ns)
         if exchange.warmup:
             self._warm_until_ns = due_ns
         elif not self.recorder.ramp_end_ns:
@@ -446,8 +503,20 @@ class OpenLoop(Level):
             self._free.append(connection)
         else:
             self._drop(connection)
+        turn = self._turn_after(exchange)
+        if turn is not None:
+            think_s = self.plan.think_s
+            self._thinking += 1
+            self._loop.call_later(think_s, self._say, exchange.end_ns + int(think_s * 1e9), turn)
+        self._maybe_end()
+
+    def _say(self, due_ns: int, turn: Request) -> None:
+        """The next turn of a conversation, where the level has not ended meanwhile."""
+        self._thinking -= 1
+        if not self._exhausted(due_ns):
+            self._issue(due_ns, turn)
         self._maybe_end()
 
     def _maybe_end(self) -> None:
-        if self._over and self._outstanding == 0:
+        if self._over and self._outstanding == 0 and self._thinking == 0:
             self._ended.set()

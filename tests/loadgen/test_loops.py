@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import uvloop
 
-from loadgen import arrival, run
+from loadgen import arrival, loops
 from loadgen.client import Connection, Dialer, Exchange, parse_url, request_head, wire
 from loadgen.level import Plan, steady_window, summarise
+from loadgen.loops import ClosedLoop, OpenLoop, Wires
+from loadgen.loops import Request as Ready
 from loadgen.recorder import CANCELLED, OK, Recording
-from loadgen.run import ClosedLoop, OpenLoop, Wires
 from tests.loadgen.scripted import (
     CLOSE,
     DONE,
@@ -55,7 +56,7 @@ def play(request: pytest.FixtureRequest) -> Iterator[Play]:
 
 def wires(server: Server, ahead: int = 4) -> Wires:
     top = request_head(parse_url(server.url), "/v1/chat/completions", {})
-    return Wires((wire(top, b"%d" % index) for index in count()), ahead)
+    return Wires((Ready(i, wire(top, b"%d" % i)) for i in count()), ahead)
 
 
 def dialer(server: Server) -> Dialer:
@@ -311,13 +312,13 @@ def test_stop_records_requests_that_wait_for_a_connection(play: Play, mode: str)
             async def nothing() -> None:
                 level._dial = never  # type: ignore[assignment]
                 if isinstance(level, ClosedLoop):
-                    level._slots = [run._Slot(level) for _ in range(3)]
+                    level._slots = [loops._Slot(level) for _ in range(3)]
                     level._started = level._retired = 0
 
             level._open = nothing  # type: ignore[method-assign]
             running = asyncio.create_task(level.run())
             await until(lambda: len(level._unsent) >= 3)
-            issued = level._issued
+            issued = level._proper
             level.stop()
             rec = await asyncio.wait_for(running, 2)
             assert sorted(rec.index) == list(range(issued))
@@ -367,7 +368,7 @@ def test_a_server_that_resets_is_counted_and_not_hammered(
             assert (paused >= 0.04e9) == at_once
 
     if not at_once:
-        monkeypatch.setattr(run, "RETRY_S", (30.0, 30.0))  # would not end in time
+        monkeypatch.setattr(loops, "RETRY_S", (30.0, 30.0))  # would not end in time
     play(main())
 
 
@@ -394,9 +395,9 @@ def test_timeouts_free_their_slots(play: Play) -> None:
 
 
 def test_it_gives_up_when_the_server_has_gone(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "GIVE_UP_S", 0.3)
-    monkeypatch.setattr(run, "GIVE_UP_REQUESTS", 4)
-    monkeypatch.setattr(run, "RETRY_S", (0.02, 0.05))
+    monkeypatch.setattr(loops, "GIVE_UP_S", 0.3)
+    monkeypatch.setattr(loops, "GIVE_UP_REQUESTS", 4)
+    monkeypatch.setattr(loops, "RETRY_S", (0.02, 0.05))
 
     async def main() -> None:
         async with serving(stream(3, gap_s=0.01)) as server:
@@ -420,7 +421,7 @@ def test_it_gives_up_when_the_server_has_gone(play: Play, monkeypatch: pytest.Mo
 def test_a_server_that_comes_back_is_not_given_up(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "RETRY_S", (0.02, 0.05))
+    monkeypatch.setattr(loops, "RETRY_S", (0.02, 0.05))
 
     async def main() -> None:
         async with serving(stream(2)) as server:
@@ -585,7 +586,7 @@ def test_an_open_loop_over_a_server_that_closes_each_connection(play: Play) -> N
 def test_an_open_loop_gives_up_when_nobody_is_there(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "GIVE_UP_S", 0.1)
+    monkeypatch.setattr(loops, "GIVE_UP_S", 0.1)
 
     async def main() -> None:
         async with serving(stream(1)) as server:
@@ -622,13 +623,13 @@ async def test_stop_ends_an_open_loop() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 def test_wires_come_in_order_however_far_ahead_they_are_made(ahead: int) -> None:
-    made = Wires((b"%d" % i for i in count()), ahead)
+    made = Wires((Ready(i, b"") for i in count()), ahead)
     taken = []
     for i in range(12):
-        taken.append(made.take())
+        taken.append(made.take().index)
         if i % 3:
             made.refill()
-    assert taken == [b"%d" % i for i in range(12)]
+    assert taken == list(range(12))
 
 
 async def test_index_and_bytes_belong_together_even_where_connections_fail() -> None:

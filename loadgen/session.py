@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import platform
 import secrets
 import ssl
@@ -16,8 +15,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -35,28 +35,41 @@ from agent.model import (
     UsageError,
     Workload,
 )
-from agent.sizing.curve import analyse
+from agent.sizing.curve import analyse, load_of
 from agent.sizing.judge import judge
-from agent.store import Store
-from loadgen import api, arrival, probe, tokenizer, workload
-from loadgen.client import Address, Dialer, parse_url, request_head, tls_context, wire
-from loadgen.config import Options
+from agent.store import State, Store
+from loadgen import api, calibrate, limits, probe, tokenizer, worker
+from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
+from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, DEFAULT_OUTPUT_TOKENS, Options
+from loadgen.crew import Crew, CrewLevel
+from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
-from loadgen.observe import Observer, discover, local_gpus
-from loadgen.recorder import OK, LocalCount, Recording, rows
-from loadgen.run import ClosedLoop, OpenLoop, Wires
+from loadgen.loops import ClosedLoop, OpenLoop
+from loadgen.observe import Observer, discover, local_gpus, on_this_machine
+from loadgen.recorder import OK, Recording, rows
+from loadgen.resume import stored
+from loadgen.search import Done, Sample, Settings, Step, next_step, standing
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
+from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
+from loadgen.workload import Spec
 
-CONNECT_TIMEOUT_S = 10.0
+if TYPE_CHECKING:
+    from loadgen.dataset import Dataset
+    from loadgen.trace import Trace
+
+Running = ClosedLoop | OpenLoop | CrewLevel
+
 SERVER_INTERVAL_S = 0.5
 GPU_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 0.5
+CLOSING_S = 0.01  # the loop closes a level's sockets in its next turns
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
+RATE_MAX = 100_000.0
+FIRST_RATE_RPS = 0.5  # where not even one request was answered
+PILOT_REQUESTS = 3
 SIMULATED_ENGINE = "servefit-sim"
-READY_AHEAD_MAX = 4096
-PRIORITY = -10  # nice value; refused without the right to it, and then left as it is
 
 
 class Watcher(Protocol):
@@ -64,7 +77,7 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def level_began(self, number: int, of: int, plan: Plan) -> None: ...
+    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None: ...
 
     def level_moved(self, state: Moment) -> None: ...
 
@@ -80,22 +93,7 @@ class Moment(msgspec.Struct, frozen=True):
     ok: int
     failed: int
     tokens: int
-
-
-class TraceIds:
-    """The ids of one level's trace: they go out on the wire before any span exists."""
-
-    def __init__(self, rng: Random) -> None:
-        self.trace_id = rng.getrandbits(128) or 1
-        self.root_span_id = rng.getrandbits(64) or 1
-        self._first = rng.getrandbits(64)
-
-    def span_id(self, index: int) -> int:
-        return (self._first + index) % 2**64 or 1
-
-    def traceparent(self, index: int) -> str:
-        """W3C trace context of request `index`, sampled."""
-        return f"00-{self.trace_id:032x}-{self.span_id(index):016x}-01"
+    half: float | None = None  # relative half-width of the 95 % interval of its tokens/s
 
 
 class Session:
@@ -103,8 +101,9 @@ class Session:
 
     def __init__(
         self, options: Options, watcher: Watcher, *, store: Store | None, simulated: bool = False,
-        shown_url: str | None = None,
+        shown_url: str | None = None, resumed: Sweep | None = None,
     ) -> None:  # fmt: skip
+        """`resumed`: a run of the same options that was stopped, to be gone on with."""
         self.options = options
         self._watcher = watcher
         self._store = store
@@ -116,21 +115,30 @@ class Session:
             self._tls = tls_context(ca_file=options.ca_file, insecure=options.insecure)
         self._dial = Dialer(self._address, self._tls, CONNECT_TIMEOUT_S)
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
-        self._running: ClosedLoop | OpenLoop | None = None
+        self._running: Running | None = None
+        self._crew = Crew()
+        self._calibration = calibrate.load()
+        self._shares_machine = False  # whether the target runs on this one
         self._task: asyncio.Task[Any] | None = None
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
-        self._rng = Random(options.seed)
+        self._dataset = _dataset(options, watcher)
+        self._trace = _trace(options, watcher)
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
-        self.sweep = self._empty()
+        self._resumed = resumed
+        self.sweep = resumed or self._empty()
+        self._state: State = "running"
+        self._began_s = time.monotonic()
+        self._spent_s = sum(level.duration_s or 0.0 for level in self.sweep.levels)
+        self._start_rps = 0.0  # of a search
+        self._step: Step | None = None  # of a search, where it may end the level that is running
 
     def _empty(self) -> Sweep:
         options = self.options
         now = datetime.now(UTC)
-        arrivals = f"{options.arrival}" if options.rates_rps else "closed"
         return Sweep(
             run=Run(
                 id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
@@ -142,13 +150,7 @@ class Session:
                 simulated=self._simulated,
             ),
             target=Target(url=self._shown_url, model=options.model or ""),
-            workload=Workload(
-                endpoint=options.endpoint,
-                input_tokens=options.input_tokens,
-                output_tokens=options.output_tokens,
-                arrival=arrivals,
-                stream=options.stream,
-            ),
+            workload=_workload(options),
             slo=list(options.slo),
         )
 
@@ -157,36 +159,140 @@ class Session:
     async def run(self) -> Sweep:
         """Raises TargetError and UsageError before the first level, and nothing after it."""
         self._task = asyncio.current_task()
-        _ask_for_the_processor()
+        worker.ask_for_the_processor()
         try:
             await self._prepare()
         except BaseException:
             await self._observer.close()  # else its open connection is complained about at the exit
             raise
         try:
-            plans = self.options.plans()
-            for number, plan in enumerate(plans, 1):
-                self._watcher.level_began(number, len(plans), plan)
-                why = await self._level(number, self._ramped(plan))
-                self._keeping = False
-                if why is not None:
-                    self._watcher.note(f"the server is gone: {why}; no further level is tried")
-                    break
-                if self._interrupted:
-                    break
-                if number < len(plans):
-                    await self._until_idle()
+            await self._measure()
         except asyncio.CancelledError:
             if not self._interrupted:
                 raise
         finally:
             self._task = None  # what follows is short, and not to be cancelled
             await self._observer.close()
+            await self._crew.close()
         if self._sink is not None:
             delivery = await asyncio.to_thread(self._sink.close)
             self._watcher.note(delivery.line())
         self._conclude()
         return self.sweep
+
+    def _beyond(self, plan: Plan) -> str | None:
+        """Why this level cannot be run here; of an open loop, by what the level before took."""
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        try:
+            if plan.mode == "concurrency":
+                limits.check_streams(int(plan.load), self._address.port)
+            elif e2e_ms is not None:
+                limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
+        except UsageError as error:
+            return str(error)
+        return None
+
+    async def _measure(self) -> None:
+        """Level after level, until the list or the search is at its end, or the server is gone."""
+        if self.options.auto == "rate":
+            self._start_rps = await self._first_rate()
+        while not self._interrupted and (upcoming := self._upcoming()) is not None:
+            plan, of, why = upcoming
+            if (beyond := self._beyond(plan)) is not None:
+                self._watcher.note(f"no further level is tried: {beyond}")
+                return
+            number = len(self.sweep.levels) + 1
+            self._watcher.level_began(number, of, plan, why)
+            gone = await self._level(number, self._ramped(plan))
+            self._keeping = False
+            if gone is not None:
+                self._watcher.note(f"the server is gone: {gone}; no further level is tried")
+                return
+            if not self._interrupted and number != of:
+                await self._until_idle()
+
+    def _upcoming(self) -> tuple[Plan, int | None, str] | None:
+        """The next level, of how many, and why it is that one; None: there is none."""
+        if self.options.auto is not None:
+            return self._searched()
+        plans, number = self.options.plans(self._trace), len(self.sweep.levels)
+        if number == len(plans):
+            return None
+        if self._left_s() < self._least_s():
+            self._watcher.note(
+                f"the budget of {self.options.budget_s:.0f} s is spent: the last "
+                f"{len(plans) - number} of {len(plans)} levels were not measured"
+            )
+            return None
+        return plans[number], len(plans), ""
+
+    def _left_s(self) -> float:
+        """Of the budget; without limit where none was given."""
+        return (self.options.budget_s or math.inf) - self._elapsed_s()
+
+    def _elapsed_s(self) -> float:
+        """Time spent, without that between the end of a run and its being taken up again."""
+        return self._spent_s + time.monotonic() - self._began_s
+
+    def _least_s(self) -> float:
+        """What the next level of a list takes at the least: a ramp, a window and a drain."""
+        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
+        return 4 * (e2e_ms or 0.0) / 1e3
+
+    def _searched(self) -> tuple[Plan, None, str] | None:
+        options = self.options
+        rate = options.auto == "rate"
+        budget_s = options.budget_s or DEFAULT_BUDGET_S
+        settings = Settings(
+            mode="rate" if rate else "concurrency",
+            budget_s=budget_s,
+            slo=options.slo,
+            start=self._start_rps if rate else 1.0,
+            most=RATE_MAX if rate else float(options.requests or CONCURRENCY_MAX),
+            expect=options.expect_rps if rate else options.expect_concurrency,
+            level_s=options.duration_s,
+            warmup_s=options.warmup_s,
+        )
+        step = next_step(self.sweep.levels, settings, self._elapsed_s())
+        if isinstance(step, Done):
+            self._watcher.note(f"the search is at its end: {step.why}")
+            return None
+        plan = options.plan_at(step.load)
+        self._step = None
+        if options.requests is None and options.duration_s is None:
+            self._step = step
+            ramp_s = step.ramp_s if rate and not plan.warmup_requests else 0.0
+            plan = msgspec.structs.replace(
+                plan,
+                requests=None,
+                duration_s=step.duration_s - (0.0 if plan.warmup_s else ramp_s),
+                warmup_s=plan.warmup_s or ramp_s,
+            )
+        left_s = budget_s - self._elapsed_s()
+        return plan, None, f"{step.why} · {left_s:.0f} s of {budget_s:.0f} s left"
+
+    async def _first_rate(self) -> float:
+        """Requests/s of one stream alone: a rate that a server can hold, to begin a search with."""
+        if self.sweep.levels:
+            return self.sweep.levels[0].offered_rps or FIRST_RATE_RPS
+        plan = Plan(
+            "concurrency", concurrency=1, requests=PILOT_REQUESTS, timeout_s=self.options.timeout_s,
+            stream=self.options.stream,
+        )  # fmt: skip
+        runner = worker.runner(self._job(0, plan, None), self._dial)
+        self._running = runner
+        try:
+            recording = await runner.run()
+        finally:
+            self._running = None
+        self._overhead(
+            warmup_requests=int((recording.outcome == OK).sum()),
+            warmup_tokens=int(recording.output_tokens.sum()),
+        )
+        start_ns, end_ns = span(recording)
+        if not runner.recorder.ok or end_ns <= start_ns:
+            return FIRST_RATE_RPS
+        return float(f"{runner.recorder.ok * 1e9 / (end_ns - start_ns):.3g}")
 
     @property
     def began(self) -> bool:
@@ -203,11 +309,37 @@ class Session:
         longest_s = min(RAMP_S_MAX, (plan.duration_s or math.inf) / 4)
         return msgspec.structs.replace(plan, ramp_s=min((e2e_ms or 0.0) / 1e3, longest_s))
 
+    def _shared_out(self, plan: Plan) -> Plan:
+        """The plan with its processes: as many as were asked for, else as it will need."""
+        processes = self.options.processes or self._processes_needed(plan)
+        if plan.concurrency is not None:
+            processes = min(processes, plan.concurrency)
+        return msgspec.structs.replace(plan, processes=processes)
+
+    def _processes_needed(self, plan: Plan) -> int:
+        """By what this machine holds and what the level before gave, at most as it scales.
+
+        A server on this machine keeps a core for itself: taken from it, it would be measured worse.
+        """
+        levels = self.sweep.levels
+        before = next((lv for lv in reversed(levels) if load_of(lv) and lv.requests), None)
+        scale = plan.load / (load_of(before) or 1.0) if before is not None else 0.0
+        e2e_s = ((before.e2e_ms.mean if before is not None else None) or 0.0) / 1e3
+        rate_rps = plan.rate_rps or scale * ((before and before.request_throughput) or 0.0)
+        return calibrate.processes_for(
+            self._calibration,
+            streams=plan.concurrency or rate_rps * e2e_s,
+            token_events_per_s=scale * ((before and before.output_tokens_per_s) or 0.0),
+            requests_per_s=rate_rps,
+            cores=max(1, calibrate.cores() - self._shares_machine),
+        )
+
     def interrupt(self) -> None:
         """Ends the level that is running and keeps it as far as it came."""
         self._interrupted = True
         self._update_run(interrupted=True)
         if self._running is not None:
+            self._state = "cut"
             self._running.stop()
         elif self._task is not None and not self._keeping:
             self._task.cancel()
@@ -220,32 +352,77 @@ class Session:
 
     async def _prepare(self) -> None:
         options = self.options
+        for note in options.notes:
+            self._watcher.note(note)
+        limits.check_streams(
+            max(options.concurrency, default=0), self._address.port,
+            processes=options.processes or 1,
+        )  # fmt: skip
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
         known = await probe.models(self._address, options.headers, self._tls, limit_s)
-        model = probe.choose_model(options.model, known.ids)
         self._api = api.ENDPOINTS[options.endpoint]
-        probe.check_length(
-            model, known, options.input_tokens, options.output_tokens, min(self._api.sequences)
-        )
+        model = self._choose_model(known)
+        prompt_tokens = self._check_length(model, known)
         if known.simulated:
             self._simulated = True
             self._update_run(simulated=True)
+        with suppress(OSError):  # reached by a name that only a moment ago had an address
+            self._shares_machine = await on_this_machine(self._address.origin)
         await self._find_observers(model)
         await self._refuse_busy()
-        count = tokenizer.counter(options.tokenizer) if options.tokenizer else None
         prober = probe.Prober(
             self._address, self._dial, options.headers, options.endpoint, model,
             stream=options.stream, timeout_s=limit_s,
-            count=count,
+            count=tokenizer.counter(options.tokenizer) if options.tokenizer else None,
         )  # fmt: skip
-        self._probed = await prober.run(options.input_tokens, self._nonces)
-        shape = workload.shape_of(options.input_tokens, self._probed.costs)
-        prompt_tokens = round(workload.expected_tokens(shape, self._probed.costs))
-        self._counter = LocalCount(count, prompt_tokens) if count is not None else None
-        for note in self._probed.notes:
+        probed = await prober.run(
+            prompt_tokens, self._nonces, try_token_ids=api.TOKEN_IDS in self._api.takes
+        )
+        for note in probed.notes:
             self._watcher.note(note)
+        if rate_rps := options.rate_rps_max(self._trace):
+            # At least: a level's replies are longer than the probes'.
+            limits.check_rate(rate_rps, probed.fastest_s or 0.0, self._address.port)
         self._head = request_head(self._address, self._api.path, options.headers)
-        self._overhead(probe_requests=self._probed.requests, probe_tokens=self._probed.tokens)
+        self._overhead(probe_requests=probed.requests, probe_tokens=probed.tokens)
+        self._spec = Spec(
+            endpoint=options.endpoint,
+            stream=options.stream,
+            models=options.mix or ((model, 1.0),),
+            input_tokens=options.input_tokens,
+            output_tokens=options.output_tokens,
+            costs=probed.costs,
+            dialect=probed.dialect,
+            token_ids=probed.token_ids,
+            prefix_tokens=options.prefix_tokens,
+            prefixes=options.prefixes,
+            reuse=options.reuse_prompts,
+            dataset=self._dataset,
+            trace=self._trace,
+            turns=options.turns,
+            longest=known.lengths.get(model),
+            seed=options.seed,
+            nonce=self._nonces.getrandbits(63),
+        )
+
+    def _choose_model(self, known: probe.Known) -> str:
+        """The model that is probed: of a mix the first, after all were looked for."""
+        mixed = [probe.choose_model(name, known.ids) for name, _ in self.options.mix]
+        return mixed[0] if mixed else probe.choose_model(self.options.model, known.ids)
+
+    def _check_length(self, model: str, known: probe.Known) -> int:
+        """The tokens of a prompt to try; raises UsageError where no request could be answered."""
+        options = self.options
+        asked = options.input_tokens.fixed
+        output = options.output_tokens or Fixed(DEFAULT_OUTPUT_TOKENS)
+        if asked is not None and output.fixed is not None and not options.own_lengths:
+            whole = asked * options.turns + options.prefix_tokens
+            probe.check_length(
+                model, known, whole, output.fixed * options.turns, min(self._api.sequences)
+            )
+            return asked
+        longest = known.lengths.get(model, round(options.input_tokens.mean) + 1)
+        return max(1, min(round(options.input_tokens.mean), longest - 1))
 
     def _overhead(self, **more: int) -> None:
         old = msgspec.structs.asdict(self.sweep.run.overhead)
@@ -284,6 +461,8 @@ class Session:
             server_note=server_note,
             gpu_note=gpu_note,
         )
+        if self._resumed is not None:
+            _refuse_another(self._resumed, target)
         self.sweep = msgspec.structs.replace(self.sweep, target=target)
 
     async def _load_now(self) -> tuple[float, float] | None:
@@ -317,40 +496,31 @@ class Session:
 
     # -------------------------------------------------------------------------------- one level
 
-    def _wires(self, plan: Plan, trace: TraceIds) -> Wires:
+    def _job(self, number: int, plan: Plan, trace: TraceIds | None) -> Job:
         options = self.options
-        prompts = workload.Prompts(
-            options.input_tokens, self._probed.costs, self._nonces, reuse=options.reuse_prompts
+        return Job(
+            plan=plan,
+            number=number,
+            spec=self._spec,
+            address=self._address,
+            head=self._head,
+            ca_file=options.ca_file,
+            insecure=options.insecure,
+            tokenizer=options.tokenizer,
+            trace=trace if self._sink is not None else None,
         )
 
-        def encode(prompt: str) -> bytes:
-            return api.body(
-                options.endpoint, self.sweep.target.model, prompt, options.output_tokens,
-                stream=options.stream, dialect=self._probed.dialect,
-            )  # fmt: skip
-
-        def source() -> Iterator[bytes]:
-            bodies = workload.bodies(prompts, encode)
-            for index, body in enumerate(bodies):
-                # Requests of the warm-up have no span, so nothing may hang under one.
-                traced = self._sink is not None and index >= plan.warmup_requests
-                yield wire(self._head, body, trace.traceparent(index) if traced else None)
-
-        ahead = max(8, int(2 * plan.load))
-        return Wires(source(), min(READY_AHEAD_MAX, ahead), self._counter)
+    async def _runner(self, job: Job) -> Running:
+        """In this process where one is enough, else shared by a crew."""
+        if job.plan.processes > 1:
+            return await self._crew.level(job, job.plan.processes)
+        return worker.runner(job, self._dial)
 
     async def _level(self, number: int, plan: Plan) -> str | None:
         """Runs, joins and keeps one level; returns why the server seems gone, if it does."""
-        trace = TraceIds(self._nonces)
-        wires = self._wires(plan, trace)
-        runner: ClosedLoop | OpenLoop
-        if plan.mode == "concurrency":
-            runner = ClosedLoop(plan, self._dial, wires)
-        else:
-            rng = Random(f"{self.options.seed}:{number}")
-            runner = OpenLoop(
-                plan, self._dial, wires, arrival.instants(plan.arrival, plan.load, rng)
-            )
+        plan = self._shared_out(plan)
+        trace = TraceIds.draw(self._nonces)
+        runner = await self._runner(self._job(number, plan, trace))
         started_at = _iso(datetime.now(UTC))
         async with self._observer.watching():
             before_ns = time.monotonic_ns()
@@ -361,9 +531,12 @@ class Session:
             finally:
                 self._running = None
                 ticker.cancel()
+                await asyncio.sleep(CLOSING_S)  # what follows opens files, too
             if not self._interrupted and runner.gave_up is None:
                 await self._settle(recording)
             after_ns = time.monotonic_ns()
+        if runner.gave_up is not None:
+            self._state = "cut"
         level = self._join(recording, plan, started_at, before_ns, after_ns)
         self._keep(level, recording)
         self._watcher.level_ended(number, level)
@@ -375,12 +548,14 @@ class Session:
         await self._export(plan, recording, trace)
         return runner.gave_up
 
-    async def _tick(self, runner: ClosedLoop | OpenLoop) -> None:
+    async def _tick(self, runner: Running) -> None:
         plan = runner.plan
         began = time.monotonic()
+        samples: list[Sample] = []
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL_S)
             recorder = runner.recorder
+            half = self._look(runner, samples)
             elapsed = time.monotonic() - began
             if plan.requests is not None:
                 share = (recorder.ok + recorder.failed) / (plan.requests + plan.warmup_requests)
@@ -388,8 +563,24 @@ class Session:
                 share = elapsed / (plan.warmup_s + (plan.duration_s or 1.0))
             self._watcher.level_moved(
                 Moment(min(share, 1.0), elapsed, runner.in_flight, recorder.ok, recorder.failed,
-                       recorder.tokens)
+                       recorder.tokens, half)
             )  # fmt: skip
+
+    def _look(self, runner: Running, samples: list[Sample]) -> float | None:
+        """How tight a searched level is; ends it when it has said enough, or the budget is spent.
+
+        From counts that are kept anyway, so that no token event costs more for it.
+        """
+        if self._left_s() <= 0:
+            runner.finish()
+        recorder = runner.recorder
+        if self._step is None or not recorder.ramp_end_ns:
+            return None
+        samples.append(Sample(time.monotonic(), runner.arrived, recorder.ok, runner.in_flight))
+        said = standing(samples, self.options.mode, self._step.requests_min)
+        if said.enough:
+            runner.finish()
+        return said.half
 
     async def _settle(self, recording: Recording) -> None:
         """Waits until the server has counted what it already answered."""
@@ -439,7 +630,8 @@ class Session:
         if self._store is None:
             return
         try:
-            self._store.save(self.sweep, **what)
+            kept = msgspec.structs.replace(self.options, url=self._shown_url)
+            self._store.save(self.sweep, options=stored(kept), state=self._state, **what)
         except ServefitError as error:
             self._watcher.note(f"not kept in the store: {error}")
             self._store = None
@@ -485,7 +677,56 @@ class Session:
             endpoint=options.endpoint,
         )  # fmt: skip
         self.sweep = msgspec.structs.replace(self.sweep, curve=curve, verdict=verdict)
+        if self._state == "running" and not self._interrupted:
+            self._state = "done"
         self._save()
+
+
+def _dataset(options: Options, watcher: Watcher) -> Dataset | None:
+    """Raises UsageError where the file has nothing that can be used."""
+    if options.dataset is None:
+        return None
+    from loadgen import dataset
+
+    read = dataset.read(options.dataset)
+    for note in read.notes:
+        watcher.note(note)
+    return read
+
+
+def _trace(options: Options, watcher: Watcher) -> Trace | None:
+    """Raises UsageError where the file has nothing that can be used."""
+    if options.trace is None:
+        return None
+    from loadgen import trace
+
+    read = trace.read(options.trace)
+    for note in read.notes:
+        watcher.note(note)
+    return read
+
+
+def _workload(options: Options) -> Workload:
+    """What the result says of the requests."""
+    rates = options.rates_rps or (options.trace and not options.concurrency)
+    arrivals = "trace" if options.trace and rates else options.arrival if rates else "closed"
+    lengths = [
+        "as recorded" if length is None else str(length) if length.fixed is None else length.fixed
+        for length in (options.input_tokens, options.output_tokens)
+    ]
+    if options.own_lengths:
+        lengths[0] = "as recorded"
+    return Workload(
+        endpoint=options.endpoint,
+        input_tokens=lengths[0],
+        output_tokens=lengths[1],
+        arrival=arrivals,
+        dataset=options.dataset and Path(options.dataset).name,
+        trace=options.trace and Path(options.trace).name,
+        prefix_tokens=options.prefix_tokens or None,
+        turns=options.turns if options.turns > 1 else None,
+        stream=options.stream,
+    )
 
 
 def _store_rows(rec: Recording) -> Iterator[tuple[Any, ...]]:
@@ -519,10 +760,21 @@ def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Ite
         )
 
 
-def _ask_for_the_processor() -> None:
-    """A client that waits for its turn measures the scheduler; root may ask to be served first."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+def _refuse_another(resumed: Sweep, target: Target) -> None:
+    """Levels of two servers are no curve. Raises UsageError."""
+    before = resumed.target
+    if before.fingerprint == target.fingerprint:
+        return
+
+    def words(one: Target) -> str:
+        gpus = ", ".join(gpu.name for gpu in one.gpus)
+        parts = (one.model, one.engine, one.engine_version, gpus)
+        return " ".join(part for part in parts if part)
+
+    raise UsageError(
+        f"--resume {resumed.run.id}: this is not the server that it measured: {words(before)} then,"
+        f" {words(target)} now; start a new sweep"
+    )
 
 
 def _fingerprint(*parts: str | None) -> str:

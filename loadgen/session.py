@@ -713,7 +713,7 @@ def _workload(options: Options) -> Workload:
     rates = options.rates_rps or (options.trace and not options.concurrency)
     arrivals = "trace" if options.trace and rates else options.arrival if rates else "closed"
     lengths = [
-        length.fixed or str(length) if length is not None else "as recorded"
+        "as recorded" if length is None else str(length) if length.fixed is None else length.fixed
         for length in (options.input_tokens, options.output_tokens)
     ]
     if options.own_lengths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from agent.cli import cli as agent_cli
@@ -22,6 +24,7 @@ from loadgen.config import Options
 from loadgen.lengths import Fixed
 from tests.agent.test_store import sweep as a_sweep
 from tests.e2e.command import environment
+from tests.loadgen.levels import closed_loop, side
 
 ROOT = Path(__file__).parent.parent.parent
 URL = "http://127.0.0.1:9"
@@ -131,6 +134,13 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["report", "nope"], "no run 'nope'"),
         (["export", "--format", "xml"], "'xml' is not one of"),
         (["export", "nope"], "`loadgen runs` lists them"),
+        (["compare", "latest"], "Missing argument 'B'"),
+        (["compare", "a", "b"], "no run 'a'"),
+        (["compare", "/nowhere.json", "b"], "/nowhere.json: No such file"),
+        (["compare", str(ROOT / "tests/golden/exports/vllm.json"), "b"], "not a sweep"),
+        (["compare", "a", "b", "--fail-on", "slo"], "write METRIC<-X%"),
+        (["compare", "a", "b", "--fail-on", "tokens<-5%"], "unknown metric 'tokens'"),
+        (["compare", "a", "b", "--json", "/"], "this is a directory"),
         (["runs", "--db", "/nowhere.db"], "no such file"),
         (["runs", "--limit", "0"], "--limit"),
         (["serve", "sim", "nothing"], "sim:"),
@@ -388,6 +398,76 @@ def test_runs_report_export(loadgen: Command, kept: Sweep, tmp_path: Path) -> No
     code, _, err = loadgen("export", "-o", str(tmp_path))
     assert code == 2
     assert "this is a directory" in err
+
+
+def test_another_tools_files_need_requests(loadgen: Command, kept: Sweep) -> None:
+    code, out, err = loadgen("export", "--format", "vllm")
+    assert (code, out) == (2, "")
+    assert "the store has no requests of level 1" in err
+
+
+@pytest.fixture
+def measured() -> list[str]:
+    """Two runs in the store, two levels each, the second a tenth slower; their ids."""
+    loads = ((2, 20), (4, 20))
+    runs = [side(1, loads), side(2, loads, slower=1.1)]
+    with Store() as store:
+        for run, slower in zip(runs, (1.0, 1.1), strict=True):
+            rng = np.random.default_rng(int(run.sweep.run.id.removeprefix("run-")))
+            for index, load in enumerate(loads):
+                rows = closed_loop(rng, *load, slower)
+                store.save(run.sweep, level=index, requests=[{**r, "level": index} for r in rows])
+    return [run.sweep.run.id for run in runs]
+
+
+def test_another_tools_files(loadgen: Command, measured: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert loadgen("export", measured[0], "--format", "aiperf", "-o", str(out))[0] == 0
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*.json"))
+    assert files == [f"concurrency_{n}/profile_export_aiperf.json" for n in (2, 4)]
+    assert loadgen("export", measured[0], "--format", "guidellm", "-o", str(out))[0] == 0
+    assert len(json.loads((out / "benchmarks.json").read_text())["benchmarks"]) == 2
+    named = out / "mine.json"
+    assert loadgen("export", measured[0], "--format", "guidellm", "-o", str(named))[0] == 0
+    assert named.read_bytes() == (out / "benchmarks.json").read_bytes()
+    for where in ("-", str(tmp_path / "one.json")):
+        code, _, err = loadgen("export", measured[0], "--format", "vllm", "-o", where)
+        assert code == 2
+        assert "has 2 levels, and vllm has one in a file: --output DIR" in err
+    code, _, err = loadgen("export", measured[0], "--format", "vllm", "-o", str(named) + "/x")
+    assert (code, "Not a directory" in err) == (2, True)
+
+
+def test_comparing_runs(loadgen: Command, measured: list[str], tmp_path: Path) -> None:
+    a, b = measured
+    code, out, err = loadgen("compare", a, b)
+    assert (code, err) == (0, "")
+    assert "2 streams" in out
+    assert "WORSE" in out
+    assert "Holm" in out
+    rule = "output_tokens_per_s<-5%"
+    code, out, _ = loadgen("compare", a, b, "--fail-on", rule)
+    assert code == 1
+    assert f"gate MISSED: {rule} at 4 streams" in out
+    assert loadgen("compare", b, a, "--fail-on", rule)[0] == 0
+    code, out, err = loadgen("compare", a, b, "--json", "-", "--fail-on", rule)
+    assert code == 1
+    assert "WORSE" in err  # the table is out of the way of the JSON
+    told = json.loads(out)
+    assert [pair["load"] for pair in told["pairs"]] == [2.0, 4.0]
+    assert {gate["missed"] for gate in told["gate"]} == {True}
+    assert loadgen("compare", a, b, "--quiet") == (0, "", "")
+
+
+def test_comparing_a_run_with_a_file(loadgen: Command, measured: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "base.json"
+    assert loadgen("export", measured[0], "-o", str(file))[0] == 0
+    code, out, _ = loadgen("compare", str(file), measured[1], "--fail-on", "ttft_ms.p50>+1%")
+    assert code == 3  # beyond its bound, and a file has no requests to test it with
+    assert "gate UNDECIDED: ttft_ms.p50>+1% at 4 streams" in out
+    assert "A file has no requests" in out
+    code, _, err = loadgen("compare", str(file), str(file), "--db", str(tmp_path / "none.db"))
+    assert (code, err) == (0, "")  # two files need no database
 
 
 def test_the_example_configuration_is_taken(tmp_path: Path) -> None:

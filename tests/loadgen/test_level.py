@@ -194,6 +194,7 @@ def test_rates_are_counted_chunk_by_chunk_inside_the_window() -> None:
     assert level.request_throughput == pytest.approx(19 / 0.99)
     assert level.total_tokens_per_s == pytest.approx((99 + 20 * 50) / 0.99)
     assert level.window_s == pytest.approx(0.99)
+    assert level.window_start_s == pytest.approx(0.01)
     assert level.duration_s == pytest.approx(1.01)
     # … and the counts are of the whole level.
     assert level.requests == Requests(20, 0, 0, {})

@@ -56,8 +56,8 @@ def sweep_html(sweep: Sweep) -> str:
     run, target = sweep.run, sweep.target
     parts = ("SIMULATED" if run.simulated else "", target.model, target.url, f"run {run.id}")
     opened = any(level.mode == "rate" for level in sweep.levels)
-    titles = ("requests/s asked" if opened else "streams", "output tokens/s", "TTFT p95", "ITL p95",
-              "ok", "failed", "valid")  # fmt: skip
+    titles = ("requests/s asked" if opened else "streams", "output tokens/s", "requests/s",
+              "TTFT p95", "ITL p95", "E2E p95", "ok", "failed", "valid")  # fmt: skip
     rows = "".join(_html_row("td", _cells(level)) for level in sweep.levels)
     verdict = sweep.verdict
     judged = f"<b>{escape(verdict.finding)}</b>: {escape(verdict.summary)}" if verdict else ""
@@ -80,8 +80,10 @@ def _cells(level: Level) -> tuple[str, ...]:
     return (
         "–" if load is None else f"{load:g}",
         number(level.output_tokens_per_s),
+        number(level.request_throughput),
         ms(level.ttft_ms.p95),
         ms(level.itl_ms.p95),
+        ms(level.e2e_ms.p95),
         str(requests.ok) if requests else "–",
         str(requests.failed) if requests else "–",
         f"NO: {why}" if invalid else "yes",

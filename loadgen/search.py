@@ -394,7 +394,7 @@ class Sample(NamedTuple):
 class Standing(NamedTuple):
     """What a running level has said so far."""
 
-    half: float | None  # relative half-width of the 95 % interval of its tokens/s
+    half: float | None  # relative half-width of the 95 % interval of its tokens/s, or requests/s
     enough: bool
 
 
@@ -425,11 +425,13 @@ def _steadiness(samples: Sequence[Sample], e2e_s: float) -> tuple[float | None, 
     4 to 20 batches, of one E2E time and two samples at least, where there is room for that.
     """
     at = np.array([sample.at_s for sample in samples])
-    tokens = np.array([sample.tokens for sample in samples], dtype=np.float64)
+    generates = samples[-1].tokens > 0  # else requests are what is counted
+    counts = [sample.tokens if generates else sample.ok for sample in samples]
+    done = np.array(counts, dtype=np.float64)
     window_s = float(at[-1] - at[0])
     batches = int(np.clip(min(window_s / max(e2e_s, 1e-3), len(samples) / 2), 4, 20))
     edges = np.linspace(at[0], at[-1], batches + 1)
-    rates = np.diff(np.interp(edges, at, tokens)) * batches / window_s
+    rates = np.diff(np.interp(edges, at, done)) * batches / window_s
     interval, mean = batch_means_ci95(rates), float(rates.mean())
     if interval is None or mean <= 0:
         return None, False

@@ -65,8 +65,8 @@ def test_a_notebook_shows_a_table_and_the_verdict() -> None:
     assert page == sweep_html(samples.sweep(simulated=True))
     assert page.startswith("<p>SIMULATED · meta-llama/Llama-3.1-8B-Instruct · http://10.0.0.5:8000")
     assert page.count("<tr>") == 1 + len(samples.POINTS)
-    row = "<tr><td>128</td><td>8,604</td><td>249 ms</td><td>21.1 ms</td><td>2083</td><td>0</td>"
-    assert row + "<td>yes</td></tr>" in page
+    row = "<tr><td>128</td><td>8,604</td><td>33.6</td><td>249 ms</td><td>21.1 ms</td>"
+    assert row + "<td>4,883 ms</td><td>2083</td><td>0</td><td>yes</td></tr>" in page
     assert "<td>NO: send lag p99 34 ms is above the bound of 5 ms</td>" in page
     assert "<b>CAPACITY_ONLY</b>: This server holds 131" in page
     assert "<th>requests/s asked</th>" in samples.by_rate()._repr_html_()

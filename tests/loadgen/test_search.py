@@ -333,6 +333,14 @@ def series(
     return samples
 
 
+def test_where_nothing_is_generated_requests_are_steady_or_not() -> None:
+    embedded = [sample._replace(tokens=0) for sample in series(lambda _: 1000, 20)]
+    told = standing(embedded, "concurrency", 20)
+    assert (told.half, told.enough) == (pytest.approx(0, abs=0.01), True)
+    jerky = [s._replace(tokens=0, ok=s.ok + 100 * (i // 10)) for i, s in enumerate(embedded)]
+    assert not standing(jerky, "concurrency", 20).enough
+
+
 def test_a_steady_level_has_said_enough_after_five_e2e_times() -> None:
     flat = series(lambda _: 1000, 20)
     assert not standing(flat[:5], "concurrency", 20).enough

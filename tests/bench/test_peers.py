@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent.parent / "golden/peers"
 @pytest.mark.parametrize(
     ("name", "ttft_mean", "ttft_p99", "itl_p99", "rate"),
     [
-        # Its tokenizer makes two tokens of the word: the bench tells it to count as the server does.
+        # Its tokenizer makes two tokens of the word; the bench lets it ask the server.
         ("AIPerf", 53.20, 66.30, 13.03, 1509.6),
         ("GuideLLM", 54.07, 84.82, 10.29, 755.4),
         ("vllm bench serve", 59.42, 91.89, 16.03, 756.9),

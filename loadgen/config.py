@@ -118,7 +118,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.concurrency:
             return 0.0
         if trace is not None:
-            return trace.mean_rps * max(self.speedups)
+            return trace.mean_rps() * max(self.speedups)
         return self.stages.peak_rps if self.stages else max(self.rates_rps, default=0.0)
 
     def plans(self, trace: Trace | None = None) -> list[Plan]:
@@ -138,11 +138,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def _traced(self, trace: Trace, speedup: float) -> Plan:
         """The whole of a trace, unless an option ends it before."""
-        plan = self._plan(rate_rps=trace.mean_rps * speedup)
-        if self.requests is None and self.duration_s is None:
-            left = max(1, len(trace.rows) - self.warmup_requests)
-            plan = msgspec.structs.replace(plan, requests=left, duration_s=None)
-        return msgspec.structs.replace(plan, arrival=TRACE, speedup=speedup)
+        plan = self._plan(rate_rps=1.0)
+        rows = len(trace.rows)
+        if self.duration_s is not None:
+            rows = trace.within((self.warmup_s + self.duration_s) * speedup)
+        elif self.requests is not None:
+            rows = self.warmup_requests + self.requests
+        else:
+            plan = msgspec.structs.replace(
+                plan, requests=max(1, rows - self.warmup_requests), duration_s=None
+            )
+        return msgspec.structs.replace(
+            plan, arrival=TRACE, speedup=speedup, rate_rps=trace.mean_rps(rows) * speedup
+        )
 
     @property
     def _opens(self) -> bool:

@@ -114,10 +114,14 @@ class Trace(msgspec.Struct, frozen=True):
         """Seconds from the first request to the last."""
         return float(self.rows.at_s[-1])
 
-    @property
-    def mean_rps(self) -> float:
-        """Requests per second over the gaps; of a trace without any, one."""
-        return (len(self.rows) - 1) / self.window_s if self.window_s else 1.0
+    def mean_rps(self, first: int | None = None) -> float:
+        """Requests per second over the gaps, of the `first` so many; where there is no gap, one."""
+        at_s = self.rows.at_s[:first]
+        return (len(at_s) - 1) / float(at_s[-1]) if len(at_s) and at_s[-1] else 1.0
+
+    def within(self, window_s: float) -> int:
+        """How many requests come in the first so many seconds."""
+        return int(np.searchsorted(self.rows.at_s, window_s))
 
 
 def read(path: str | Path, option: str = "--trace") -> Trace:

@@ -680,7 +680,8 @@ def _missing_for_finding(case: Case, finding: str, cap: Capacity) -> list[str]:
         return ["a statistic the SLO asks for was measured at no valid level"]
     found, unit = case.curve.slo_capacity, UNIT_NAMES[cap.unit]
     if found is not None and found.lo is None:
-        return [f"a level under {_n(case.points[0].load)}, where the SLO was already broken"]
+        was = "already broken" if found.concurrency is None else "too close to call"
+        return [f"a level under {_n(case.points[0].load)}, where the SLO was {was}"]
     if cap.value is None:
         return [f"the levels' {unit}, which were not measured"]
     return [

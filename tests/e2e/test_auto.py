@@ -12,12 +12,15 @@ import msgspec
 import pytest
 
 from agent.model import Sweep, decode_sweep
-from agent.sizing.curve import analyse, parse_slo
+from agent.sizing.curve import analyse, is_valid, parse_slo
 from loadgen.search import Settings, Step, next_step
 from loadgen.targets.sim import parse_spec
 from tests.agent.sizing.test_rules import simulated
 from tests.e2e.command import loadgen
+from tests.support import require
 
+ATTEMPTS = 3  # a level during which the client was late is invalid, and says so
+QUIET = "a machine that leaves the client a core beside vLLM"
 START_S = 8.0  # of the command and of its simulated server, before the budget begins to run
 
 
@@ -41,16 +44,18 @@ CASES = (
 
 
 def searched(folder: Path, *args: str, budget_s: float) -> tuple[Sweep, float, str]:
-    """The sweep, how long the command took, and what it said."""
+    """The sweep, how long the command took, and what it said; again if the machine is too busy."""
     result = folder / "auto.json"
-    began_s = time.monotonic()
-    done = loadgen(
-        folder, "sweep", *args, "--budget", f"{budget_s:g}s", "--json", str(result),
-        "--db", str(folder / "auto.db"),
-    )  # fmt: skip
-    took_s = time.monotonic() - began_s
-    # 3: on a machine busy with other things a level may rightly say that the client was late.
-    assert done.returncode in (0, 1, 3), done.stderr
+    for _ in range(ATTEMPTS):
+        began_s = time.monotonic()
+        done = loadgen(
+            folder, "sweep", *args, "--budget", f"{budget_s:g}s", "--json", str(result),
+            "--db", str(folder / "auto.db"),
+        )  # fmt: skip
+        took_s = time.monotonic() - began_s
+        assert done.returncode in (0, 1, 3), done.stderr
+        if done.returncode != 3:
+            break
     return decode_sweep(result.read_bytes()), took_s, done.stderr
 
 
@@ -113,13 +118,13 @@ def test_a_rate_is_searched_up_to_what_the_server_completes(tmp_path: Path) -> N
 def test_on_a_real_vllm_what_was_found_holds_when_it_is_listed(
     real_vllm: str, tmp_path: Path
 ) -> None:
-    """The truth is not known, but levels under the interval and above it are on their sides of it.
+    """Its truth is not known, but listed levels under the interval and above it must agree.
 
-    A mean over a bound in the middle of what this server gives: a fifth of the load either way
-    moves it by more than this machine's other work does.
+    The bound is what twelve streams saw before; half and twice the load are well apart from it.
     """
     size = ("--input-tokens", "64", "--output-tokens", "16", "--yes")
     probe, _, _ = searched(tmp_path, real_vllm, "--concurrency", "12", *size, budget_s=20)
+    require(is_valid(probe.levels[0]), QUIET)
     bound_ms = probe.levels[0].e2e_ms.mean
     assert bound_ms is not None
     slo = f"e2e:mean<{bound_ms:.0f}ms"
@@ -128,6 +133,7 @@ def test_on_a_real_vllm_what_was_found_holds_when_it_is_listed(
     )
     drain_s = (sweep.levels[-1].e2e_ms.max or 0.0) / 1e3
     assert took_s <= 40 + drain_s + START_S
+    require(sum(map(is_valid, sweep.levels)) > len(sweep.levels) / 2, QUIET)
     found = sweep.curve.slo_capacity
     assert found is not None
     assert found.bracketed, said
@@ -137,4 +143,5 @@ def test_on_a_real_vllm_what_was_found_holds_when_it_is_listed(
     listed, _, _ = searched(
         tmp_path, real_vllm, "--concurrency", loads, "--slo", slo, *size, budget_s=30
     )
+    require(all(map(is_valid, listed.levels)), QUIET)
     assert [level.slo_met for level in listed.levels] == [True, False], said

@@ -174,7 +174,7 @@ def _load_options(function: Any) -> Any:
 @_option("--concurrency", metavar="N,N,…|auto",
          help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
 @_option("--rate", metavar="X,X,…|auto",
-         help="Requests per second (open loop): a level each, searched, or stages: 30s@2,60s@2-10.")  # fmt: skip
+         help="Requests per second (open loop), searched, or stages: 30s@2,60s@2-9.")  # fmt: skip
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
 @_load_options

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from agent import __version__
+from loadgen.asked import SOURCES, asked, nearest, options_of
+from loadgen.flags import load_options, option
+from loadgen.output import rendered, write, write_all
 
 if TYPE_CHECKING:
     from agent.model import Sweep
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from loadgen.compare import Side
     from loadgen.config import Options
 
-ENDPOINTS = ("chat", "completions", "responses", "embeddings", "rerank")
-GENERATING = ("chat", "completions", "responses")  # endpoints that no embedding model has
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -38,146 +37,15 @@ def cli() -> None:
     """
 
 
-# ---------------------------------------------------------------------------------------- options
-
-
-class _HeaderLine(click.types.StringParamType):
-    """In LOADGEN_HEADER one a line: a header has a space in it."""
-
-    envvar_list_splitter = "\n"
-
-
-def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option that LOADGEN_NAME in the environment sets too."""
-    long = next(name for name in names if name.startswith("--"))
-    variable = long.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, envvar=f"LOADGEN_{variable}", **settings)
-
-
-def _read_config(context: click.Context, _: click.Parameter, path: str | None) -> None:
-    """Options from a TOML file: the names of the flags, `_` or `-`, lists where lists are asked."""
-    if path is None:
-        return
-    import difflib
-    import tomllib
-
-    from agent.model import UsageError
-    from loadgen.config import read_text
-
-    try:
-        values = tomllib.loads(read_text(path, "--config"))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {path}: not TOML: {error}") from error
-    known = {
-        flag.removeprefix("--").replace("-", "_"): parameter.name or ""
-        for parameter in context.command.params
-        for flag in parameter.opts
-        if flag not in ("--config", "--help")
-    }
-    defaults: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise UsageError(f"--config {path}: unknown key {key!r}, nearest is {near[0]!r}")
-        if isinstance(value, dict):
-            raise UsageError(f"--config {path}: {key} is a table, and no option takes one")
-        if name == "header":
-            value = value if isinstance(value, list) else [value]
-        elif isinstance(value, list):
-            value = ",".join(str(item) for item in value)
-        defaults[known[name]] = value
-    context.default_map = {**(context.default_map or {}), **defaults}
-
-
-_LOAD_OPTIONS = [
-    click.option("--config", is_eager=True, expose_value=False, callback=_read_config,
-                 metavar="FILE", envvar="LOADGEN_CONFIG", help="Options from TOML; flags win."),
-    _option("--model", help="Model to ask for.  [default: the first of /v1/models]"),
-    _option("--endpoint", type=click.Choice(ENDPOINTS), default="chat",
-            show_default=True, help="API to drive."),
-    _option("--stream/--no-stream", default=True, show_default=True,
-            help="Stream the replies; without, there is no TTFT and no ITL."),
-    _option("--arrival", default="poisson", show_default=True,
-            help="Arrivals of the open loop: poisson, constant or gamma:CV."),
-    _option("--input-tokens", metavar="LENGTH",
-            help="Prompt: N, normal:M:SD, lognormal:M:SD, uniform:A:B.  [default: 512]"),
-    _option("--output-tokens", metavar="LENGTH",
-            help="Reply, likewise.  [default: 128, or as recorded]"),
-    _option("--prefix-tokens", type=click.IntRange(0), default=0, metavar="N",
-            help="Shared tokens in front of every prompt's own."),
-    _option("--prefixes", type=click.IntRange(1), default=1, metavar="K",
-            help="So many different ones of them."),
-    _option("--dataset", metavar="FILE", help="Prompts from a ShareGPT JSON or plain JSONL file."),
-    _option("--trace", metavar="FILE",
-            help="Lengths and instants as recorded: Azure or BurstGPT CSV, Mooncake JSONL."),
-    _option("--speedup", metavar="X,X,…", help="So many times as fast as recorded, a level each."),
-    _option("--workload-from", metavar="URL|FILE",
-            help="Lengths and rate as an agent observed them."),
-    _option("--turns", type=click.IntRange(1), default=1, metavar="N",
-            help="Conversations of N turns, each with its history."),
-    _option("--think-time", metavar="TIME", help="Between a reply and the next turn."),
-    _option("--mix", metavar="MODEL=WEIGHT,…", help="Several models or LoRA names at once."),
-    _option("--tokenizer", metavar="PATH",
-            help="A tokenizer.json, where the server does not count prompts (extra)."),
-    _option("--reuse-prompts", is_flag=True,
-            help="One prompt for all requests: a prefix cache may answer."),
-    _option("--requests", type=click.IntRange(1), metavar="N",
-            help="Requests per level.  [default: 5 a stream, at least 20]"),
-    _option("--duration", metavar="TIME",
-            help="Time per level instead.  [open loop default: 30s]"),
-    _option("--warmup", default="0", show_default=True, metavar="N|TIME",
-            help="Requests, or time, before each level's measurement."),
-    _option("--repeats", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-            help="Run the whole list of levels N times."),
-    _option("--budget", metavar="TIME",
-            help="Limit for all levels together.  [default with auto: 5m]"),
-    _option("--slo", metavar="RULES", help="Such as 'ttft:p95<500ms,itl:p95<50ms,e2e:p99<30s'."),
-    _option("--timeout", default="300s", show_default=True, metavar="TIME",
-            help="Limit for one request."),
-    _option("--api-key-file", metavar="FILE", help="Key to send; else OPENAI_API_KEY."),
-    _option("--header", multiple=True, type=_HeaderLine(), metavar="'NAME: VALUE'",
-            help="Further header; repeatable."),
-    _option("--ca-file", metavar="FILE", help="CA certificates to trust."),
-    _option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
-    _option("--metrics-url", metavar="URL|none",
-            help="The server's metrics page.  [default: found on the target]"),
-    _option("--processes", default="auto", show_default=True, metavar="N|auto",
-            help="Load-generating processes that share a level."),
-    _option("--seed", type=int, default=0, show_default=True, metavar="N",
-            help="Seed of lengths and arrivals."),
-    _option("--expect-concurrency", type=click.FloatRange(0, min_open=True), metavar="N",
-            help="Judge against this many requests at once."),
-    _option("--expect-rps", type=click.FloatRange(0, min_open=True), metavar="X",
-            help="Judge against this many requests a second."),
-    _option("--fail-on", metavar="RULE",
-            help="Exit 1 on: slo, invalid, or a finding such as UNDER_SIZED; several by commas."),
-    _option("--db", metavar="FILE", help="Database.  [default: in your data directory]"),
-    _option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON."),
-    _option("--html", "html_file", metavar="FILE", help="Write the report, one HTML file."),
-    _option("--csv", "csv_file", metavar="FILE|-", help="Write the levels as CSV."),
-    _option("--otlp-endpoint", metavar="URL", help="Send a span per request there, OTLP/HTTP."),
-    _option("--yes", is_flag=True, help="Go on although the server is busy with others."),
-    _option("--quiet", is_flag=True, help="No progress and no table."),
-    _option("--no-progress", is_flag=True, help="Plain lines instead of a live display."),
-]  # fmt: skip
-
-
-def _load_options(function: Any) -> Any:
-    for option in reversed(_LOAD_OPTIONS):
-        function = option(function)
-    return function
-
-
 @cli.command()
 @click.argument("url", required=False)
-@_option("--concurrency", metavar="N,N,…|auto",
+@option("--concurrency", metavar="N,N,…|auto",
          help="Streams held, a level each, or searched.  [default: 1,2,4,8,16,32,64]")  # fmt: skip
-@_option("--rate", metavar="X,X,…|auto",
+@option("--rate", metavar="X,X,…|auto",
          help="Requests per second (open loop), searched, or stages: 30s@2,60s@2-9.")  # fmt: skip
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
 @click.option("--demo", is_flag=True, help="A simulated server with small settings: under 60 s.")
-@_load_options
+@load_options
 @click.pass_context
 def sweep(
     context: click.Context, /, url: str | None, demo: bool, resume: str | None, **given: Any
@@ -195,173 +63,20 @@ def sweep(
 
 @cli.command()
 @click.argument("url", required=False)
-@_option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
-@_option("--rate", metavar="X", help="Requests per second (open loop).")
-@_load_options
+@option("--concurrency", metavar="N", help="Streams held.  [default: 1]")
+@option("--rate", metavar="X", help="Requests per second (open loop).")
+@load_options
 @click.pass_context
 def run(context: click.Context, /, url: str | None, **given: Any) -> None:
     """Measure one load point; the same options and output as sweep, with one level."""
     context.exit(_measure(*asked(context, _tell), single=True))
 
 
-def asked(context: click.Context, tell: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
-    """What a parsed `sweep` or `run` asks for: the target, found if need be, and the options.
-
-    Raises click.UsageError, and of finding a target UsageError and TargetError.
-    """
-    given = dict(context.params)
-    url, demo = given.pop("url"), given.pop("demo", False)
-    _nearest(context, given)
-    if context.command is run:
-        _single(given)
-    if demo:
-        return _demo(url, given)
-    if url is None:
-        url = _found(context, given, tell)
-    return url, given
+# -------------------------------------------------------------------------------------- measuring
 
 
 def _tell(line: str) -> None:
     click.echo(line, err=True)
-
-
-LOADS = ("concurrency", "rate", "trace", "workload_from")  # options that say what the levels are
-
-
-def _single(given: dict[str, Any]) -> None:
-    from loadgen import config
-
-    given["single"] = True
-    for option in ("concurrency", "rate", "speedup"):
-        if given[option] and "," in given[option] and "@" not in given[option]:
-            raise click.UsageError(f"run takes one --{option}; sweep takes a list")
-        if config.is_auto(given[option]):
-            raise click.UsageError(f"run takes a number as --{option}; sweep searches (auto)")
-    if not any(given[name] for name in LOADS):
-        given["concurrency"] = "1"
-
-
-def _found(context: click.Context, given: dict[str, Any], tell: Callable[[str], None]) -> str:
-    """The URL of the server on this machine; what was found and is added goes into the command."""
-    import asyncio
-
-    from agent.words import printable
-    from loadgen import config, find
-
-    headers = config.request_headers(given["header"], given["api_key_file"])
-    found = asyncio.run(find.look(headers, find.PORTS))
-    for one in find.usable(found):
-        tell(printable(f"found: {one.line()}"))
-    one = find.the_one(found, context.info_name or "sweep")
-    added = [one.url]
-    if len(one.models) > 1 and not given["model"] and given["endpoint"] in GENERATING:
-        given["model"] = one.models[0]
-        added += ["--model", one.models[0]]
-    if not any(given[name] for name in LOADS):
-        for name, value in config.QUICK.items():
-            if given[name] is None:
-                given[name] = value
-                added += [f"--{name.replace('_', '-')}", value]
-    given["added"] = added
-    return one.url
-
-
-_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-
-
-def _nearest(context: click.Context, given: dict[str, Any]) -> None:
-    """Of two options that exclude each other, one from further away gives way.
-
-    A flag wins over the environment, and that over a file; both from one place contradict it.
-    """
-    for pair in (("concurrency", "rate"), ("requests", "duration")):
-        if any(given[name] is None for name in pair):
-            continue
-        sources = [context.get_parameter_source(name) for name in pair]
-        ranks = [_SOURCES.index(source) for source in sources if source in _SOURCES]
-        if len(ranks) == 2 and ranks[0] != ranks[1]:
-            further = pair[ranks.index(max(ranks))]
-            given[further] = context.params[further] = None
-
-
-def _demo(url: str | None, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    from loadgen import config
-
-    if url is not None:
-        raise click.UsageError("--demo brings its own target: leave the URL away")
-
-    if not given["concurrency"] and not given["rate"]:
-        most = given["requests"] or config.CONCURRENCY_MAX
-        given["concurrency"] = ",".join(str(n) for n in config.DEMO_CONCURRENCY if n <= most)
-    searched = config.is_auto(given["concurrency"]) or config.is_auto(given["rate"])
-    if given["duration"] is None and given["requests"] is None and not searched:
-        given["duration"] = f"{config.DEMO_DURATION_S}s"
-    given["input_tokens"] = given["input_tokens"] or str(config.DEMO_INPUT_TOKENS)
-    given["output_tokens"] = given["output_tokens"] or str(config.DEMO_OUTPUT_TOKENS)
-    given["slo"] = given["slo"] or config.DEMO_SLO
-    if given["expect_concurrency"] is None and given["expect_rps"] is None:
-        given["expect_concurrency"] = config.DEMO_EXPECT_CONCURRENCY
-    return config.DEMO_SPEC, given
-
-
-# -------------------------------------------------------------------------------------- measuring
-
-
-def options_of(url: str, given: dict[str, Any]) -> Options:
-    from agent.sizing.curve import parse_slo
-    from loadgen import config
-
-    warmup_requests, warmup_s = config.parse_warmup(given["warmup"])
-    concurrency, rates, stages, auto = config.parse_loads(given["concurrency"], given["rate"])
-    workload = _workload(given)
-    observed_rps = workload.pop("rates_rps")
-    if not any((concurrency, rates, stages, auto)):
-        rates = observed_rps
-    if not any((concurrency, rates, stages, auto, given["trace"])):
-        concurrency = config.DEFAULT_CONCURRENCY
-        if given["requests"] is not None:
-            concurrency = tuple(n for n in concurrency if n <= given["requests"])
-    duration, budget = given["duration"], given["budget"]
-    if given["output_tokens"] and given["endpoint"] in ("embeddings", "rerank"):
-        raise click.UsageError(
-            f"--endpoint {given['endpoint']} generates nothing: leave --output-tokens away"
-        )
-    return config.check(
-        config.Options(
-            url=url,
-            model=given["model"],
-            endpoint=given["endpoint"],
-            stream=given["stream"],
-            concurrency=concurrency,
-            rates_rps=rates,
-            auto=auto,
-            budget_s=config.parse_duration(budget, "--budget") if budget else None,
-            arrival=given["arrival"],
-            **workload,
-            stages=stages,
-            processes=config.parse_processes(given["processes"]),
-            tokenizer=given["tokenizer"],
-            reuse_prompts=given["reuse_prompts"],
-            repeats=given["repeats"],
-            requests=given["requests"],
-            duration_s=config.parse_duration(duration, "--duration") if duration else None,
-            warmup_requests=warmup_requests,
-            warmup_s=warmup_s,
-            slo=tuple(parse_slo(given["slo"])) if given["slo"] else (),
-            timeout_s=config.parse_duration(given["timeout"], "--timeout"),
-            headers=config.request_headers(given["header"], given["api_key_file"]),
-            ca_file=given["ca_file"],
-            insecure=given["insecure"],
-            metrics_url=given["metrics_url"],
-            seed=given["seed"],
-            expect_concurrency=given["expect_concurrency"],
-            expect_rps=given["expect_rps"],
-            fail_on=config.parse_fail_on(given["fail_on"]),
-            otlp_endpoint=given["otlp_endpoint"],
-            yes=given["yes"],
-            command=_command(given.get("added", ())),
-        )
-    )
 
 
 def _go_on(context: click.Context) -> int:
@@ -370,8 +85,8 @@ def _go_on(context: click.Context) -> int:
     run, url, demo = given.pop("resume"), given.pop("url"), given.pop("demo")
     if demo:
         raise click.UsageError("--resume goes on with its own target: leave --demo away")
-    _nearest(context, given)
-    explicit = {name for name in given if context.get_parameter_source(name) in _SOURCES}
+    nearest(context, given)
+    explicit = {name for name in given if context.get_parameter_source(name) in SOURCES}
     begun = _begun(run, url, given, explicit)
     return _measure(begun[0].url, given, begun=begun)
 
@@ -394,86 +109,6 @@ def _begun(
         gates = config.parse_fail_on(given["fail_on"])
         options = msgspec.structs.replace(options, fail_on=gates)
     return config.check(options), begun
-
-
-def _workload(given: dict[str, Any]) -> dict[str, Any]:
-    """What requests say and how long they are; `rates_rps` are those of an observed pattern."""
-    from agent.model import UsageError
-    from loadgen import config, lengths, workload
-
-    recorded = given["dataset"] or given["trace"]
-    if recorded and given["input_tokens"]:
-        raise UsageError("--input-tokens: prompts of a --dataset or --trace have their own length")
-    found: dict[str, Any] = {
-        "rates_rps": (),
-        "input_tokens": lengths.Fixed(config.DEFAULT_INPUT_TOKENS),
-        "output_tokens": None if recorded else lengths.Fixed(config.DEFAULT_OUTPUT_TOKENS),
-    }
-    if given["workload_from"]:
-        from loadgen.observed import pattern_from
-
-        pattern = pattern_from(given["workload_from"])
-        known = {
-            "input_tokens": pattern.input_tokens,
-            "output_tokens": pattern.output_tokens,
-        }
-        found |= {name: length for name, length in known.items() if length is not None}
-        found["rates_rps"] = config.rates_around(
-            pattern.rate_rps, single=given.get("single", False)
-        )
-        found["notes"] = tuple(pattern.notes)
-    for name in ("input_tokens", "output_tokens"):
-        if given[name]:
-            found[name] = lengths.parse(given[name], f"--{name.replace('_', '-')}")
-    names = ("prefix_tokens", "prefixes", "dataset", "trace", "turns")
-    found |= {name: given[name] for name in names}
-    if given["speedup"]:
-        found["speedups"] = config.parse_speedups(given["speedup"])
-    if given["think_time"]:
-        found["think_s"] = config.parse_duration(given["think_time"], "--think-time")
-    if given["mix"]:
-        found["mix"] = workload.parse_mix(given["mix"])
-    return found
-
-
-def _command(added: Sequence[str] = ()) -> str:
-    """The command that repeats this run: what was typed, then what came from elsewhere."""
-    return command_line([*sys.argv[1:], *from_elsewhere(), *added])
-
-
-def command_line(words: Sequence[str]) -> str:
-    """`loadgen` with these arguments, to copy. Values of headers, maybe secrets, are left out."""
-    words = ["loadgen", *words]
-    for i, word in enumerate(words):
-        if word == "--header" and i + 1 < len(words):
-            words[i + 1] = words[i + 1].partition(":")[0] + ": …"
-        elif word.startswith("--header="):
-            words[i] = word.partition(":")[0] + ": …"
-    # Arguments that are no UTF-8 arrive as lone surrogates, which no file takes.
-    return shlex.join(words).encode("utf-8", "replace").decode()
-
-
-def from_elsewhere() -> list[str]:
-    """Options that the environment set, as flags. A --config file is among what was typed."""
-    context = click.get_current_context(silent=True)
-    words: list[str] = []
-    for parameter in context.command.params if context else ():
-        name = parameter.name or ""
-        if context is None or not parameter.opts or not parameter.opts[0].startswith("-"):
-            continue
-        if context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT:
-            continue
-        value = context.params.get(name)
-        if value is None:
-            continue  # it gave way to a flag
-        if value is True:
-            words.append(parameter.opts[0])
-        elif value is False:
-            words += parameter.secondary_opts[:1]
-        else:
-            for item in value if isinstance(value, tuple) else (value,):
-                words += [parameter.opts[0], str(item)]
-    return words
 
 
 def _measure(
@@ -501,7 +136,7 @@ def _measure(
     else:
         with reachable(options) as (reached, simulated), _store(given["db"]) as store:
             result = _run_session(options, reached, simulated, store, given, resumed)
-    failed = _write_all(result, files, quiet=given["quiet"])
+    failed = write_all(result, files, quiet=given["quiet"])
     if not given["quiet"]:
         _show(result, sys.stderr if "-" in files.values() else sys.stdout)
     return 2 if failed else exit_code(result, options.fail_on, single=single)
@@ -603,79 +238,6 @@ def _run_session(
         _terminate_as_interrupt()  # the loop took its own handler away
 
 
-# ---------------------------------------------------------------------------------------- output
-
-
-def rendered(sweep: Sweep, form: str) -> bytes:
-    if form == "json":
-        from agent.model import encode
-
-        return encode(sweep) + b"\n"
-    if form == "csv":
-        from loadgen.report.table import levels_csv
-
-        return levels_csv(sweep).encode()
-    if form == "parquet":
-        from loadgen.report.table import levels_parquet
-
-        return levels_parquet(sweep)
-    from loadgen.report.html import render
-
-    return render(sweep).encode()
-
-
-def _write_all(sweep: Sweep, files: dict[str, str | None], *, quiet: bool) -> bool:
-    """Writes what was asked for; True where a file could not be written."""
-    failed = False
-    for form, path in files.items():
-        if path is not None:
-            failed |= not _write(rendered(sweep, form), path, quiet=quiet)
-    return failed
-
-
-def _write(data: bytes, path: str, *, quiet: bool = False) -> bool:
-    """Never raises: what was measured must not be lost at the very end."""
-    from agent.failures import abandon
-
-    try:
-        if path == "-":
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
-            return True
-        Path(path).write_bytes(data)
-    except BrokenPipeError:
-        abandon(sys.stdout)  # the reader has gone (`| head`), and wanted no more
-        return True
-    except OSError as error:
-        if path == "-":
-            abandon(sys.stdout)
-        where, name = ("stdout", "result") if path == "-" else (path, Path(path).name)
-        rescued = _rescue(data, name)
-        click.echo(f"loadgen: {where}: {error.strerror or error}; {rescued}", err=True)
-        return False
-    if not quiet:
-        click.echo(f"wrote {path}", err=True)
-    return True
-
-
-def _rescue(data: bytes, name: str) -> str:
-    """A result that cannot go where it should goes to the temporary directory instead."""
-    import os
-    import tempfile
-    from contextlib import suppress
-
-    path = ""
-    try:
-        handle, path = tempfile.mkstemp(prefix="servefit-", suffix=f"-{name}")
-        with open(handle, "wb") as out:
-            out.write(data)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(path)
-        return "`loadgen export` gives it again once there is room"
-    return f"it is kept as {path}"
-
-
 def _show(sweep: Sweep, out: Any) -> None:
     from loadgen.report.terminal import show
 
@@ -686,11 +248,11 @@ def _show(sweep: Sweep, out: Any) -> None:
 
 
 @cli.command()
-@_option("--bound", default="5ms", show_default=True, metavar="TIME",
+@option("--bound", default="5ms", show_default=True, metavar="TIME",
          help="How far TTFT and ITL may be from the truth.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="A look in some seconds; it is not kept.")
-@_option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON.")
-@_option("--quiet", is_flag=True, help="No progress and no table.")
+@option("--json", "json_file", metavar="FILE|-", help="Write the result as JSON.")
+@option("--quiet", is_flag=True, help="No progress and no table.")
 def calibrate(bound: str, quick: bool, json_file: str | None, quiet: bool) -> None:
     """Find what this machine can measure, against a built-in server of exactly known timing.
 
@@ -736,7 +298,7 @@ def _calibrate(bound_ms: float, quick: bool, json_file: str | None, quiet: bool)
     failed = False
     if json_file is not None:
         text = msgspec.json.format(msgspec.json.encode(result)) + b"\n"
-        failed = not _write(text, json_file, quiet=quiet)
+        failed = not write(text, json_file, quiet=quiet)
     if not quiet:
         out = sys.stderr if json_file == "-" else sys.stdout
         calibration_tables(result, out)
@@ -751,7 +313,7 @@ def _calibrate(bound_ms: float, quick: bool, json_file: str | None, quiet: bool)
 
 
 @cli.command()
-@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N",
               help="At most so many.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -773,7 +335,7 @@ def runs(db: str | None, limit: int, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
-@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
 @click.option("--html", "html_file", metavar="FILE", help="Write the report, one HTML file.")
 def report(run: str, db: str | None, html_file: str | None) -> None:
     """Show a run again: its table and verdict, or its HTML report.
@@ -790,7 +352,7 @@ def report(run: str, db: str | None, html_file: str | None) -> None:
 
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
-@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
 @click.option("--format", "form", default="json", show_default=True,
               type=click.Choice(["json", "csv", "parquet", "aiperf", "guidellm", "vllm"]),
               help="All of the run, a row a level, or another tool's file.")  # fmt: skip
@@ -835,7 +397,7 @@ def _export_for(form: str, sweep: Sweep, rows: list[dict[str, Any]], output: str
             path = str(Path(output) / name)
             config.make_directory(Path(path).parent, "--output")
         config.check_writable(path, "--output")
-        if not _write(msgspec.json.encode(document) + b"\n", path):
+        if not write(msgspec.json.encode(document) + b"\n", path):
             raise click.exceptions.Exit(2)
 
 
@@ -843,14 +405,14 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
     from loadgen import config
 
     config.check_writable(path, "the output file")
-    if not _write(rendered(sweep, form), path):
+    if not write(rendered(sweep, form), path):
         raise click.exceptions.Exit(2)
 
 
 @cli.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@_option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
+@option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
 @click.option("--fail-on", metavar="RULES",
               help="Exit 1 where a change goes beyond its bound and is not noise: "
                    "'output_tokens_per_s<-5%,ttft_ms.p95>+10%'.")  # fmt: skip
@@ -883,7 +445,7 @@ def compare(
     result = comparing.compare(_side(a, db), _side(b, db), rules, seed=seed)
     if not quiet:
         show_comparison(result, sys.stderr if json_file == "-" else sys.stdout)
-    if json_file and not _write(encode(result) + b"\n", json_file, quiet=quiet):
+    if json_file and not write(encode(result) + b"\n", json_file, quiet=quiet):
         raise click.exceptions.Exit(2)
     raise click.exceptions.Exit(comparison_exit_code(result))
 

@@ -236,13 +236,13 @@ def _store(db: str | Path | bool | None, path: str | None) -> Iterator[Store | N
 
 
 def _write(sweep: Sweep, given: Mapping[str, Any]) -> None:
-    from loadgen import cli
+    from loadgen import output
 
     for form in FILES:
         path = given[f"{form}_file"]
         try:
             if path is not None:
-                Path(path).write_bytes(cli.rendered(sweep, form))
+                Path(path).write_bytes(output.rendered(sweep, form))
         except OSError as error:
             raise UsageError(
                 f"{form}={path!r}: {error.strerror or error}; the run is {sweep.run.id}, "
@@ -261,7 +261,7 @@ def _parsed(
     watcher: Watcher,
 ) -> tuple[Options, dict[str, Any]]:
     """The options as the command line would have them, and what it was given."""
-    from loadgen import cli, config, limits
+    from loadgen import asked, cli, config, limits
 
     command = cli.cli.commands[name]
     given_db = {} if db is None or isinstance(db, bool) else {"db": db}
@@ -269,17 +269,17 @@ def _parsed(
     words += [] if url is None else ["--", url]
     try:
         with command.make_context(name, list(words)) as context:
-            target, given = cli.asked(context, watcher.note)
+            target, given = asked.asked(context, watcher.note)
             for form in FILES:
                 if given[f"{form}_file"] == "-":
                     raise UsageError(f"{form}='-': a function returns its result; name a file")
                 config.check_writable(given[f"{form}_file"], f"--{form}")
-            made = cli.options_of(target, given)
-            added = [*cli.from_elsewhere(), *given.get("added", ())]
+            made = asked.options_of(target, given)
+            added = [*asked.from_elsewhere(), *given.get("added", ())]
     except click.ClickException as error:
         raise UsageError(error.format_message()) from error
     limits.check_streams(max(made.concurrency, default=0))
-    line = cli.command_line([name, *_shown(words), *added])
+    line = asked.command_line([name, *_shown(words), *added])
     return msgspec.structs.replace(made, command=line), given
 
 

@@ -183,13 +183,14 @@ class Session:
         return self.sweep
 
     def _beyond(self, plan: Plan) -> str | None:
-        """Why this level cannot be run here; of an open loop, by what the level before took."""
+        """Why this level cannot be run here: of an open loop, by what the level before took."""
+        processes = self._shared_out(plan).processes
         e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
         try:
-            if plan.mode == "concurrency":
-                limits.check_streams(int(plan.load), self._address.port)
+            if plan.concurrency is not None:
+                limits.check_streams(plan.concurrency, self._address.port, processes=processes)
             elif e2e_ms is not None:
-                limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port)
+                limits.check_rate(plan.load, e2e_ms / 1e3, self._address.port, processes=processes)
         except UsageError as error:
             return str(error)
         return None

@@ -18,7 +18,7 @@ import pytest
 from agent.cli import cli as agent_cli
 from agent.model import Sweep
 from agent.store import Store
-from loadgen import api
+from loadgen import api, asked, flags
 from loadgen import cli as module
 from loadgen.config import Options
 from loadgen.lengths import Fixed
@@ -279,7 +279,7 @@ def test_defaults(loadgen: Command, options: list[Options]) -> None:
 def test_the_command_that_is_kept_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["loadgen", "sweep", URL, "--header", "X: secret", "--header=Y: secret", "a\udcffb c"]
     monkeypatch.setattr(sys, "argv", argv)
-    command = module._command()
+    command = asked._command()
     assert "secret" not in command
     assert command == f"loadgen sweep {URL} --header 'X: …' '--header=Y: …' 'a?b c'"
 
@@ -494,4 +494,4 @@ def test_the_commented_options_of_the_example_exist() -> None:
 
 
 def test_every_endpoint_can_be_asked_for() -> None:
-    assert tuple(api.ENDPOINTS) == module.ENDPOINTS
+    assert tuple(api.ENDPOINTS) == flags.ENDPOINTS

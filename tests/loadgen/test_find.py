@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.model import TargetError, UsageError
-from loadgen import cli, config, find
+from loadgen import asked, cli, config, find
 from loadgen.find import Found
 from tests.e2e.misbehaving import Pages, html, message, refusal, serving, silence
 
@@ -266,7 +266,7 @@ def test_what_is_asked_of_a_server_that_was_found(
     seen: list[config.Options] = []
 
     def measure(url: str, given: dict[str, Any], *, single: bool = False) -> int:
-        seen.append(cli.options_of(url, given))
+        seen.append(asked.options_of(url, given))
         return 0
 
     monkeypatch.setattr(cli, "_measure", measure)

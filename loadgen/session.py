@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -39,9 +40,9 @@ from agent.model import (
 from agent.sizing.curve import analyse, load_of
 from agent.sizing.judge import judge
 from agent.store import State, Store
-from loadgen import api, calibrate, limits, probe, tokenizer, worker
+from loadgen import api, calibrate, dataset, limits, probe, tokenizer, trace, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
-from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, DEFAULT_OUTPUT_TOKENS, Options
+from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
@@ -49,14 +50,11 @@ from loadgen.loops import ClosedLoop, OpenLoop
 from loadgen.observe import Observer, discover, local_gpus, on_this_machine
 from loadgen.recorder import OK, Recording, rows
 from loadgen.resume import stored
-from loadgen.search import Done, Sample, Settings, Step, next_step, standing
+from loadgen.schedule import End, Schedule, Upcoming
+from loadgen.search import Sample
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
 from loadgen.workload import Spec
-
-if TYPE_CHECKING:
-    from loadgen.dataset import Dataset
-    from loadgen.trace import Trace
 
 Running = ClosedLoop | OpenLoop | CrewLevel
 
@@ -67,7 +65,6 @@ CLOSING_S = 0.01  # the loop closes a level's sockets in its next turns
 SETTLE_S = 2.0  # a server's counters may be a moment behind its replies
 IDLE_S = 30.0  # how long the queue of a saturated level may take to empty
 RAMP_S_MAX = 10.0
-RATE_MAX = 100_000.0
 FIRST_RATE_RPS = 0.5  # where not even one request was answered
 PILOT_REQUESTS = 3
 GAPS_PER_LEVEL_MAX = 1_000_000  # 4 bytes each in the store
@@ -125,18 +122,16 @@ class Session:
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
-        self._dataset = _dataset(options, watcher)
-        self._trace = _trace(options, watcher)
+        self._dataset = dataset.read(options.dataset) if options.dataset else None
+        self._trace = trace.read(options.trace) if options.trace else None
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
         self._resumed = resumed
         self.sweep = resumed or self._empty()
         self._state: State = "running"
-        self._began_s = time.monotonic()
-        self._spent_s = sum(level.duration_s or 0.0 for level in self.sweep.levels)
-        self._start_rps = 0.0  # of a search
-        self._step: Step | None = None  # of a search, where it may end the level that is running
+        spent_s = sum(level.duration_s or 0.0 for level in self.sweep.levels)
+        self._schedule = Schedule(options, self._trace, spent_s)
 
     def _empty(self) -> Sweep:
         options = self.options
@@ -198,81 +193,29 @@ class Session:
     async def _measure(self) -> None:
         """Level after level, until the list or the search is at its end, or the server is gone."""
         if self.options.auto == "rate":
-            self._start_rps = await self._first_rate()
-        while not self._interrupted and (upcoming := self._upcoming()) is not None:
-            plan, of, why = upcoming
-            if (beyond := self._beyond(plan)) is not None:
-                self._watcher.note(f"no further level is tried: {beyond}")
+            self._schedule.start_rps = await self._first_rate()
+        while not self._interrupted:
+            upcoming = self._schedule.next(self.sweep.levels)
+            stopped = upcoming.why if isinstance(upcoming, End) else await self._next(upcoming)
+            if stopped is not None:
+                if stopped:
+                    self._watcher.note(stopped)
                 return
-            number = len(self.sweep.levels) + 1
-            self._watcher.level_began(number, of, plan, why)
-            gone = await self._level(number, self._ramped(plan))
-            self._keeping = False
-            if gone is not None:
-                self._watcher.note(f"the server is gone: {gone}; no further level is tried")
-                return
-            if not self._interrupted and number != of:
-                await self._until_idle()
 
-    def _upcoming(self) -> tuple[Plan, int | None, str] | None:
-        """The next level, of how many, and why it is that one; None: there is none."""
-        if self.options.auto is not None:
-            return self._searched()
-        plans, number = self.options.plans(self._trace), len(self.sweep.levels)
-        if number == len(plans):
-            return None
-        if self._left_s() < self._least_s():
-            self._watcher.note(
-                f"the budget of {self.options.budget_s:.0f} s is spent: the last "
-                f"{len(plans) - number} of {len(plans)} levels were not measured"
-            )
-            return None
-        return plans[number], len(plans), ""
-
-    def _left_s(self) -> float:
-        """Of the budget; without limit where none was given."""
-        return (self.options.budget_s or math.inf) - self._elapsed_s()
-
-    def _elapsed_s(self) -> float:
-        """Time spent, without that between the end of a run and its being taken up again."""
-        return self._spent_s + time.monotonic() - self._began_s
-
-    def _least_s(self) -> float:
-        """What the next level of a list takes at the least: a ramp, a window and a drain."""
-        e2e_ms = self.sweep.levels[-1].e2e_ms.mean if self.sweep.levels else None
-        return 4 * (e2e_ms or 0.0) / 1e3
-
-    def _searched(self) -> tuple[Plan, None, str] | None:
-        options = self.options
-        rate = options.auto == "rate"
-        budget_s = options.budget_s or DEFAULT_BUDGET_S
-        settings = Settings(
-            mode="rate" if rate else "concurrency",
-            budget_s=budget_s,
-            slo=options.slo,
-            start=self._start_rps if rate else 1.0,
-            most=RATE_MAX if rate else float(options.requests or CONCURRENCY_MAX),
-            expect=options.expect_rps if rate else options.expect_concurrency,
-            level_s=options.duration_s,
-            warmup_s=options.warmup_s,
-        )
-        step = next_step(self.sweep.levels, settings, self._elapsed_s())
-        if isinstance(step, Done):
-            self._watcher.note(f"the search is at its end: {step.why}")
-            return None
-        plan = options.plan_at(step.load)
-        self._step = None
-        if options.requests is None and options.duration_s is None:
-            self._step = step
-            ramp_s = step.ramp_s if rate and not plan.warmup_requests else 0.0
-            plan = msgspec.structs.replace(
-                plan,
-                requests=None,
-                duration_s=step.duration_s - (0.0 if plan.warmup_s else ramp_s),
-                warmup_s=plan.warmup_s or ramp_s,
-            )
-        left_s = budget_s - self._elapsed_s()
-        return plan, None, f"{step.why} · {left_s:.0f} s of {budget_s:.0f} s left"
+    async def _next(self, upcoming: Upcoming) -> str | None:
+        """Measures one level; says why there can be no further one, where that is so."""
+        plan, of, why = upcoming
+        if (beyond := self._beyond(plan)) is not None:
+            return f"no further level is tried: {beyond}"
+        number = len(self.sweep.levels) + 1
+        self._watcher.level_began(number, of, plan, why)
+        gone = await self._level(number, self._ramped(plan))
+        self._keeping = False
+        if gone is not None:
+            return f"the server is gone: {gone}; no further level is tried"
+        if not self._interrupted and number != of:
+            await self._until_idle()
+        return None
 
     async def _first_rate(self) -> float:
         """Requests/s of one stream alone: a rate that a server can hold, to begin a search with."""
@@ -355,7 +298,8 @@ class Session:
 
     async def _prepare(self) -> None:
         options = self.options
-        for note in options.notes:
+        recorded = [file.notes for file in (self._dataset, self._trace) if file is not None]
+        for note in chain(options.notes, *recorded):
             self._watcher.note(note)
         limits.check_streams(
             max(options.concurrency, default=0), self._address.port,
@@ -499,7 +443,7 @@ class Session:
 
     # -------------------------------------------------------------------------------- one level
 
-    def _job(self, number: int, plan: Plan, trace: TraceIds | None) -> Job:
+    def _job(self, number: int, plan: Plan, ids: TraceIds | None) -> Job:
         options = self.options
         return Job(
             plan=plan,
@@ -510,7 +454,7 @@ class Session:
             ca_file=options.ca_file,
             insecure=options.insecure,
             tokenizer=options.tokenizer,
-            trace=trace if self._sink is not None else None,
+            trace=ids if self._sink is not None else None,
         )
 
     async def _runner(self, job: Job) -> Running:
@@ -522,8 +466,8 @@ class Session:
     async def _level(self, number: int, plan: Plan) -> str | None:
         """Runs, joins and keeps one level; returns why the server seems gone, if it does."""
         plan = self._shared_out(plan)
-        trace = TraceIds.draw(self._nonces)
-        runner = await self._runner(self._job(number, plan, trace))
+        ids = TraceIds.draw(self._nonces)
+        runner = await self._runner(self._job(number, plan, ids))
         started_at = _iso(datetime.now(UTC))
         async with self._observer.watching():
             before_ns = time.monotonic_ns()
@@ -548,7 +492,7 @@ class Session:
                 self._watcher.note(f"{kind}: {text}")
         for note in self._observer.notes:
             self._watcher.note(note)
-        await self._export(plan, recording, trace)
+        await self._export(plan, recording, ids)
         return runner.gave_up
 
     async def _tick(self, runner: Running) -> None:
@@ -574,16 +518,16 @@ class Session:
 
         From counts that are kept anyway, so that no token event costs more for it.
         """
-        if self._left_s() <= 0:
+        if self._schedule.left_s <= 0:
             runner.finish()
         recorder = runner.recorder
-        if self._step is None or not recorder.ramp_end_ns:
+        if not recorder.ramp_end_ns:
             return None
         samples.append(Sample(time.monotonic(), runner.arrived, recorder.ok, runner.in_flight))
-        said = standing(samples, self.options.mode, self._step.requests_min)
-        if said.enough:
+        said = self._schedule.look(samples)
+        if said is not None and said.enough:
             runner.finish()
-        return said.half
+        return None if said is None else said.half
 
     async def _settle(self, recording: Recording) -> None:
         """Waits until the server has counted what it already answered."""
@@ -639,15 +583,15 @@ class Session:
             self._watcher.note(f"not kept in the store: {error}")
             self._store = None
 
-    async def _export(self, plan: Plan, recording: Recording, trace: TraceIds) -> None:
+    async def _export(self, plan: Plan, recording: Recording, ids: TraceIds) -> None:
         if self._sink is None:
             return
         start_ns, end_ns = span(recording)
         target = self.sweep.target
         level = LevelSpan(
             name=f"level {plan.mode}={plan.load:g}",
-            trace_id=trace.trace_id,
-            span_id=trace.root_span_id,
+            trace_id=ids.trace_id,
+            span_id=ids.root_span_id,
             start_unix_ns=start_ns + self._unix_minus_monotonic_ns,
             end_unix_ns=end_ns + self._unix_minus_monotonic_ns,
             model=target.model,
@@ -662,7 +606,7 @@ class Session:
                 "servefit.simulated": self._simulated,
             },
         )
-        export_level(self._sink, level, _spans(recording, trace, self._unix_minus_monotonic_ns))
+        export_level(self._sink, level, _spans(recording, ids, self._unix_minus_monotonic_ns))
         await asyncio.to_thread(self._sink.flush)
 
     # ------------------------------------------------------------------------------ conclusions
@@ -685,34 +629,11 @@ class Session:
         self._save()
 
 
-def _dataset(options: Options, watcher: Watcher) -> Dataset | None:
-    """Raises UsageError where the file has nothing that can be used."""
-    if options.dataset is None:
-        return None
-    from loadgen import dataset
-
-    read = dataset.read(options.dataset)
-    for note in read.notes:
-        watcher.note(note)
-    return read
-
-
-def _trace(options: Options, watcher: Watcher) -> Trace | None:
-    """Raises UsageError where the file has nothing that can be used."""
-    if options.trace is None:
-        return None
-    from loadgen import trace
-
-    read = trace.read(options.trace)
-    for note in read.notes:
-        watcher.note(note)
-    return read
-
-
 def _workload(options: Options) -> Workload:
     """What the result says of the requests."""
-    rates = options.rates_rps or (options.trace and not options.concurrency)
-    arrivals = "trace" if options.trace and rates else options.arrival if rates else "closed"
+    arrivals = "closed"
+    if options.mode == "rate":
+        arrivals = "trace" if options.trace else options.arrival
     lengths = [
         "as recorded" if length is None else str(length) if length.fixed is None else length.fixed
         for length in (options.input_tokens, options.output_tokens)
@@ -762,11 +683,11 @@ def _store_rows(rec: Recording) -> Iterator[dict[str, Any]]:
         }
 
 
-def _spans(rec: Recording, trace: TraceIds, unix_minus_monotonic_ns: int) -> Iterator[RequestSpan]:
+def _spans(rec: Recording, ids: TraceIds, unix_minus_monotonic_ns: int) -> Iterator[RequestSpan]:
     for row in rows(rec):
         first_ns = row.first_ns
         yield RequestSpan(
-            span_id=trace.span_id(row.index),
+            span_id=ids.span_id(row.index),
             start_unix_ns=(row.sent_ns or row.due_ns) + unix_minus_monotonic_ns,
             first_token_unix_ns=None if first_ns is None else first_ns + unix_minus_monotonic_ns,
             end_unix_ns=row.end_ns + unix_minus_monotonic_ns,

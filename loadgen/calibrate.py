@@ -362,7 +362,7 @@ class Calibrator:
         """About a minute. Raises TargetError where the server does not start."""
         from loadgen.worker import ask_for_the_processor
 
-        ask_for_the_processor()  # as a sweep does; the server inherits it
+        ask_for_the_processor()  # as a sweep does
         effort = self._effort
         descriptors = raise_descriptors() - DESCRIPTORS_SPARE
         self._note_load()

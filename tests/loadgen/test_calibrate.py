@@ -36,7 +36,7 @@ KEPT = Calibration(
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr("loadgen.sweep.ask_for_the_processor", lambda: None)
+    monkeypatch.setattr("loadgen.worker.ask_for_the_processor", lambda: None)
 
 
 # -------------------------------------------------------------------------------------- processes

@@ -100,6 +100,22 @@ def assess(
             click.echo(printable(line))
 
 
+@cli.group()
+def config() -> None:
+    """What the agent's configuration says."""
+
+
+@config.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Validate FILE and print what it comes to, defaults included and secrets hidden."""
+    from agent.config import load, render
+
+    checked = load(file)
+    click.echo(f"# {file} as it takes effect. Secrets stand in their files and are not shown.")
+    click.echo(render(checked), nl=False)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: every failure of ours is one line on stderr and an exit code."""
     sys.exit(guarded("agent", lambda: cli.main(argv, prog_name="agent", standalone_mode=False)))

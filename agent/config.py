@@ -78,7 +78,7 @@ def _amount(value: Any, units: Mapping[str, float]) -> float:
     match = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[2] not in units:
         raise ValueError
-    return float(match[1]) * units[match[2]]
+    return round(float(match[1]) * units[match[2]], 6)  # 1.001 s, not 1.0009999999999999
 
 
 def _in_units(value: float, units: Mapping[str, float]) -> str:
@@ -87,7 +87,7 @@ def _in_units(value: float, units: Mapping[str, float]) -> str:
         if value >= size and (value / size).is_integer():
             return f"{int(value / size)}{unit}"
     unit, size = min(units.items(), key=lambda item: item[1])
-    return f"{value / size:g}{unit}"
+    return f"{round(value / size, 6):.15g}{unit}"
 
 
 def duration(at_least_s: float, at_most_s: float = YEAR_S) -> Form:
@@ -168,6 +168,15 @@ def _read_base_url(value: Any, folder: Path) -> Any:
     url = _read_url(value, folder)
     _demand(not urlsplit(url).query, "it takes no query; what is secret belongs in headers_file")
     return url.removesuffix("/v1")
+
+
+def server_url(url: str, option: str) -> str:
+    """The base URL of a server as a flag gives it. Raises UsageError with what to write."""
+    try:
+        return cast(str, _read_base_url(url, Path()))
+    except ValueError as error:
+        more = f" ({error})" if str(error) else ""
+        raise UsageError(f"{option}: write {BASE_URL.write}{more}") from None
 
 
 def shown_url(url: str) -> str:

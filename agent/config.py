@@ -257,7 +257,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
         default=90 * DAY_S, name="minutes"
     )
     free_bytes_min: Annotated[int, size(16 * 2**20)] = msgspec.field(
-        default=2**30, name="free_floor"
+        default=512 * 2**20, name="free_floor"
     )
 
 

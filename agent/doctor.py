@@ -7,7 +7,7 @@ it is measured, and worse than it could be.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -53,6 +53,14 @@ class GpusFacts(msgspec.Struct, frozen=True):
     hardware: tuple[str, ...] = ()
 
 
+class Lacking(msgspec.Struct, frozen=True):
+    """A series that a page has not. `brings` is empty where no setting of the server writes it."""
+
+    name: str
+    brings: str = ""
+    costs: str = ""
+
+
 class ServerFacts(msgspec.Struct, frozen=True):
     """One inference server's metrics page. `problem` is empty where the page was read."""
 
@@ -60,7 +68,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
     name: str = ""
     problem: str = ""
     engine: str | None = None
-    missing: tuple[str, ...] = ()
+    missing: tuple[Lacking, ...] = ()
     page_bytes: int = 0
     scrape_s: float = 0.0
 
@@ -71,7 +79,7 @@ class StoreFacts(msgspec.Struct, frozen=True):
     free_bytes: int | None = None
     free_bytes_min: int = 0
     filesystem: str = ""
-    holders: tuple[int, ...] = ()  # processes that have the file open
+    holders: tuple[int, ...] = ()  # agents that have it, by their lock
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -261,10 +269,17 @@ def gpu_devices(facts: Facts) -> Iterator[Check]:
                 "is a virtual GPU: power and utilization are not those of the device",
                 'read the device where it is: [gpu] source = "dcgm" with the url of that machine',
             )
-        yield from _gpu_processes(name, gpu, facts.host)
+        yield from _gpu_processes(name, gpu)
+    if any(gpu.processes for gpu in facts.gpus.gpus) and not facts.host.host_processes:
+        yield warn(
+            "gpu",
+            "its processes are outside of this container, so servers and GPUs cannot be matched",
+            "start the container with --pid=host (Kubernetes: hostPID: true), or write gpus = [0, "
+            "…] under [[server]]",
+        )
 
 
-def _gpu_processes(name: str, gpu: GpuFacts, host: HostFacts) -> Iterator[Check]:
+def _gpu_processes(name: str, gpu: GpuFacts) -> Iterator[Check]:
     if gpu.processes is None:
         yield warn(
             name,
@@ -278,29 +293,20 @@ def _gpu_processes(name: str, gpu: GpuFacts, host: HostFacts) -> Iterator[Check]
             "cannot be told apart",
             "give each server a GPU of its own, or a part of one by MIG",
         )
-    if gpu.processes and not host.host_processes:
-        yield warn(
-            name,
-            "its processes are outside of this container, so servers and GPUs cannot be matched",
-            "start the container with --pid=host (Kubernetes: hostPID: true), or write gpus = [0, "
-            "…] under [[server]]",
-        )
 
 
 # ---------------------------------------------------------------------------------------- servers
 
-# What brings a server's metrics page, or the series that it lacks.
+# What brings a metrics page that is not there, by who owns the server's models.
 _PAGE_MENDS = {
-    "vllm": "start vLLM without --disable-log-stats",
     "sglang": "start SGLang with --enable-metrics",
     "llamacpp": "start llama-server with --metrics",
-    "llama.cpp": "start llama-server with --metrics",
-    "lmdeploy": "start LMDeploy's api_server with --enable-metrics",
-    "trtllm": (
-        "give trtllm-serve a configuration with return_perf_metrics: true and "
-        "enable_iter_perf_stats: true; its page is /prometheus/metrics"
+    "lmdeploy": "start LMDeploy's api_server without --disable-metrics",
+    "tensorrt_llm": (
+        "give trtllm-serve a configuration with return_perf_metrics: true; its page is "
+        "/prometheus/metrics: metrics_url under [[server]]"
     ),
-    "ollama": "Ollama has no metrics page: use a server that has one",
+    "library": "Ollama has no metrics page: use a server that has one",
 }
 _NO_PAGE = "give the page's address: metrics_url under [[server]], or --url"
 
@@ -321,7 +327,7 @@ def servers(facts: Facts) -> Iterator[Check]:
 def _server(server: ServerFacts) -> Iterator[Check]:
     name = f"server {server.name}".strip()
     if server.problem:
-        yield bad(name, server.problem, _page_mend(server.engine))
+        yield bad(name, server.problem, _PAGE_MENDS.get(server.engine or "", _NO_PAGE))
         return
     size = f"{server.page_bytes / 1000:.0f} kB in {server.scrape_s * 1000:.0f} ms"
     if server.engine is None:
@@ -329,23 +335,23 @@ def _server(server: ServerFacts) -> Iterator[Check]:
             name, f"{server.url} is a metrics page of no server known here ({size})", _NO_PAGE
         )
         return
-    yield ok(name, f"{server.engine} at {server.url}, {size}")
-    if server.missing:
-        yield warn(
-            name,
-            f"its page has no {', '.join(server.missing)}",
-            _PAGE_MENDS.get(server.engine, "update it; what is missing is left empty"),
-        )
+    never = ", ".join(one.name for one in server.missing if not one.brings)
+    without = f"; it does not write {never}" if never else ""
+    yield ok(name, f"{server.engine} at {server.url}, {size}{without}")
+    by_mend: dict[str, list[Lacking]] = defaultdict(list)
+    for one in server.missing:
+        if one.brings:
+            by_mend[one.brings].append(one)
+    for brings, lacking in by_mend.items():
+        names = ", ".join(one.name for one in lacking)
+        costs = "; ".join(dict.fromkeys(one.costs for one in lacking if one.costs))
+        yield warn(name, f"its page has no {names}{f': {costs}' if costs else ''}", brings)
     if server.page_bytes > PAGE_BYTES_MAX or server.scrape_s > SCRAPE_S_MAX:
         yield warn(
             name,
             f"its page is heavy ({size}), and writing it takes time from its requests",
             'ask less often: interval = "30s" under [[server]]',
         )
-
-
-def _page_mend(engine: str | None) -> str:
-    return _PAGE_MENDS.get(engine or "", _NO_PAGE)
 
 
 # ----------------------------------------------------------------------------------------- machine
@@ -391,7 +397,7 @@ def listen(facts: Facts) -> Iterator[Check]:
         ids = ", ".join(map(str, holders))
         yield warn(
             "store",
-            f"{facts.store.path} is open in process {ids}: a store takes one agent",
+            f"{facts.store.path} is in use by process {ids}: a store takes one agent",
             "stop the other one, or give this one a db of its own: [agent] db",
         )
 

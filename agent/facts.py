@@ -35,12 +35,13 @@ from agent.doctor import (
     GpuFacts,
     GpusFacts,
     HostFacts,
+    Lacking,
     ListenFacts,
     ServerFacts,
     StoreFacts,
 )
-from agent.model import UsageError
-from agent.samplers import SamplerError
+from agent.model import Reading, UsageError
+from agent.samplers import SamplerError, dialects
 
 if TYPE_CHECKING:
     from agent.samplers.server import ServerSampler
@@ -262,6 +263,8 @@ def _nvml_device(handle: Any) -> GpuFacts:
         return None if mode is None else bool(mode[0] if isinstance(mode, list | tuple) else mode)
 
     processes = _said(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    if processes is None:  # an older driver has the second version only
+        processes = _said(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses_v2(handle))
     virtual = _said(lambda: pynvml.nvmlDeviceGetVirtualizationMode(handle))
     return GpuFacts(
         name=str(_said(lambda: pynvml.nvmlDeviceGetName(handle)) or "GPU"),
@@ -285,7 +288,7 @@ def _said(ask: Callable[[], T]) -> T | None:
 
     try:
         return ask()
-    except (pynvml.NVMLError, AttributeError):
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError, AttributeError):
         return None
 
 
@@ -323,11 +326,11 @@ async def _server(server: Server) -> ServerFacts:
     sampler = ServerSampler(server.metrics_url, headers=headers, ssl=trusted)
     began = time.monotonic()
     try:
-        names = {one.name for one in await sampler.sample()}
+        found = await sampler.sample()
         return msgspec.structs.replace(
             facts,
             engine=sampler.engine,
-            missing=missing_series(names),
+            missing=missing_series(sampler.engine, found),
             page_bytes=sampler.page_bytes,
             scrape_s=time.monotonic() - began,
         )
@@ -338,10 +341,20 @@ async def _server(server: Server) -> ServerFacts:
         await sampler.close()
 
 
-def missing_series(names: Iterable[str]) -> tuple[str, ...]:
-    """The vital series that a page did not give."""
-    there = set(names)
-    return tuple(name for name in VITAL_SERIES if name not in there)
+def missing_series(engine: str | None, found: Sequence[Reading]) -> tuple[Lacking, ...]:
+    """What a page lacks, with what brings it where the dialect's table knows."""
+    dialect = next((one for one in dialects.DIALECTS if one.name == engine), None)
+    tell = getattr(dialects, "missing", None)
+    if dialect is not None and tell is not None:
+        return tuple(
+            Lacking(
+                one.canonical, "" if one.brings.startswith("nothing") else one.brings, one.costs
+            )
+            for one in tell(found, dialect)
+        )
+    names = {one.name for one in found}
+    mend = "update the server, or see which flag of it turns its metrics on"
+    return tuple(Lacking(name, mend) for name in VITAL_SERIES if name not in names)
 
 
 async def _owner(sampler: ServerSampler, url: str) -> str | None:
@@ -481,7 +494,7 @@ def _look_at_store(path: Path, facts: StoreFacts) -> StoreFacts:
         problem=problem,
         free_bytes=room.f_bavail * room.f_frsize,
         filesystem=_filesystem(folder),
-        holders=tuple(_holders(path)),
+        holders=tuple(_holders(path.with_name(path.name + "-lock"))),
     )
 
 

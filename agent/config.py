@@ -164,19 +164,27 @@ def _read_url(value: Any, _: Path) -> Any:
     return urlunsplit(parts._replace(fragment="")).rstrip("/")
 
 
-def _read_base_url(value: Any, folder: Path) -> Any:
+def _read_endpoint(value: Any, folder: Path) -> Any:
     url = _read_url(value, folder)
     _demand(not urlsplit(url).query, "it takes no query; what is secret belongs in headers_file")
-    return url.removesuffix("/v1")
+    return url
+
+
+def _read_base_url(value: Any, folder: Path) -> Any:
+    return _read_endpoint(value, folder).removesuffix("/v1")
 
 
 def server_url(url: str, option: str) -> str:
     """The base URL of a server as a flag gives it. Raises UsageError with what to write."""
+    return cast(str, _given(BASE_URL, url, option))
+
+
+def _given(form: Form, value: str, by: str) -> Any:
     try:
-        return cast(str, _read_base_url(url, Path()))
+        return form.read(value, Path())
     except ValueError as error:
         more = f" ({error})" if str(error) else ""
-        raise UsageError(f"{option}: write {BASE_URL.write}{more}") from None
+        raise UsageError(f"{by}: write {form.write}{more}") from None
 
 
 def shown_url(url: str) -> str:
@@ -230,6 +238,7 @@ POSITIVE = Form("a number above 0", _read_positive)
 NAME = Form('a short name of letters, digits and . _ - such as "chat"', _read_name)
 FILE = Form("the path of a file, in quotes", _read_path, str)
 URL = Form('an address such as "http://127.0.0.1:8000/metrics"', _read_url, shown_url)
+ENDPOINT = Form('an address such as "http://127.0.0.1:4318"', _read_endpoint)
 BASE_URL = Form('an address such as "http://127.0.0.1:8000"', _read_base_url)
 LISTEN = Form('an address and a port, such as "127.0.0.1:9477"', _read_listen)
 SLO = Form('targets such as "ttft:p95<500ms,itl:p95<50ms"', _read_slo, format_slo)
@@ -312,7 +321,7 @@ class Assess(msgspec.Struct, frozen=True, kw_only=True):
 class OtlpExport(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics and assessments to an OpenTelemetry back end."""
 
-    endpoint: Annotated[str, BASE_URL] = OTLP_ENDPOINT
+    endpoint: Annotated[str, ENDPOINT] = OTLP_ENDPOINT
     headers_file: Annotated[Path | None, FILE] = None
     ca_file: Annotated[Path | None, FILE] = None
 
@@ -459,14 +468,17 @@ def parse(
     return config
 
 
+_ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
 def _from_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     export = raw.get("export")
     if not isinstance(export, dict) or not isinstance(export.get("otlp"), dict):
         return
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         del export["otlp"]
-    elif endpoint := environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip():
-        export["otlp"].setdefault("endpoint", endpoint)
+    elif endpoint := environ.get(_ENDPOINT_VARIABLE, "").strip():
+        export["otlp"].setdefault("endpoint", _given(ENDPOINT, endpoint, _ENDPOINT_VARIABLE))
 
 
 def _table(kind: type[T], raw: object, source: _Source, section: str = "", nth: int = 0) -> T:

@@ -310,6 +310,11 @@ def test_opentelemetrys_own_variables() -> None:
     own = parse("[export.otlp]\nendpoint = 'http://own:1'", environ=endpoint).export.otlp
     assert own is not None
     assert own.endpoint == "http://own:1"
+    path = parse("[export.otlp]\nendpoint = 'http://own:1/otlp/v1/'").export.otlp
+    assert path is not None
+    assert path.endpoint == "http://own:1/otlp/v1"
+    with pytest.raises(UsageError, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT: write an address"):
+        parse("[export.otlp]", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"})
     assert parse("[export.otlp]", environ={"OTEL_SDK_DISABLED": "true"}).export.otlp is None
 
 

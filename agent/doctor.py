@@ -121,6 +121,8 @@ class Facts(msgspec.Struct, frozen=True):
     store: StoreFacts
     host: HostFacts
     listen: ListenFacts
+    receive: ListenFacts | None = None  # of [receive.otlp]
+    listed_gpus: tuple[str | int, ...] = ()  # by [[server]] gpus: indices and UUIDs
     otlp: tuple[str, str] | None = None  # endpoint, and its problem or ""
 
 
@@ -270,6 +272,14 @@ def gpu_devices(facts: Facts) -> Iterator[Check]:
                 'read the device where it is: [gpu] source = "dcgm" with the url of that machine',
             )
         yield from _gpu_processes(name, gpu)
+    here = {gpu.uuid for gpu in facts.gpus.gpus} | set(range(len(facts.gpus.gpus)))
+    unknown = [str(gpu) for gpu in facts.listed_gpus if gpu not in here]
+    if unknown and facts.gpus.gpus and not any(gpu.mig for gpu in facts.gpus.gpus):
+        yield bad(
+            "gpu",
+            f"[[server]] gpus names {', '.join(unknown)}, which is not here",
+            "take indices or UUIDs that `nvidia-smi -L` lists",
+        )
     if any(gpu.processes for gpu in facts.gpus.gpus) and not facts.host.host_processes:
         yield warn(
             "gpu",
@@ -330,14 +340,9 @@ def _server(server: ServerFacts) -> Iterator[Check]:
         yield bad(name, server.problem, _PAGE_MENDS.get(server.engine or "", _NO_PAGE))
         return
     size = f"{server.page_bytes / 1000:.0f} kB in {server.scrape_s * 1000:.0f} ms"
-    if server.engine is None:
-        yield bad(
-            name, f"{server.url} is a metrics page of no server known here ({size})", _NO_PAGE
-        )
-        return
     never = ", ".join(one.name for one in server.missing if not one.brings)
     without = f"; it does not write {never}" if never else ""
-    yield ok(name, f"{server.engine} at {server.url}, {size}{without}")
+    yield ok(name, f"{server.engine or 'a server'} at {server.url}, {size}{without}")
     by_mend: dict[str, list[Lacking]] = defaultdict(list)
     for one in server.missing:
         if one.brings:
@@ -393,6 +398,9 @@ def listen(facts: Facts) -> Iterator[Check]:
         )
     else:
         yield ok("listen", f"{own.address} is free")
+    if facts.receive is not None and facts.receive.problem and not own.version:
+        says = f"{facts.receive.address}: {facts.receive.problem}"
+        yield bad("receive", says, "free it, or give another: [receive.otlp] listen")
     if len(holders) > 1 or (holders and not own.version):
         ids = ", ".join(map(str, holders))
         yield warn(

@@ -73,10 +73,12 @@ async def gather(config: Config, file: str = "", urls: Sequence[str] = ()) -> Fa
     """All facts, the slow ones at once. `urls` are servers besides those of the configuration."""
     wall_ns, steady_ns = time.time_ns(), time.monotonic_ns()
     cpu_before = _cpu_times()
-    servers, gpus, listen, otlp, store = await asyncio.gather(
+    receiver = config.receive.otlp
+    servers, gpus, listen, receive, otlp, store = await asyncio.gather(
         _servers(config, urls),
         _gpus(config),
-        _listen(config),
+        _listen(config, config.agent.listen),
+        _listen(config, receiver.listen if receiver else None),
         _otlp(config),
         _store(config),
     )
@@ -97,7 +99,9 @@ async def gather(config: Config, file: str = "", urls: Sequence[str] = ()) -> Fa
         ports=PORTS,
         store=store,
         host=host,
-        listen=listen,
+        listen=listen or ListenFacts(config.agent.listen),
+        receive=receive,
+        listed_gpus=tuple(gpu for server in config.server for gpu in server.gpus),
         otlp=otlp,
     )
 
@@ -147,7 +151,7 @@ def _open_secrets(config: Config) -> Iterable[str]:
     headers = [one.headers_file for one in (*config.server, *((otlp,) if otlp else ()))]
     for path in (config.agent.token_file, *headers):
         with suppress(OSError):
-            if path is not None and path.stat().st_mode & 0o077:
+            if path is not None and path.stat().st_mode & 0o007:
                 yield str(path)
 
 
@@ -404,9 +408,10 @@ async def _get(
 # --------------------------------------------------------------------------------- agent's own ends
 
 
-async def _listen(config: Config) -> ListenFacts:
-    """Whether the agent's address is free, by binding it for an instant."""
-    address = config.agent.listen
+async def _listen(config: Config, address: str | None) -> ListenFacts | None:
+    """Whether an address is free, by binding it for an instant; who has it, if an agent."""
+    if address is None:
+        return None
     host, port = host_port(address)
     try:
         await within(LOOK_S, lambda: _bind(host, port))

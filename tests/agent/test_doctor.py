@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.doctor import (
     Check,
@@ -95,12 +99,12 @@ NO_GPU = "no NVIDIA driver on this machine: libnvidia-ml.so.1 not found"
         (with_gpu(processes=None), "warn", "does not say which processes", "gpus = [0, …]"),
         (with_gpu(processes=(1, 2)), "warn", "2 processes share it (time-slicing)", "MIG"),
         (with_host(host_processes=False), "warn", "outside of this container", "hostPID: true"),
+        (with_facts(listed_gpus=(0, 7)), "bad", "gpus names 7, which is not", "nvidia-smi -L"),
         # servers
         (with_facts(servers=()), "bad", "none answers on this machine (ports 8000, 8080)", "--url"),
         (with_server(problem="refused", engine=None), "bad", "refused", "metrics_url"),
         (with_server(problem="404", engine="sglang"), "bad", "404", "--enable-metrics"),
         (with_server(problem="501", engine="llamacpp"), "bad", "501", "--metrics"),
-        (with_server(engine=None), "bad", "no server known here", "metrics_url"),
         (with_server(missing=(Lacking("itl_seconds", "start it with --x", "no ITL"),
                               Lacking("ttft_seconds", "start it with --x", "no TTFT"))),
          "warn", "its page has no itl_seconds, ttft_seconds: no ITL; no TTFT", "start it with --x"),
@@ -112,6 +116,8 @@ NO_GPU = "no NVIDIA driver on this machine: libnvidia-ml.so.1 not found"
         (with_("store", free_bytes=2**28), "bad", "0.2 GiB free", "free_floor"),
         (with_("store", holders=(41,)), "warn", "in use by process 41", "[agent] db"),
         (with_("listen", problem="another program listens there"), "bad", "another", "listen"),
+        (with_facts(receive=ListenFacts("127.0.0.1:4319", "taken")), "bad", "127.0.0.1:4319: taken",
+         "[receive.otlp] listen"),
         (with_facts(otlp=("http://c:4318", "HTTP 404")), "bad", "http://c:4318: HTTP 404", "coll"),
         # the machine
         (with_host(clock_synchronised=False), "warn", "not synchronised", "timedatectl"),
@@ -138,6 +144,8 @@ def test_one_thing_to_mend(facts: Facts, status: str, says: str, mend: str) -> N
         with_("gpus", source="none", gpus=()),
         with_("gpus", source="dcgm", gpus=()),
         with_gpu(mig=True, processes=(1, 2)),
+        with_facts(listed_gpus=(0, 1, GPU.uuid)),
+        with_facts(receive=ListenFacts("127.0.0.1:4319")),
         with_gpu(ecc_uncorrected=0),
         with_gpu(processes=()),
         with_server(missing=(Lacking("preemptions_total"),)),
@@ -180,3 +188,25 @@ def test_a_server_cannot_steer_the_terminal() -> None:
     said = "\n".join(lines(examine(with_server(problem="\x1b[2J\nall well", engine=None))))
     assert "\x1b" not in said
     assert "\nall well" not in said
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.from_type(Facts))
+def test_whatever_is_found_each_thing_to_mend_says_how(facts: Facts) -> None:
+    checks = examine(facts)
+    assert {check.name for check in checks} >= {"software", "config", "listen"}
+    assert all(bool(check.mend) == (check.status != "ok") for check in checks)
+    assert exit_code(checks) == any(check.status != "ok" for check in checks)
+    assert all(line.isprintable() for line in lines(checks))
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_shows_what_the_doctor_says() -> None:
+    problem = "http://127.0.0.1:30000/metrics: HTTP 404, there is no metrics page at this address"
+    facts = with_server(problem=problem, engine="sglang")
+    gpus = msgspec.structs.replace(facts.gpus, driver="580.65.06", gpus=(GPU,) * 8)
+    checks = examine(msgspec.structs.replace(facts, gpus=gpus))
+    shown = [check for check in checks if check.name in ("software", "gpu", "server chat")]
+    assert "\n".join(lines(shown)) in README.read_text("utf-8")

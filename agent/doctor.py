@@ -26,6 +26,13 @@ CLOCK_STEP_S_MAX = 0.05  # within the seconds that the doctor looks
 SCRAPE_S_MAX = 1.0
 PAGE_BYTES_MAX = 2 * 2**20
 
+# The series without which a verdict has no evidence (a histogram by its name): that one is missing
+# is to be mended; of the many others it is only told.
+VITAL_SERIES = (
+    "requests_running", "requests_waiting", "kv_usage_ratio", "prompt_tokens_total",
+    "output_tokens_total", "ttft_seconds", "itl_seconds",
+)  # fmt: skip
+
 # ------------------------------------------------------------------------------------------- facts
 
 
@@ -340,13 +347,17 @@ def _server(server: ServerFacts) -> Iterator[Check]:
         yield bad(name, server.problem, _PAGE_MENDS.get(server.engine or "", _NO_PAGE))
         return
     size = f"{server.page_bytes / 1000:.0f} kB in {server.scrape_s * 1000:.0f} ms"
-    never = ", ".join(one.name for one in server.missing if not one.brings)
-    without = f"; it does not write {never}" if never else ""
+    vital = [one for one in server.missing if one.name in VITAL_SERIES and one.brings]
+    others = ", ".join(
+        f"{one.name} ({one.brings})" if one.brings else one.name
+        for one in server.missing
+        if one not in vital
+    )
+    without = f"; without {others}" if others else ""
     yield ok(name, f"{server.engine or 'a server'} at {server.url}, {size}{without}")
     by_mend: dict[str, list[Lacking]] = defaultdict(list)
-    for one in server.missing:
-        if one.brings:
-            by_mend[one.brings].append(one)
+    for one in vital:
+        by_mend[one.brings].append(one)
     for brings, lacking in by_mend.items():
         names = ", ".join(one.name for one in lacking)
         costs = "; ".join(dict.fromkeys(one.costs for one in lacking if one.costs))

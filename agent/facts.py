@@ -31,6 +31,7 @@ import msgspec
 from agent import __version__
 from agent.config import Config, Server, host_port, otlp_headers, read_headers, read_token
 from agent.doctor import (
+    VITAL_SERIES,
     Facts,
     GpuFacts,
     GpusFacts,
@@ -58,11 +59,7 @@ BODY_BYTES_MAX = 1024 * 1024
 PORTS = (8000, 8002, 8080, 23333, 30000, 11434)
 PAGES = ("/metrics", "/prometheus/metrics")  # the second is trtllm-serve's
 
-# The series without which a verdict has no evidence; servers give many more.
-VITAL_SERIES = (
-    "requests_running", "requests_waiting", "kv_usage_ratio", "prompt_tokens_total",
-    "output_tokens_total", "ttft_seconds_count", "itl_seconds_count",
-)  # fmt: skip
+# What every GPU of a data centre tells.
 VITAL_FIELDS = (
     "gpu_memory_used_bytes", "gpu_utilization_ratio", "gpu_power_w", "gpu_energy_j",
     "gpu_temperature_c", "gpu_throttled",
@@ -356,7 +353,7 @@ def missing_series(engine: str | None, found: Sequence[Reading]) -> tuple[Lackin
             )
             for one in tell(found, dialect)
         )
-    names = {one.name for one in found}
+    names = {one.name.removesuffix("_count") for one in found}
     mend = "update the server, or see which flag of it turns its metrics on"
     return tuple(Lacking(name, mend) for name in VITAL_SERIES if name not in names)
 

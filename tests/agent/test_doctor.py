@@ -148,7 +148,8 @@ def test_one_thing_to_mend(facts: Facts, status: str, says: str, mend: str) -> N
         with_facts(receive=ListenFacts("127.0.0.1:4319")),
         with_gpu(ecc_uncorrected=0),
         with_gpu(processes=()),
-        with_server(missing=(Lacking("preemptions_total"),)),
+        with_server(missing=(Lacking("preemptions_total"), Lacking("kv_usage_ratio"))),
+        with_server(missing=(Lacking("requests_rejected_total", "start it with --x"),)),
         msgspec.structs.replace(
             with_("store", holders=(41,)), listen=ListenFacts("127.0.0.1:9477", "", "0.1.0")
         ),
@@ -171,9 +172,12 @@ def test_in_a_container_the_gpu_has_to_be_let_in() -> None:
     assert "--gpus all" in check.mend
 
 
-def test_a_server_that_never_writes_a_series_says_so() -> None:
-    says = [check.says for check in examine(with_server(missing=(Lacking("queue_seconds"),)))]
-    assert any(line.endswith("; it does not write queue_seconds") for line in says)
+def test_what_a_server_does_not_write_is_told() -> None:
+    lacking = (Lacking("queue_seconds"), Lacking("requests_rejected_total", "with --x"))
+    says = [check.says for check in examine(with_server(missing=lacking))]
+    assert any(
+        s.endswith("; without queue_seconds, requests_rejected_total (with --x)") for s in says
+    )
 
 
 def test_what_mends_a_thing_stands_under_it() -> None:

@@ -26,6 +26,7 @@ import platformdirs
 
 from agent.model import Slo, UsageError
 from agent.sizing.curve import format_slo, parse_slo
+from agent.words import printable
 
 T = TypeVar("T")
 
@@ -460,7 +461,7 @@ def parse(
     source = _Source(file, text, folder)
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise UsageError(f"{file}: is not TOML: {error}") from error
     _from_environment(raw, environ)
     config = _table(Config, raw, source)
@@ -532,7 +533,7 @@ def _unknown(
     inner = f"{section}.{key}" if section else key
     header = line_of(source.text, inner)
     place = f"{source.file}:{header or line}" if header or line else source.file
-    raise UsageError(f"{place}: {f'[{section}] ' if section else ''}{key[:60]}: {why}")
+    raise UsageError(f"{place}: {f'[{section}] ' if section else ''}{printable(key[:60])}: {why}")
 
 
 _KEYS = {

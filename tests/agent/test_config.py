@@ -172,6 +172,8 @@ def test_whatever_can_be_said_reads_back(server: Server, load: float, floor: int
         ("[export]\notlp = 3", "write it as a section, [export.otlp]"),
         ("[agent", "a.toml: is not TOML"),
         ("x = " + "[" * 5000, "a.toml: is not TOML"),
+        ("x = " + "1" * 5000, "a.toml: is not TOML"),
+        ('"a\\nb" = 1', "a.toml: a b: unknown section"),
         # contradictions
         ("[agent]\nlisten = '0.0.0.0:9477'", "a.toml:2: [agent] listen: 0.0.0.0:9477 can"),
         ("[agent]\nlisten = 'gpu-host:9477'", "give token_file"),
@@ -194,6 +196,29 @@ def test_what_is_wrong_is_one_line_that_says_where_and_what_to_write(text: str, 
     assert said in str(raised.value)
     assert str(raised.value).startswith("a.toml:")
     assert "\n" not in str(raised.value)
+
+
+SECTIONS = ("[agent]", "[store]", "[gpu]", "[[server]]", "[slo]", "[assess]", "[export.otlp]",
+            "[receive.otlp]", "[prices]", "[export]", "")  # fmt: skip
+KEYS = sorted({key for keys in config._KEYS.values() for key in keys} | {"otlp", "x", "agent"})
+VALUES = (
+    "0", "-1", "1e400", "nan", "true", '""', "[]", "{}", "[{a = 1}]", "[[0]]", "1979-05-27",
+    '"http://[::1]:x"', '"//"', '"\\u0000"', '"~nobody/x"', '"[::]:1"', '"1e9d"', '"½s"',
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.sampled_from(SECTIONS), st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text())
+def test_whatever_stands_there_is_read_or_refused_in_one_line(
+    section: str, key: str, value: str
+) -> None:
+    said = ""
+    try:
+        parse(f"{section}\n{key} = {value}", "a.toml")
+    except UsageError as error:
+        said = str(error)
+    assert said == "" or said.startswith("a.toml")
+    assert "\n" not in said
 
 
 def test_a_token_or_a_clear_word_opens_the_agent_to_others() -> None:

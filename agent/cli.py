@@ -100,6 +100,50 @@ def assess(
             click.echo(printable(line))
 
 
+@cli.command()
+@click.option("--config", "file", metavar="FILE", help="The agent's configuration.")
+@click.option("--url", "urls", multiple=True, metavar="URL", help="A server; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(file: str | None, urls: tuple[str, ...], as_json: bool) -> int:
+    """Say what would stop a good measurement here, and what mends it.
+
+    Looks at the GPUs, the servers (those of the configuration and --url, else the usual ports of
+    this machine), the store, the clock and the machine. Ends with 1 where something is to mend.
+    """
+    import asyncio
+
+    from agent import doctor as judge
+    from agent.config import Config, load, server_url
+    from agent.facts import gather
+    from agent.model import encode
+
+    config = load(file) if file else Config()
+    asked = [server_url(url, "--url") for url in urls]
+    checks = judge.examine(asyncio.run(gather(config, file or "", asked)))
+    if as_json:
+        click.echo(encode({"checks": checks, "to_mend": judge.to_mend(checks)}).decode())
+    else:
+        for line in judge.lines(checks):
+            click.echo(line)
+    return judge.exit_code(checks)
+
+
+@cli.group()
+def config() -> None:
+    """What the agent's configuration says."""
+
+
+@config.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Validate FILE and print what it comes to, defaults included and secrets hidden."""
+    from agent.config import load, render
+
+    checked = load(file)
+    click.echo(f"# {file} as it takes effect. Secrets stand in their files and are not shown.")
+    click.echo(render(checked), nl=False)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: every failure of ours is one line on stderr and an exit code."""
     sys.exit(guarded("agent", lambda: cli.main(argv, prog_name="agent", standalone_mode=False)))

@@ -48,6 +48,11 @@ def find_phoenix() -> Path | None:
     return command if command.exists() else None
 
 
+def find_kubernetes_validate() -> Path | None:
+    command = real_dir() / "kubernetes" / "bin" / "kubernetes-validate"
+    return command if command.exists() else None
+
+
 def find_chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -156,6 +161,7 @@ def missing_parts() -> list[str]:
     parts = {
         "a real vLLM (make real-parts)": find_vllm_python(),
         "Arize Phoenix (make real-parts)": find_phoenix(),
+        "Kubernetes' schemas (make real-parts)": find_kubernetes_validate(),
         "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
         "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),
         "an NVIDIA GPU": Path("/dev/nvidiactl").exists(),

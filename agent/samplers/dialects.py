@@ -23,7 +23,7 @@ import msgspec
 
 from agent.metrics import CATALOGUE
 from agent.model import Reading
-from agent.samplers.exposition import NUMBER, Page, Sample
+from agent.samplers.exposition import NUMBER, Heads, Page, Sample
 
 BUCKETS_MAX = 256  # of one histogram; TGI has 101
 GROUPS_MAX = 32  # values of one label that become readings of their own
@@ -43,13 +43,15 @@ class Series(msgspec.Struct, frozen=True):
     because servers keep old names beside new ones for a while. A counter's `_total` is optional.
     `aggregate`: how the label sets (ranks, finish reasons) become one value: counts are summed,
     fractions averaged. `scale`: factor to the catalogue's unit. `where`: only the lines whose label
-    has one of these values, or lacks the label. `by`: one reading for each value of this label.
+    has one of these values, or lacks the label. `among`: (label, name), only the lines whose label
+    has a value that it also has on series `name`. `by`: one reading for each value of this label.
     """
 
     names: tuple[str, ...]
     aggregate: Aggregate = "sum"
     scale: float = 1.0
     where: tuple[str, tuple[str, ...]] | None = None
+    among: tuple[str, str] | None = None
     by: str | None = None
 
 
@@ -362,6 +364,7 @@ def _triton_requests(kind: str) -> Series:
     return Series(("nv_trt_llm_request_metrics",), where=_only("request_type", kind))
 
 
+_TRITON_LLM = ("model", "nv_trt_llm_request_metrics")
 TRITON = Dialect(
     name="triton-trtllm",
     marks=("nv_trt_llm_",),
@@ -382,17 +385,21 @@ TRITON = Dialect(
             "*",
             msgspec.structs.replace(_triton_kv("tokens_per"), aggregate="mean"),
         ),
-        # An ensemble and each of its parts count the same requests.
-        requests_finished_total=Series(("nv_inference_request_success",), aggregate="max"),
-        e2e_seconds_sum=Series(("nv_inference_request_duration_us",), aggregate="max", scale=1e-6),
-        e2e_seconds_count=Series(("nv_inference_request_success",), aggregate="max"),
+        # An ensemble and each of its steps count the same requests.
+        requests_finished_total=Series(("nv_inference_request_success",), among=_TRITON_LLM),
+        prompt_tokens_total=Series(("nv_llm_input_token_len_sum",)),
+        output_tokens_total=Series(("nv_llm_output_token_len_sum",)),
+        e2e_seconds_sum=Series(
+            ("nv_inference_request_duration_us",), scale=1e-6, among=_TRITON_LLM
+        ),
+        e2e_seconds_count=Series(("nv_inference_request_success",), among=_TRITON_LLM),
     ),
     histograms=_histograms(
         prompt_length_tokens="nv_llm_input_token_len",
         output_length_tokens="nv_llm_output_token_len",
     ),
     model_label="",  # its models are the steps of one ensemble
-    proxies={"requests_finished_total": "of the model of the ensemble with the most requests"},
+    proxies={"e2e_seconds": "inside the model's own step, without its tokenizer's"},
 )
 
 _GENERATE = _only("dynamo_endpoint", "generate")
@@ -613,9 +620,9 @@ _RENAMED = re.compile(
 )
 
 
-def page(buckets: bool = False, prefix: str = DYNAMO_PREFIX) -> Page:
+def page(buckets: bool = False, prefix: str = DYNAMO_PREFIX, heads: Heads | None = None) -> Page:
     """An empty page that keeps what any dialect wants; `prefix`: see `prefix_of`."""
-    return Page(_wanted(buckets, prefix), _DYNAMO_TELLS)
+    return Page(_wanted(buckets, prefix), _DYNAMO_TELLS, heads)
 
 
 def prefix_of(taken: Page) -> str:
@@ -795,7 +802,12 @@ def _chosen(found: list[Sample], where: tuple[str, tuple[str, ...]] | None) -> l
 
 
 def _value(series: Series, by_name: ByName) -> float | None:
-    values = [one.value for one in _chosen(_found(series, by_name), series.where)]
+    found = _chosen(_found(series, by_name), series.where)
+    if series.among is not None:
+        label, name = series.among
+        known = {one.labels.get(label) for one in by_name.get(name, ())}
+        found = [one for one in found if one.labels.get(label) in known]
+    values = [one.value for one in found]
     return _AGGREGATES[series.aggregate](values) * series.scale if values else None
 
 

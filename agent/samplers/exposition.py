@@ -63,16 +63,24 @@ def _labels(inside: bytes) -> dict[str, str] | None:
     return labels
 
 
+# What a line says before its value, by its bytes: the same in every scrape of a server.
+Heads = dict[bytes, tuple[str, dict[str, str], tuple[object, ...]]]
+
+
 class Page:
     """Takes a page in pieces of any size and keeps the lines whose names are `wanted`.
 
     Work and memory per piece are bounded by the piece, so that a page of many megabytes cannot
     stall whoever shares the event loop with it. `tell`: the end of a comment line of interest,
-    whose first is kept in `told`.
+    whose first is kept in `told`. `heads`: those of the page before, which spare most of the work.
     """
 
-    def __init__(self, wanted: frozenset[bytes], tell: bytes = b"\n") -> None:
+    def __init__(
+        self, wanted: frozenset[bytes], tell: bytes = b"\n", heads: Heads | None = None
+    ) -> None:
         self._wanted = wanted
+        self._known = heads or {}
+        self.heads: Heads = {}  # of this page, once it was read
         self._tell = tell
         self._tail = b""
         self._skipping = False  # inside a line longer than LINE_BYTES_MAX
@@ -111,7 +119,10 @@ class Page:
                 continue
             self.samples += 1
             if words[0].partition(b"{")[0] in wanted:
-                kept.append(line)
+                if len(line) > LINE_BYTES_MAX:
+                    self.malformed += 1
+                else:
+                    kept.append(line)
         if len(kept) > KEPT_LINES_MAX:
             self.overfull = True
             del kept[KEPT_LINES_MAX:]
@@ -135,15 +146,29 @@ class Page:
         samples: list[Sample] = []
         seen: set[tuple[object, ...]] = set()
         for line in self.kept:
-            one = read_line(line.rstrip(b"\r"))
+            one, key = self._parsed(line.rstrip(b"\r"))
             if one is None:
                 self.malformed += 1
-                continue
-            key = (one.name, *sorted(one.labels.items()))
-            if key in seen:
+            elif key in seen:
                 self.duplicates += 1
-                continue
-            seen.add(key)
-            if math.isfinite(one.value):
-                samples.append(one)
+            else:
+                seen.add(key)
+                if math.isfinite(one.value):
+                    samples.append(one)
         return samples
+
+    def _parsed(self, line: bytes) -> tuple[Sample | None, tuple[object, ...]]:
+        """A line's sample, and name and labels as one key."""
+        head, _, word = line.rpartition(b" ")
+        known = self._known.get(head)
+        if known is None or not NUMBER.match(word):
+            one = read_line(line)
+            if one is None:
+                return None, ()
+            known = (one.name, one.labels, (one.name, *sorted(one.labels.items())))
+            if b"#" in line or b" " in head.rpartition(b"}")[2]:
+                return one, known[2]  # an exemplar or a timestamp: the last word is not the value
+        else:
+            one = Sample(known[0], known[1], float(word))
+        self.heads[head] = known
+        return one, known[2]

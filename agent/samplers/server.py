@@ -23,7 +23,7 @@ from yarl import URL
 from agent.model import Reading
 from agent.samplers import SamplerError, dialects
 from agent.samplers.dialects import Dialect, Missing
-from agent.samplers.exposition import KEPT_LINES_MAX, Page
+from agent.samplers.exposition import KEPT_LINES_MAX, Heads, Page
 
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 MAX_SMALL_PAGE_BYTES = 1024 * 1024  # llama.cpp's /slots has 1 kB for each slot
@@ -86,6 +86,7 @@ class ServerSampler:
         self._prefix = dialects.DYNAMO_PREFIX
         self._beside_from_ns = 0  # when a page beside may be asked for again
         self._newest: list[Reading] = []
+        self._heads: Heads = {}
         self._session: aiohttp.ClientSession | None = None
         self._busy = False
 
@@ -162,7 +163,7 @@ class ServerSampler:
         return found + [one for one in await self._beside() if one.name not in names]
 
     async def _scrape(self) -> tuple[Page, int]:
-        page, size = dialects.page(self._full, self._prefix), 0
+        page, size = dialects.page(self._full, self._prefix, self._heads), 0
         async with self._connected().get(self.url, allow_redirects=False) as response:
             at_ns = time.monotonic_ns()
             self._check_status(response)
@@ -237,6 +238,7 @@ class ServerSampler:
         if dialect is None:
             raise SamplerError(f"{self._shown}: a metrics page, but of no server known here")
         samples = page.read()
+        self._heads = page.heads
         self.malformed += page.malformed
         self.duplicates += page.duplicates
         found = dialects.models(samples, dialect)

@@ -583,6 +583,10 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
+# Not found by its page, for it has none: what it tells is in /api/ps.
+OLLAMA = Dialect(name="ollama", marks=(), series={}, histograms={})
+
+
 def _both(
     first: Mapping[str, tuple[T, ...]], second: Mapping[str, tuple[T, ...]]
 ) -> dict[str, tuple[T, ...]]:
@@ -635,24 +639,24 @@ def prefix_of(taken: Page) -> str:
 
 
 def recognise(taken: Page, prefix: str = DYNAMO_PREFIX) -> Dialect | None:
-    """The dialect with most lines among those kept; None for an unknown server."""
-    scores = {one.name: _score(taken, one.marks) for one in DIALECTS}
+    """The dialect with most of its names among the lines kept; None for an unknown server."""
+    names = {line.split(b"{", 1)[0].split()[0] for line in taken.kept}
+
+    def score(dialect: Dialect) -> int:
+        marks = tuple(mark.encode() for mark in dialect.marks)
+        return sum(name.startswith(marks) for name in names)
+
     dynamo = _dynamo(prefix)
-    scores["dynamo"] = _score(taken, dynamo.marks)
-    engine = max((one for one in DIALECTS if one.name != "dynamo"), key=lambda d: scores[d.name])
-    if not scores[engine.name]:
-        return dynamo if scores["dynamo"] else None
-    return _under(engine, dynamo) if scores["dynamo"] else engine
-
-
-def _score(taken: Page, marks: tuple[str, ...]) -> int:
-    starts = tuple(mark.encode() for mark in marks)
-    return sum(line.lstrip().startswith(starts) for line in taken.kept)
+    behind = score(dynamo)
+    engine = max((one for one in DIALECTS if one is not DYNAMO), key=score)
+    if not score(engine):
+        return dynamo if behind else None
+    return _under(engine, dynamo) if behind else engine
 
 
 @lru_cache(8)
 def _wanted(buckets: bool, prefix: str) -> frozenset[bytes]:
-    tables = (*(one for one in DIALECTS if one.name != "dynamo"), _dynamo(prefix))
+    tables = (*(one for one in DIALECTS if one is not DYNAMO), _dynamo(prefix))
     return frozenset(name.encode() for one in tables for name in _page_names(one, buckets))
 
 

@@ -55,8 +55,6 @@ class ServerSampler:
     one event loop.
     """
 
-    name = "server"
-
     def __init__(
         self,
         url: str,
@@ -67,10 +65,12 @@ class ServerSampler:
         max_bytes: int = MAX_PAGE_BYTES,
         model: str | None = None,
         full: bool = False,
+        name: str = "server",
     ) -> None:
+        self.name = name
         self.url = url
         self.dialect: Dialect | None = None  # of the newest page
-        self.engine: str | None = None  # its name; "ollama" has no metrics page
+        self.engine: str | None = None  # its name
         self.fingerprint: tuple[tuple[str, str], ...] = ()  # model and settings; see dialects
         self.malformed = 0  # lines that could not be read, ever
         self.duplicates = 0  # lines that repeat a series of their page, ever
@@ -147,7 +147,7 @@ class ServerSampler:
         return self._session
 
     async def _sample(self) -> list[Reading]:
-        if self.engine == "ollama" and (found := await self._ollama()):
+        if self.dialect is dialects.OLLAMA and (found := await self._ollama()):
             return found
         try:
             page, at_ns = await self._scrape()
@@ -203,7 +203,8 @@ class ServerSampler:
             found, self.fingerprint = dialects.ollama(text, time.monotonic_ns())
         except (aiohttp.ClientError, OSError, ValueError):
             return []
-        self.engine, self.dialect, self.page_bytes = "ollama", None, len(text)
+        self.dialect, self.engine = dialects.OLLAMA, dialects.OLLAMA.name
+        self.page_bytes = len(text)
         return found
 
     def _next_to(self, path: str) -> str:

@@ -496,6 +496,7 @@ async def test_ollama_has_no_metrics_page() -> None:
             assert found["model_memory_gpu_bytes"] == 4 * 2**30
         await sampler.close()
     assert sampler.engine == "ollama"
+    assert "ttft_seconds" in {one.canonical for one in sampler.missing()}
     assert asked == ["/metrics", "/api/ps", "/api/ps"]
 
 

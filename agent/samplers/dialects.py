@@ -582,7 +582,6 @@ DIALECTS: tuple[Dialect, ...] = (
     EPP,
 )
 
-
 # Not found by its page, for it has none: what it tells is in /api/ps.
 OLLAMA = Dialect(name="ollama", marks=(), series={}, histograms={})
 
@@ -599,11 +598,6 @@ def _under(engine: Dialect, dynamo: Dialect) -> Dialect:
     The engine's own word comes first, because it knows its scheduler and its cache; Dynamo's fills
     what the engine does not write.
     """
-
-    def both(
-        a: Mapping[str, tuple[T, ...]], b: Mapping[str, tuple[T, ...]]
-    ) -> dict[str, tuple[T, ...]]:
-        return {key: (*a.get(key, ()), *b.get(key, ())) for key in {**a, **b}}
 
     return msgspec.structs.replace(
         engine,

@@ -37,6 +37,9 @@ _ASK = {
 }
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's names for these two formats
 
+# Of an exchange, TimeoutError included; ValueError and RecursionError: JSON that is none.
+_FAILURES = (aiohttp.ClientError, OSError, ValueError, RecursionError)
+
 _ADVICE = {
     401: "the page wants credentials",
     403: "the credentials given are not allowed to read the page",
@@ -121,7 +124,7 @@ class ServerSampler:
         try:
             body = await asyncio.wait_for(self._small_page(url, _PIECE_BYTES), self._timeout_s)
             return json.loads(body)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+        except _FAILURES as error:
             raise SamplerError(f"{_without_secrets(url)}: {_cause(error)}") from error
 
     async def close(self) -> None:
@@ -191,7 +194,7 @@ class ServerSampler:
             async with asyncio.timeout(self._timeout_s / 4):
                 text = await self._small_page(self._next_to(path), MAX_SMALL_PAGE_BYTES)
             return dialects.slots(text, time.monotonic_ns())
-        except (aiohttp.ClientError, OSError, ValueError):
+        except _FAILURES:
             self._beside_from_ns = time.monotonic_ns() + ASK_AGAIN_NS
             return []
 
@@ -201,7 +204,7 @@ class ServerSampler:
             url = str(URL(self.url).origin().join(URL("/api/ps")))
             text = await self._small_page(url, MAX_SMALL_PAGE_BYTES)
             found, self.fingerprint = dialects.ollama(text, time.monotonic_ns())
-        except (aiohttp.ClientError, OSError, ValueError):
+        except _FAILURES:
             return []
         self.dialect, self.engine = dialects.OLLAMA, dialects.OLLAMA.name
         self.page_bytes = len(text)

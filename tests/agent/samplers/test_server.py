@@ -472,6 +472,7 @@ async def test_llama_cpp_tells_its_kv_cache_beside() -> None:
         page(b"<html>"),
         page(b"x" * 2_000_000),
         page(b'[{"n_ctx": "many"}]'),
+        page(b'[{"prompt": ' + b"[" * 500_000),
         streamed(b" ", FOREVER, 0.01),
     ],
 )

@@ -19,30 +19,48 @@ class Metric(msgspec.Struct, frozen=True):
     help: str
 
 
+def _histogram(name: str, unit: str, of: str, what: str) -> tuple[Metric, ...]:
+    """A histogram's series; the label `le` of a bucket is its upper bound, and +Inf the last."""
+    return (
+        Metric(f"{name}_sum", unit, "counter", f"{what}, summed."),
+        Metric(f"{name}_count", of, "counter", f"How many are in {name}_sum."),
+        Metric(f"{name}_bucket", of, "counter", f"{what}: how many up to the bound le."),
+    )
+
+
 _ALL = (
     # the inference server
     Metric("requests_running", "1", "gauge", "Requests being computed now."),
     Metric("requests_waiting", "1", "gauge", "Requests admitted but not yet scheduled."),
+    Metric("requests_waiting_by_reason", "1", "gauge", "Those waiting, by what they wait for."),
     Metric("kv_usage_ratio", "1", "gauge", "Share of the KV cache in use, 0 to 1."),
+    Metric("kv_used_tokens", "{token}", "gauge", "Tokens in the KV cache that are in use."),
     Metric("kv_capacity_tokens", "{token}", "gauge", "Tokens that the KV cache holds."),
+    Metric("requests_received_total", "{request}", "counter", "Requests that arrived."),
     Metric("requests_finished_total", "{request}", "counter", "Requests finished, any reason."),
+    Metric("requests_aborted_total", "{request}", "counter", "Requests given up by their client."),
+    Metric("requests_rejected_total", "{request}", "counter", "Requests refused for being busy."),
     Metric("prompt_tokens_total", "{token}", "counter", "Prompt tokens processed."),
     Metric("output_tokens_total", "{token}", "counter", "Tokens generated."),
     Metric("preemptions_total", "{request}", "counter", "Requests thrown out of the KV cache."),
     Metric("prefix_cache_queries_total", "{token}", "counter", "Tokens looked up in prefix cache."),
     Metric("prefix_cache_hits_total", "{token}", "counter", "Tokens found in the prefix cache."),
-    Metric("queue_seconds_sum", "s", "counter", "Time requests spent waiting, summed."),
-    Metric("queue_seconds_count", "{request}", "counter", "Requests in queue_seconds_sum."),
-    Metric("prefill_seconds_sum", "s", "counter", "Time requests spent in prefill, summed."),
-    Metric("prefill_seconds_count", "{request}", "counter", "Requests in prefill_seconds_sum."),
-    Metric("decode_seconds_sum", "s", "counter", "Time requests spent in decode, summed."),
-    Metric("decode_seconds_count", "{request}", "counter", "Requests in decode_seconds_sum."),
-    Metric("ttft_seconds_sum", "s", "counter", "Time to first token, summed by the server."),
-    Metric("ttft_seconds_count", "{request}", "counter", "Requests in ttft_seconds_sum."),
-    Metric("itl_seconds_sum", "s", "counter", "Time between tokens, summed by the server."),
-    Metric("itl_seconds_count", "{gap}", "counter", "Gaps in itl_seconds_sum."),
-    Metric("e2e_seconds_sum", "s", "counter", "Whole time of requests, summed by the server."),
-    Metric("e2e_seconds_count", "{request}", "counter", "Requests in e2e_seconds_sum."),
+    Metric("spec_decode_drafts_total", "1", "counter", "Drafts made by speculative decoding."),
+    Metric("spec_decode_draft_tokens_total", "{token}", "counter", "Tokens in those drafts."),
+    Metric("spec_decode_accepted_tokens_total", "{token}", "counter", "Draft tokens accepted."),
+    *_histogram("queue_seconds", "s", "{request}", "Time requests spent waiting"),
+    *_histogram("prefill_seconds", "s", "{request}", "Time requests spent in prefill"),
+    *_histogram("decode_seconds", "s", "{request}", "Time requests spent in decode"),
+    *_histogram("ttft_seconds", "s", "{request}", "Time to first token by the server"),
+    *_histogram("itl_seconds", "s", "{gap}", "Time between tokens by the server"),
+    *_histogram("tpot_seconds", "s", "{request}", "Mean time per token of each request"),
+    *_histogram("e2e_seconds", "s", "{request}", "Whole time of requests by the server"),
+    *_histogram("prompt_length_tokens", "{token}", "{request}", "Prompt tokens of each request"),
+    *_histogram("output_length_tokens", "{token}", "{request}", "Output tokens of each request"),
+    Metric("replicas_ready", "1", "gauge", "Servers that a gateway sends requests to."),
+    Metric("models_loaded", "1", "gauge", "Models in memory, where the server loads by itself."),
+    Metric("model_memory_bytes", "By", "gauge", "Memory of the models with their KV cache."),
+    Metric("model_memory_gpu_bytes", "By", "gauge", "The part of it that lies on the GPU."),
     Metric("server_start_unix_s", "s", "gauge", "When the server's process began: it restarted."),
     # the GPU; every reading carries the label gpu = UUID
     Metric("gpu_memory_used_bytes", "By", "gauge", "Memory in use, as the driver reports it."),

@@ -20,6 +20,7 @@ PURE = {
     "agent.words",
     "agent.doctor",
     "agent.samplers.dialects",
+    "agent.samplers.exposition",
     "loadgen.units",
     "loadgen.arrival",
     "loadgen.lengths",

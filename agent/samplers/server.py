@@ -1,4 +1,4 @@
-"""What an inference server says of itself on its /metrics page.
+"""What an inference server says of itself on its /metrics page, and on small pages beside it.
 
 Scraping can hurt the server and whoever shares our event loop, so: one exchange at a time, one
 deadline on the whole of it, at most 16 MiB as sent and as decompressed, no redirects, and the page
@@ -21,10 +21,13 @@ import aiohttp
 from yarl import URL
 
 from agent.model import Reading
-from agent.samplers import SamplerError
-from agent.samplers.dialects import Page, models, readings
+from agent.samplers import SamplerError, dialects
+from agent.samplers.dialects import Dialect, Missing
+from agent.samplers.exposition import KEPT_LINES_MAX, Heads, Page
 
 MAX_PAGE_BYTES = 16 * 1024 * 1024
+MAX_SMALL_PAGE_BYTES = 1024 * 1024  # llama.cpp's /slots has 1 kB for each slot
+ASK_AGAIN_NS = 60_000_000_000  # for a page beside that was not there
 _PIECE_BYTES = 64 * 1024
 
 # Uncompressed: at two scrapes a second the server's CPU is worth more than 50 kB of network.
@@ -34,10 +37,14 @@ _ASK = {
 }
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's names for these two formats
 
+# Of an exchange, TimeoutError included; ValueError and RecursionError: JSON that is none.
+_FAILURES = (aiohttp.ClientError, OSError, ValueError, RecursionError)
+
 _ADVICE = {
     401: "the page wants credentials",
     403: "the credentials given are not allowed to read the page",
     404: "there is no metrics page at this address",
+    501: "the server was started without its metrics page",
 }
 
 
@@ -46,10 +53,10 @@ class ServerSampler:
 
     `headers` go out with every scrape (credentials). `model`: only this model's series, on a page
     of several. `ssl`: False for no verification, or a context. `timeout_s` is for the whole
-    exchange, connecting included. Must be used and closed within one event loop.
+    exchange, connecting included. `full`: also the buckets of histograms and the small pages beside
+    (llama.cpp's /slots, Ollama's /api/ps), for whoever keeps them. Must be used and closed within
+    one event loop.
     """
-
-    name = "server"
 
     def __init__(
         self,
@@ -60,16 +67,29 @@ class ServerSampler:
         ssl: tls.SSLContext | bool = True,
         max_bytes: int = MAX_PAGE_BYTES,
         model: str | None = None,
+        full: bool = False,
+        name: str = "server",
     ) -> None:
+        self.name = name
         self.url = url
-        self.engine: str | None = None  # the dialect of the newest page
+        self.dialect: Dialect | None = None  # of the newest page
+        self.engine: str | None = None  # its name
+        self.fingerprint: tuple[tuple[str, str], ...] = ()  # model and settings; see dialects
         self.malformed = 0  # lines that could not be read, ever
+        self.duplicates = 0  # lines that repeat a series of their page, ever
         self.page_bytes = 0  # size of the newest page, decompressed
+        self.exchange_s = 0.0  # how long the newest sample took …
+        self.parse_s = 0.0  # … and how much of it the page's parsing took this process
         self._headers = {**(headers or {}), **_ASK}
         self._timeout_s = timeout_s
         self._ssl = ssl
         self._max_bytes = max_bytes
         self._model = model
+        self._full = full
+        self._prefix = dialects.DYNAMO_PREFIX
+        self._beside_from_ns = 0  # when a page beside may be asked for again
+        self._newest: list[Reading] = []
+        self._heads: Heads = {}
         self._session: aiohttp.ClientSession | None = None
         self._busy = False
 
@@ -83,22 +103,28 @@ class ServerSampler:
         if self._busy:
             raise SamplerError(f"{self._shown}: the last scrape has not ended yet")
         self._busy = True
+        began = time.monotonic()
         try:
-            page, at_ns = await asyncio.wait_for(self._scrape(), self._timeout_s)
+            self._newest = await asyncio.wait_for(self._sample(), self._timeout_s)
         except TimeoutError:
             raise SamplerError(f"{self._shown}: no page within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise SamplerError(f"{self._shown}: {_cause(error)}") from error
         finally:
             self._busy = False
-        return self._readings(page, at_ns)
+            self.exchange_s = time.monotonic() - began
+        return list(self._newest)
+
+    def missing(self) -> list[Missing]:
+        """What the newest page lacks, what that costs, and what brings it; empty before one."""
+        return dialects.missing(self._newest, self.dialect) if self.dialect else []
 
     async def get_json(self, url: str) -> Any:
         """A small JSON document of the same server (its version, say), under the same limits."""
         try:
-            body, _ = await asyncio.wait_for(self._whole(url), self._timeout_s)
+            body = await asyncio.wait_for(self._small_page(url, _PIECE_BYTES), self._timeout_s)
             return json.loads(body)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+        except _FAILURES as error:
             raise SamplerError(f"{_without_secrets(url)}: {_cause(error)}") from error
 
     async def close(self) -> None:
@@ -123,8 +149,24 @@ class ServerSampler:
             )
         return self._session
 
+    async def _sample(self) -> list[Reading]:
+        if self.dialect is dialects.OLLAMA and (found := await self._ollama()):
+            return found
+        try:
+            page, at_ns = await self._scrape()
+            if (prefix := dialects.prefix_of(page)) != self._prefix:
+                self._prefix = prefix
+                page, at_ns = await self._scrape()
+        except _NoPage:
+            if self._full and (found := await self._ollama()):
+                return found
+            raise
+        found = self._readings(page, at_ns)
+        names = {one.name for one in found}
+        return found + [one for one in await self._beside() if one.name not in names]
+
     async def _scrape(self) -> tuple[Page, int]:
-        page, size = Page(), 0
+        page, size = dialects.page(self._full, self._prefix, self._heads), 0
         async with self._connected().get(self.url, allow_redirects=False) as response:
             at_ns = time.monotonic_ns()
             self._check_status(response)
@@ -132,17 +174,44 @@ class ServerSampler:
                 async for piece in pieces:
                     size += len(piece)
                     page.feed(piece)
-                    if _is_other(page.begins):
+                    if _is_other(page.begins) or page.overfull:
                         break
         self.page_bytes = size
         return page, at_ns
 
-    async def _whole(self, url: str) -> tuple[bytes, int]:
+    async def _small_page(self, url: str, max_bytes: int) -> bytes:
         async with self._connected().get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
-            body = b"".join([piece async for piece in _pieces(response, _PIECE_BYTES)])
-            return body, time.monotonic_ns()
+            return b"".join([piece async for piece in _pieces(response, max_bytes)])
+
+    async def _beside(self) -> list[Reading]:
+        """The page beside that the dialect speaks of; nothing where it is not there or slow."""
+        path = self.dialect.beside if self.dialect and self._full else ""
+        if not path or time.monotonic_ns() < self._beside_from_ns:
+            return []
+        try:
+            async with asyncio.timeout(self._timeout_s / 4):
+                text = await self._small_page(self._next_to(path), MAX_SMALL_PAGE_BYTES)
+            return dialects.slots(text, time.monotonic_ns())
+        except _FAILURES:
+            self._beside_from_ns = time.monotonic_ns() + ASK_AGAIN_NS
+            return []
+
+    async def _ollama(self) -> list[Reading]:
+        """What Ollama says of itself, which has no metrics page; empty where this is no Ollama."""
+        try:
+            url = str(URL(self.url).origin().join(URL("/api/ps")))
+            text = await self._small_page(url, MAX_SMALL_PAGE_BYTES)
+            found, self.fingerprint = dialects.ollama(text, time.monotonic_ns())
+        except _FAILURES:
+            return []
+        self.dialect, self.engine = dialects.OLLAMA, dialects.OLLAMA.name
+        self.page_bytes = len(text)
+        return found
+
+    def _next_to(self, path: str) -> str:
+        return str(URL(self.url).with_query(None).with_fragment(None).join(URL(path)))
 
     def _check_status(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
@@ -155,25 +224,40 @@ class ServerSampler:
                 f"{self._shown}: HTTP {status}, moved to {where}; redirects are not followed"
             )
         advice = _ADVICE.get(status)
-        raise SamplerError(f"{self._shown}: HTTP {status}" + (f", {advice}" if advice else ""))
+        kind = _NoPage if status == 404 else SamplerError
+        raise kind(f"{self._shown}: HTTP {status}" + (f", {advice}" if advice else ""))
 
     def _readings(self, page: Page, at_ns: int) -> list[Reading]:
         what = _is_other(page.begins)
         if what or not (page.kept or page.samples or page.begins.startswith(b"#")):
             raise SamplerError(f"{self._shown}: not a Prometheus page ({what or 'nothing on it'})")
+        if page.overfull:
+            raise SamplerError(
+                f"{self._shown}: more than {KEPT_LINES_MAX} series, which is no server's page"
+            )
         if page.cut:
             raise SamplerError(f"{self._shown}: the page is cut short")
-        dialect = page.dialect()
+        began = time.thread_time()
+        dialect = dialects.recognise(page, self._prefix)
         if dialect is None:
             raise SamplerError(f"{self._shown}: a metrics page, but of no server known here")
         samples = page.read()
-        self.engine = dialect.name
+        self._heads = page.heads
         self.malformed += page.malformed
-        found = models(samples, dialect)
+        self.duplicates += page.duplicates
+        found = dialects.models(samples, dialect)
         if self._model is not None and len(found) > 1 and self._model not in found:
-            names = ", ".join(sorted(found)[:5])
+            names = ", ".join(name[:60] for name in sorted(found)[:5])
             raise SamplerError(f"{self._shown}: speaks of {names}, but not of {self._model}")
-        return readings(samples, dialect, at_ns, self._model)
+        self.dialect, self.engine = dialect, dialect.name
+        self.fingerprint = dialects.fingerprint(samples, dialect)
+        taken = dialects.readings(samples, dialect, at_ns, self._model, buckets=self._full)
+        self.parse_s = time.thread_time() - began
+        return taken
+
+
+class _NoPage(SamplerError):
+    """The server answers, but has no page at this address."""
 
 
 # ----------------------------------------------------------------------------------------- pieces

@@ -2,16 +2,25 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.metrics import CATALOGUE
+from agent.model import Reading
 from agent.samplers import dialects
-from agent.samplers.dialects import DIALECTS, VLLM, Page, Sample, detect, parse, read_line
+from agent.samplers.dialects import (
+    DIALECTS,
+    SGLANG,
+    VLLM,
+    Dialect,
+    detect,
+    missing,
+    parse,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 BUSY = (GOLDEN / "vllm-0.32.0-busy.txt").read_bytes()
@@ -20,14 +29,23 @@ DRAINED = (GOLDEN / "vllm-0.32.0-drained.txt").read_bytes()
 
 def values(page: bytes, model: str | None = None) -> dict[str, float]:
     readings = parse(page, VLLM, 7, model)
-    assert all(one.at_ns == 7 and one.labels == () for one in readings)
-    assert len({one.name for one in readings}) == len(readings)
-    return {one.name: one.value for one in readings}
+    return only_plain(readings)
+
+
+def only_plain(readings: list[Reading]) -> dict[str, float]:
+    """Values of readings without labels, each of which may stand there once."""
+    assert all(one.at_ns == 7 and one.name in CATALOGUE for one in readings)
+    assert len({(one.name, one.labels) for one in readings}) == len(readings)
+    return {one.name: one.value for one in readings if not one.labels}
 
 
 def test_every_name_is_in_the_catalogue() -> None:
     for dialect in DIALECTS:
-        assert dialect.series.keys() | dialect.from_labels.keys() <= CATALOGUE.keys()
+        names = {f"{one}_{part}" for one in dialect.histograms for part in ("sum", "bucket")}
+        assert dialect.series.keys() | names <= CATALOGUE.keys()
+        known = dialect.series.keys() | dialect.histograms.keys() | dialects._COSTS.keys()
+        beside = {"kv_used_tokens"} if dialect.beside else set()
+        assert dialect.proxies.keys() | dialect.brings.keys() <= known | beside | {""}
 
 
 # ---------------------------------------------------------------------------------------- vLLM
@@ -41,6 +59,8 @@ def test_a_real_page_of_a_busy_vllm() -> None:
         "kv_usage_ratio": 0.027284380150155663,
         "kv_capacity_tokens": 524288,
         "requests_finished_total": 24,
+        "requests_aborted_total": 0,
+        "requests_rejected_total": 0,
         "prompt_tokens_total": 18660,
         "output_tokens_total": 3707,
         "preemptions_total": 0,
@@ -58,6 +78,12 @@ def test_a_real_page_of_a_busy_vllm() -> None:
         "itl_seconds_count": 3635,
         "e2e_seconds_sum": 21.16596031188965,
         "e2e_seconds_count": 24,
+        "tpot_seconds_sum": 0.22718912115628104,
+        "tpot_seconds_count": 24,
+        "prompt_length_tokens_sum": 3372,
+        "prompt_length_tokens_count": 24,
+        "output_length_tokens_sum": 1236,
+        "output_length_tokens_count": 24,
         "server_start_unix_s": 1795420449.24,
     }
 
@@ -168,116 +194,396 @@ def test_detect_knows_others_not() -> None:
     assert detect(b"<html>vllm:num_requests_running 1</html>") is None
 
 
-# --------------------------------------------------------------------------------------- lines
+# -------------------------------------------------------------------------------- every server
+
+# What the pages were written to say; by hand, from the lines of each.
+TRUTH: dict[str, tuple[str, dict[str, float]]] = {
+    # 6 + 3 on two data-parallel ranks, each told by two tensor-parallel ranks, the total under
+    # priority ""; half and a quarter of their caches.
+    "sglang-0.5.23-tp2-dp2.txt": (
+        "sglang",
+        {
+            "requests_running": 9,
+            "requests_waiting": 3,
+            "kv_usage_ratio": 0.375,
+            "kv_used_tokens": 75_000,
+            "kv_capacity_tokens": 200_000,
+            "requests_finished_total": 40,
+            "requests_aborted_total": 3,
+            "prompt_tokens_total": 24_000,
+            "output_tokens_total": 840,
+            "preemptions_total": 3,
+            "prefix_cache_queries_total": 24_000,
+            "prefix_cache_hits_total": 3_000,
+            "spec_decode_drafts_total": 280,
+            "queue_seconds_count": 40,
+            "prefill_seconds_sum": 1.6,
+            "ttft_seconds_sum": 17.6,
+            "itl_seconds_count": 800,
+            "e2e_seconds_count": 40,
+            "prompt_length_tokens_sum": 24_000,
+        },
+    ),
+    "tgi-3.3.6.txt": (
+        "tgi",
+        {
+            "requests_running": 5,
+            "requests_waiting": 1,
+            "kv_usage_ratio": 0.25,
+            "kv_capacity_tokens": 16_384,
+            "requests_received_total": 40,
+            "requests_finished_total": 28,
+            "requests_aborted_total": 2,
+            "requests_rejected_total": 3,
+            "prompt_tokens_total": 7_200,
+            "output_tokens_total": 1_400,
+            "prefill_seconds_count": 12,
+            "itl_seconds_sum": 12,
+            "itl_seconds_count": 600,
+            "tpot_seconds_count": 28,
+            "e2e_seconds_sum": 51.8,
+            "queue_seconds_sum": 0.378,
+        },
+    ),
+    "llama.cpp-0c1e57098.txt": (
+        "llama.cpp",
+        {
+            "requests_running": 3,
+            "requests_waiting": 2,
+            "prompt_tokens_total": 6_400,
+            "output_tokens_total": 2_000,
+            "prefix_cache_queries_total": 6_400,
+            "prefix_cache_hits_total": 1_280,
+            "prefill_seconds_sum": 2.56,
+            "itl_seconds_sum": 40,
+            "itl_seconds_count": 2_000,
+        },
+    ),
+    "tensorrt-llm-2026-11.txt": (
+        "tensorrt-llm",
+        {
+            "requests_running": 7,
+            "requests_waiting": 3,
+            "kv_usage_ratio": 0.125,
+            "kv_used_tokens": 32_000,
+            "kv_capacity_tokens": 256_000,
+            "requests_finished_total": 20,
+            "requests_rejected_total": 2,
+            "prompt_tokens_total": 10_000,
+            "prefix_cache_hits_total": 2_500,
+            "spec_decode_accepted_tokens_total": 300,
+            "ttft_seconds_sum": 1,
+            "itl_seconds_sum": 0.4,
+            "decode_seconds_sum": 18,
+        },
+    ),
+    "triton-tensorrtllm-backend.txt": (
+        "triton-trtllm",
+        {
+            "requests_running": 12,
+            "requests_waiting": 4,
+            "kv_usage_ratio": 0.25,
+            "kv_used_tokens": 99_840,
+            "kv_capacity_tokens": 399_360,
+            "requests_finished_total": 88,  # not once more for each step of the ensemble
+            "prompt_tokens_total": 17_600,
+            "e2e_seconds_sum": 80,
+            "e2e_seconds_count": 88,
+        },
+    ),
+    **dict.fromkeys(
+        ("dynamo-1.6.1-frontend.txt", "dynamo-1.6.1-frontend-renamed.txt"),
+        (
+            "dynamo",
+            {
+                "requests_running": 9,  # of 14 in flight 5 wait
+                "requests_waiting": 5,
+                "requests_received_total": 64,
+                "requests_finished_total": 50,
+                "requests_aborted_total": 2,
+                "requests_rejected_total": 1,
+                "prompt_tokens_total": 5_400,
+                "output_tokens_total": 560,
+                "prefix_cache_hits_total": 3_000,
+                "ttft_seconds_sum": 4,
+                "itl_seconds_count": 500,
+                "e2e_seconds_sum": 75,
+                "output_length_tokens_sum": 550,
+            },
+        ),
+    ),
+    "lmdeploy-0.16.0.txt": (
+        "lmdeploy",
+        {
+            "requests_running": 8,
+            "requests_waiting": 4,
+            "kv_usage_ratio": 0.375,
+            "requests_finished_total": 41,
+            "requests_aborted_total": 3,
+            "prompt_tokens_total": 20_500,
+            "output_tokens_total": 1_025,
+            "prefix_cache_queries_total": 20_500,
+            "prefix_cache_hits_total": 5_125,
+            "spec_decode_drafts_total": 100,
+            "itl_seconds_count": 123,
+            "e2e_seconds_sum": 123,
+            "prompt_length_tokens_count": 41,
+        },
+    ),
+    "gateway-epp-0.10.txt": (  # old and new names side by side
+        "gateway-epp",
+        {
+            "requests_running": 24,  # 6 on each of 4
+            "requests_waiting": 2,
+            "kv_usage_ratio": 0.41,
+            "replicas_ready": 4,
+            "requests_received_total": 100,
+            "requests_finished_total": 70,
+            "requests_rejected_total": 3,
+            "prompt_tokens_total": 14_000,
+            "prefix_cache_hits_total": 3_500,
+            "itl_seconds_count": 700,
+        },
+    ),
+    "gateway-epp-1.0.txt": (
+        "gateway-epp",
+        {
+            "requests_running": 26,
+            "requests_waiting": 2,
+            "kv_usage_ratio": 0.41,
+            "replicas_ready": 4,
+            "requests_received_total": 100,
+            "e2e_seconds_count": 70,
+        },
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("line", "sample"),
-    [
-        (b"a 1", Sample("a", {}, 1)),
-        (b"  a\t 1.5e-3  ", Sample("a", {}, 0.0015)),
-        (b"a 1 1395066363000", Sample("a", {}, 1)),
-        (b"a{} -.5", Sample("a", {}, -0.5)),
-        (b"a +Inf", Sample("a", {}, math.inf)),
-        (b"a -inf", Sample("a", {}, -math.inf)),
-        (b'a {x="1" , y = "2",} 3', Sample("a", {"x": "1", "y": "2"}, 3)),
-        (b'a{x="\\"}, b{\\\\ \\n #"} 3', Sample("a", {"x": '"}, b{\\ \n #'}, 3)),
-        (b'a{x="C:\\dir"} 3', Sample("a", {"x": "C:\\dir"}, 3)),  # no escape: as it stands
-        ('a{x="é"} 3'.encode(), Sample("a", {"x": "é"}, 3)),
-        (b'a{x="\xff"} 3', Sample("a", {"x": "�"}, 3)),
-        (b'a_bucket{le="1"} 4 # {trace_id="q # 7"} 0.5 12', Sample("a_bucket", {"le": "1"}, 4)),
-        (b'a{x="1"} 4 17 # {} 0.5', Sample("a", {"x": "1"}, 4)),
-    ],
-)
-def test_lines_that_are_right(line: bytes, sample: Sample) -> None:
-    assert read_line(line) == sample
+@pytest.mark.parametrize("name", TRUTH)
+def test_a_page_of_every_server(name: str) -> None:
+    text = (GOLDEN / name).read_bytes()
+    engine, truth = TRUTH[name]
+    dialect = recognised(text)
+    assert dialect.name == engine
+    found = only_plain(parse(text, dialect, 7, buckets=True))
+    assert {key: found.get(key) for key in truth} == pytest.approx(truth)
 
 
-def test_not_a_number_is_one() -> None:
-    sample = read_line(b"a NaN")
-    assert sample is not None
-    assert math.isnan(sample.value)
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*.txt")))
+def test_every_histogram_ends_with_its_count(name: str) -> None:
+    text = (GOLDEN / name).read_bytes()
+    found = parse(text, recognised(text), 7, buckets=True)
+    counts = {one.name: one.value for one in found if one.name.endswith("_count")}
+    buckets: dict[str, list[tuple[float, float]]] = {}
+    for one in found:
+        if one.name.endswith("_bucket"):
+            ((label, bound),) = one.labels
+            assert label == "le"
+            buckets.setdefault(one.name, []).append((float(bound), one.value))
+    assert buckets or name.startswith("llama.cpp")
+    for key, cumulative in buckets.items():
+        assert cumulative == sorted(cumulative)
+        assert cumulative[-1] == (math.inf, counts[key.replace("_bucket", "_count")])
+    # Without buckets, the same and nothing else.
+    plain = parse(text, recognised(text), 7)
+    assert plain == [one for one in found if not one.name.endswith("_bucket")]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(b"", b"a", b"a ", b"a{} ", b"1a 3", b"a one", b"a 1_0", b"a 0x1", b"a 1 2 3", b"a 1 x"),
-        *(b'a{x="1} 3', b"a{x=1} 3", b'a{x="1"y="2"} 3', b'a{x="1"', b'a{"x"} 3', b"a{,} 3"),
-        *(b'a{x="1"}', b'a{x="1"}} 3', b"a infinite", b"a \xff"),
-    ],
-)
-def test_lines_that_are_wrong(line: bytes) -> None:
-    assert read_line(line) is None
+def recognised(text: bytes) -> Dialect:
+    dialect = detect(text)
+    assert dialect is not None
+    return dialect
 
 
-def test_malformed_lines_are_counted_and_the_rest_is_read() -> None:
-    page = Page()
-    page.feed(b'vllm:num_requests_running{x="} 3\nvllm:num_requests_waiting 2\r\n')
-    page.feed(b"vllm:kv_cache_usage_perc NaN\nvllm:prompt_tokens_total +Inf\nvllm:nonsense }{\n")
-    samples = page.read()
-    assert page.malformed == 1  # a line that nobody wants is not looked at
-    assert dialects.readings(samples, VLLM, 0) == [
-        dialects.Reading(0, "requests_waiting", 2)  # neither NaN nor infinity is a measurement
+def test_an_engine_behind_dynamo_counts_once() -> None:
+    text = (GOLDEN / "dynamo-1.6.1-worker-vllm.txt").read_bytes()
+    dialect = recognised(text)
+    assert dialect.name == "dynamo+vllm"
+    alone = values(BUSY)
+    del alone["server_start_unix_s"]  # Dynamo lets python_ and process_ series out
+    assert only_plain(parse(text, dialect, 7)) == alone
+
+
+def test_what_the_engine_does_not_write_comes_from_dynamo() -> None:
+    text = b"""\
+dynamo_component_gpu_cache_usage_percent{dp_rank="0",model="m"} 0.75
+dynamo_component_inflight_requests{dynamo_endpoint="generate"} 4
+dynamo_component_inflight_requests{dynamo_endpoint="clear_kv_blocks"} 1
+vllm:num_requests_running{model_name="m"} 3
+"""
+    found = only_plain(parse(text, recognised(text), 7))
+    assert found == {"requests_running": 3, "kv_usage_ratio": 0.75}
+
+
+def test_ranks_that_share_the_work_add_up_and_ranks_that_repeat_it_do_not() -> None:
+    lines = [
+        f'sglang:num_running_reqs{{dp_rank="{dp}",pp_rank="{pp}",tp_rank="{tp}"}} {10 * dp + 1}\n'
+        for dp in range(2)
+        for pp in range(2)
+        for tp in (2 * dp + 10, 2 * dp + 9)
     ]
+    assert only_plain(parse("".join(lines).encode(), SGLANG, 7)) == {"requests_running": 12}
+    one = 'sglang:num_running_reqs{engine_type="unified",pp_rank="0",tp_rank="0"} 5\n'
+    assert only_plain(parse(one.encode(), SGLANG, 7)) == {"requests_running": 5}
 
 
-@settings(deadline=None)  # the machine has other things to do
-@given(st.binary(max_size=60))
-def test_no_line_raises(line: bytes) -> None:
-    read_line(line)
-    read_line(b"a{" + line)
-    read_line(b'a{x="' + line + b'"} 1')
+def test_a_counter_without_such_an_event_stands_at_nothing() -> None:
+    # TGI writes a failure's series with the first of its kind: before it there were none …
+    some = b'tgi_request_failure{err="validation"} 2\n'
+    dialect = recognised(some)
+    assert only_plain(parse(some, dialect, 7)) == {
+        "requests_aborted_total": 0,
+        "requests_rejected_total": 0,
+    }
+    # … but where no failure is on the page, nothing is known.
+    assert parse(b"tgi_queue_size 3\n", dialect, 7) == [Reading(7, "requests_waiting", 3)]
+    # A gauge is not counted from nothing.
+    triton = b'nv_trt_llm_request_metrics{request_type="active"} 2\n'
+    assert only_plain(parse(triton, recognised(triton), 7)) == {"requests_running": 2}
 
 
-def test_no_line_takes_long() -> None:
-    began = time.perf_counter()
-    for nasty in (b'"', b'x="', b"\\", b'x="",', b" ", b"1", b"{", b'"\\"'):
-        read_line(b"a{" + nasty * 15_000)
-        read_line(b"a " + nasty * 15_000)
-    assert time.perf_counter() - began < 2
+def test_waiting_by_reason() -> None:
+    text = "".join(
+        f'vllm:num_requests_waiting_by_reason{{engine="{engine}",reason="{reason}"}} {value}\n'
+        for engine, reason, value in ((0, "capacity", 3), (1, "capacity", 4), (0, "deferred", 1))
+    )
+    text += f'vllm:num_requests_waiting_by_reason{{reason="{"x" * 5000}"}} 1\n'
+    text += "".join(f'vllm:num_requests_waiting_by_reason{{reason="r{n}"}} 1\n' for n in range(99))
+    found = {one.labels: one.value for one in parse(text.encode(), VLLM, 7)}
+    assert found[(("reason", "capacity"),)] == 7
+    assert found[(("reason", "deferred"),)] == 1
+    assert len(found) == dialects.GROUPS_MAX
 
 
-_LABELS = st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]*", fullmatch=True), st.text())
+HISTOGRAM = """\
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5"} 1
+vllm:time_to_first_token_seconds_bucket{engine="0",le="2"} 3
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf"} 4
+vllm:time_to_first_token_seconds_count{engine="0"} 4
+"""
 
 
-@settings(deadline=None)
-@given(_LABELS, st.floats(allow_nan=False))
-def test_a_written_line_is_read_back(labels: dict[str, str], value: float) -> None:
-    def escaped(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-    inside = ",".join(f'{key}="{escaped(text)}"' for key, text in labels.items())
-    assert read_line(f"name{{{inside}}} {value!r}".encode()) == Sample("name", labels, value)
+def ttft_buckets(text: str) -> dict[str, float]:
+    found = parse(text.encode(), VLLM, 7, buckets=True)
+    assert any(one.name == "ttft_seconds_count" for one in found)
+    return {dict(one.labels)["le"]: one.value for one in found if one.name.endswith("_bucket")}
 
 
-# --------------------------------------------------------------------------------------- pieces
+def test_buckets_of_ranks_add_up_whatever_the_bounds() -> None:
+    assert ttft_buckets(HISTOGRAM) == {"0.5": 1, "2.0": 3, "+Inf": 4}
+    both = HISTOGRAM + HISTOGRAM.replace('"0"', '"1"').replace('"2"', '"2.0"')
+    assert ttft_buckets(both) == {"0.5": 2, "2.0": 6, "+Inf": 8}
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, len(BUSY)), max_size=30))
-def test_a_page_does_not_depend_on_how_it_is_cut(cuts: list[int]) -> None:
-    edges = [0, *sorted(cuts), len(BUSY)]
-    page = Page()
-    for start, end in pairwise(edges):
-        page.feed(BUSY[start:end])
-    assert not page.cut
-    assert dialects.readings(page.read(), VLLM, 7) == parse(BUSY, VLLM, 7)
+@pytest.mark.parametrize(
+    "broken",
+    [
+        HISTOGRAM.replace("+Inf", "many"),  # no last bucket
+        HISTOGRAM.replace('"2"} 3', '"2"} 0'),  # a count that falls
+        HISTOGRAM.replace('"2"} 3', '"2"} NaN') + HISTOGRAM.replace('"0"', '"1"'),
+        HISTOGRAM + HISTOGRAM.replace('"0"', '"1"').replace('"2"', '"3"'),  # other bounds
+        HISTOGRAM
+        + "".join(
+            f'vllm:time_to_first_token_seconds_bucket{{engine="0",le="{n + 5}"}} 4\n'
+            for n in range(dialects.BUCKETS_MAX)
+        ),
+    ],
+)
+def test_what_is_no_histogram_has_no_buckets(broken: str) -> None:
+    assert ttft_buckets(broken) == {}
 
 
-def test_half_a_page_is_known_as_such() -> None:
-    page = Page()
-    page.feed(BUSY[:-5])
-    assert page.cut
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["vllm:", "sglang:", "tgi_", "llamacpp:", "trtllm_", "nv_trt_llm_"]),
+            st.sampled_from(["num_requests_running", "request_metrics", "kv_cache_max_blocks"]),
+            st.dictionaries(st.sampled_from(["le", "engine", "tp_rank", "priority"]), st.text()),
+            st.floats(),
+        )
+    )
+)
+def test_no_page_raises(lines: list[tuple[str, str, dict[str, str], float]]) -> None:
+    text = "".join(
+        f"{mark}{name}{{"
+        + ",".join(f'{key}="{value}"' for key, value in labels.items())
+        + f"}} {value!r}\n"
+        for mark, name, labels, value in lines
+        for value in [value]
+    ).encode("utf-8", "replace")
+    dialect = detect(text)
+    for one in parse(text, dialect, 7, buckets=True) if dialect else ():
+        assert math.isfinite(one.value)
 
 
-def test_an_endless_line_costs_no_memory() -> None:
-    page = Page()
-    page.feed(b"vllm:num_requests_waiting 2\nvllm:num_requests_running{x=")
-    for _ in range(10):
-        page.feed(b"x" * dialects.LINE_BYTES_MAX)
-    assert page.cut
-    page.feed(b'"} 3\nvllm:kv_cache_usage_perc 0.5\n')
-    assert not page.cut
-    assert [one.value for one in page.read()] == [2, 0.5]
-    assert page.malformed == 1
+# ----------------------------------------------------------------------- missing, fingerprint
+
+
+def test_nothing_of_a_whole_page_is_missing() -> None:
+    assert missing(parse(BUSY, VLLM, 7), VLLM) == []
+
+
+def test_what_is_missing_what_it_costs_and_what_brings_it() -> None:
+    few = parse(b"sglang:num_running_reqs 1\n", SGLANG, 7)
+    found = {one.canonical: one for one in missing(few, SGLANG)}
+    assert "requests_running" not in found
+    assert found["ttft_seconds"].brings == "start it with --enable-metrics"
+    assert "SLO" in found["ttft_seconds"].costs
+    assert found["requests_rejected_total"].brings == "nothing here: sglang does not write it"
+
+
+def test_missing_on_every_golden_page_says_something_to_do() -> None:
+    for path in GOLDEN.glob("*.txt"):
+        dialect = recognised(path.read_bytes())
+        for one in missing([], dialect):
+            assert one.costs
+            assert one.brings
+
+
+def fingerprint_of(text: bytes) -> dict[str, str]:
+    page = dialects.page()
+    page.feed(text)
+    return dict(dialects.fingerprint(page.read(), recognised(text)))
+
+
+def test_a_fingerprint_moves_with_model_and_settings_only() -> None:
+    busy, drained = fingerprint_of(BUSY), fingerprint_of(DRAINED)
+    assert busy == drained
+    assert busy["model"] == "tiny"
+    assert busy["vllm:cache_config_info.block_size"] == "32"
+    assert fingerprint_of(BUSY.replace(b'block_size="32"', b'block_size="16"')) != busy
+    assert fingerprint_of(BUSY.replace(b'"tiny"', b'"large"'))["model"] == "large"
+    sglang = fingerprint_of((GOLDEN / "sglang-0.5.23-tp2-dp2.txt").read_bytes())
+    assert sglang["sglang:context_len"] == "131072"
+
+
+# ------------------------------------------------------------------------------- pages beside
+
+
+def test_the_kv_cache_of_llama_cpp_is_what_its_busy_slots_hold() -> None:
+    text = (GOLDEN / "llama.cpp-0c1e57098-slots.json").read_bytes()
+    assert dialects.slots(text, 7) == [
+        Reading(7, "kv_used_tokens", 1_500),
+        Reading(7, "kv_usage_ratio", 1_500 / (4 * 4_096)),
+    ]
+    old = b'[{"id": 0, "n_ctx": 4096, "is_processing": true, "prompt": "not looked at"}]'
+    assert dialects.slots(old, 7) == []  # it does not tell how many tokens
+    assert dialects.slots(b"[]", 7) == []
+
+
+def test_what_ollama_has_loaded() -> None:
+    found, prints = dialects.ollama((GOLDEN / "ollama-ps.json").read_bytes(), 7)
+    assert found == [
+        Reading(7, "models_loaded", 1),
+        Reading(7, "model_memory_bytes", 6 * 2**30),
+        Reading(7, "model_memory_gpu_bytes", 4 * 2**30),
+    ]
+    assert prints == (("model.qwen3:8b", "8192"),)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[", b'{"error": 1}', b"[1]", b'"x"', b"\xff"])
+def test_pages_beside_that_are_none(text: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        dialects.slots(text, 7)
+    with pytest.raises(msgspec.MsgspecError):
+        dialects.ollama(text, 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+import resource
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,8 @@ from aiohttp import web
 from agent.samplers import SamplerError
 from agent.samplers.server import ServerSampler
 
-BUSY = (Path(__file__).parents[2] / "golden" / "metrics" / "vllm-0.32.0-busy.txt").read_bytes()
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
+BUSY = (GOLDEN / "vllm-0.32.0-busy.txt").read_bytes()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -114,7 +116,7 @@ async def test_compressed_although_nobody_asked(encoding: str, body: bytes) -> N
         sampler = ServerSampler(url)
         readings = await sampler.sample()
         await sampler.close()
-    assert len(readings) == 23
+    assert len(readings) == 33
 
 
 HTML = b"<!doctype html><html><body>vllm:num_requests_running 3</body></html>"
@@ -240,8 +242,8 @@ async def test_never_two_at_once_and_well_again_after() -> None:
             await sampler.sample()
         assert asked == 1
         release.set()
-        assert len(await first) == 23
-        assert len(await sampler.sample()) == 23
+        assert len(await first) == 33
+        assert len(await sampler.sample()) == 33
         await sampler.close()
 
 
@@ -265,7 +267,7 @@ async def test_half_an_answer(answer: bytes, line: str) -> None:
 async def test_an_answer_that_ends_with_the_connection() -> None:
     async with raw(b"HTTP/1.0 200 OK\r\n\r\n" + BUSY) as url:
         sampler = ServerSampler(url)
-        assert len(await sampler.sample()) == 23
+        assert len(await sampler.sample()) == 33
         await sampler.close()
 
 
@@ -307,3 +309,215 @@ async def test_json_of_the_same_server() -> None:
         with pytest.raises(SamplerError):
             await sampler.get_json(url)
         await sampler.close()
+
+
+# ------------------------------------------------------- a bad page, and the next one is good
+
+GOOD = b"vllm:num_requests_running 3\n"
+
+
+def in_turn(*answers: Handler) -> Handler:
+    """One answer after the other; the last one for ever."""
+    left = list(answers)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        return await answer(request)
+
+    return handle
+
+
+def streamed(piece: bytes, times: int, pause_s: float = 0.0) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(times):
+            await response.write(piece)
+            await asyncio.sleep(pause_s)
+        return response
+
+    return handle
+
+
+def numbered(line: str, times: int) -> bytes:
+    return "".join(line % n for n in range(times)).encode()
+
+
+FOREVER = 10**9
+TOO_MUCH = "more than 16777216 bytes, which is no server's page"
+BAD_DAYS: dict[str, tuple[Handler, str]] = {
+    "huge": (page(b"# " + b"x" * 17_000_000 + b"\n"), TOO_MUCH),
+    "endless": (streamed(b"a 1\n" * 16_000, FOREVER), TOO_MUCH),
+    "an endless line": (streamed(b"x" * 65_536, FOREVER), TOO_MUCH),
+    "a bomb": (
+        page(gzip.compress(b"a 1\n" * 10_000_000, 1), headers={"Content-Encoding": "gzip"}),
+        TOO_MUCH,
+    ),
+    "byte by byte": (streamed(b"a", FOREVER, 0.01), "no page within 1 s"),
+    "slow": (streamed(GOOD, 2, 30), "no page within 1 s"),
+    "half a page": (page(GOOD + b"vllm:num_req"), "the page is cut short"),
+    "half a compressed page": (
+        page(gzip.compress(BUSY)[:-999], headers={"Content-Encoding": "gzip"}),
+        "the compressed page is cut short",
+    ),
+    "HTML": (page(HTML), "not a Prometheus page (HTML or XML)"),
+    "JSON": (page(b'{"models": []}'), "not a Prometheus page (JSON)"),
+    "nonsense": (page(bytes(range(256)) * 300 + b"\n"), "of no server known here"),
+    "a million series of others": (page(numbered("a%d 1\n", 1_000_000)), "of no server known"),
+    "a million series of ours": (
+        page(numbered('vllm:prompt_tokens{n="%d"} 1\n', 400_000)),
+        "more than 20000 series, which is no server's page",
+    ),
+    "elsewhere": (page(b"", 302, {"Location": "/elsewhere"}), "HTTP 302, moved to "),
+    "credentials": (page(b"", 401), "HTTP 401, the page wants credentials"),
+    "not there": (page(b"", 404), "HTTP 404, there is no metrics page at this address"),
+    "out of order": (page(b"", 500), "HTTP 500"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DAYS)
+async def test_a_bad_day_is_one_line_and_ends(name: str) -> None:
+    bad, line = BAD_DAYS[name]
+    # A 404 is asked for Ollama's page too, and then once more for the page itself.
+    answers = [bad, bad] if name == "not there" else [bad]
+    async with serving(in_turn(*answers, page(GOOD))) as url:
+        sampler = ServerSampler(url, timeout_s=1.0 if "no page" in line else 10.0, full=True)
+        before_kb = peak_kb()
+        began = time.monotonic()
+        with pytest.raises(SamplerError) as caught:
+            await sampler.sample()
+        assert time.monotonic() - began < 12
+        assert peak_kb() - before_kb < 64_000
+        text = str(caught.value)
+        assert "\n" not in text
+        assert len(text) < 300
+        assert line in text
+        assert [(one.name, one.value) for one in await sampler.sample()] == [
+            ("requests_running", 3)
+        ]
+        await sampler.close()
+
+
+def peak_kb() -> int:
+    """The most memory that this process ever had in use."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+async def test_a_page_with_everything_wrong_but_one_line() -> None:
+    text = (
+        b'vllm:num_requests_running{a="' + b"x" * 70_000 + b'"} 1\n'  # a very long label
+        b"vllm:kv_cache_usage_perc NaN\n"
+        b"vllm:prompt_tokens_total +Inf\n"
+        b"vllm:num_requests_waiting 1e999\n"
+        b"vllm:generation_tokens_total 7\nvllm:generation_tokens_total 8\n"  # the same series twice
+        b'vllm:num_preemptions{a="} 3\n'
+    )
+    async with serving(page(text)) as url:
+        sampler = ServerSampler(url, full=True)
+        assert [(one.name, one.value) for one in await sampler.sample()] == [
+            ("output_tokens_total", 7)
+        ]
+        assert (sampler.malformed, sampler.duplicates) == (2, 1)
+        await sampler.close()
+
+
+# --------------------------------------------------------------------- beside the metrics page
+
+
+async def test_full_readings_of_a_vllm() -> None:
+    async with serving(page(BUSY)) as url:
+        sampler = ServerSampler(url, full=True)
+        assert sampler.missing() == []
+        first, second = await sampler.sample(), await sampler.sample()
+        await sampler.close()
+    assert [one.name for one in first] == [one.name for one in second]
+    assert {one.name for one in first} >= {"ttft_seconds_bucket", "prompt_length_tokens_bucket"}
+    assert len(first) > 200
+    assert sampler.missing() == []
+    assert dict(sampler.fingerprint)["model"] == "tiny"
+    assert 0 < sampler.parse_s < sampler.exchange_s
+
+
+def by_path(**pages: Handler) -> tuple[Handler, list[str]]:
+    """Pages by the last part of their path, and which of them were asked for."""
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        answer = pages.get(request.path.rpartition("/")[2])
+        return await answer(request) if answer else web.Response(status=404)
+
+    return handle, asked
+
+
+LLAMA = (GOLDEN / "llama.cpp-0c1e57098.txt").read_bytes()
+SLOTS = (GOLDEN / "llama.cpp-0c1e57098-slots.json").read_bytes()
+
+
+async def test_llama_cpp_tells_its_kv_cache_beside() -> None:
+    handler, asked = by_path(metrics=page(LLAMA), slots=page(SLOTS))
+    async with serving(handler) as url:
+        sampler = ServerSampler(url, full=True)
+        found = {one.name: one.value for one in await sampler.sample()}
+        await sampler.close()
+    assert (found["requests_running"], found["kv_used_tokens"]) == (3, 1500)
+    assert "kv_usage_ratio" not in {one.canonical for one in sampler.missing()}
+    assert asked == ["/metrics", "/slots"]
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        page(b"", 501),
+        page(b"<html>"),
+        page(b"x" * 2_000_000),
+        page(b'[{"n_ctx": "many"}]'),
+        page(b'[{"prompt": ' + b"[" * 500_000),
+        streamed(b" ", FOREVER, 0.01),
+    ],
+)
+async def test_without_the_page_beside_there_is_still_the_page(slots: Handler) -> None:
+    handler, asked = by_path(metrics=page(LLAMA), slots=slots)
+    async with serving(handler) as url:
+        sampler = ServerSampler(url, full=True, timeout_s=2)
+        first, second = await sampler.sample(), await sampler.sample()
+        await sampler.close()
+    assert len(first) == len(second) == 12
+    assert asked == ["/metrics", "/slots", "/metrics"]  # not asked for again at once
+    mends = {one.canonical: one.brings for one in sampler.missing()}
+    assert mends["kv_usage_ratio"] == "start it without --no-slots"
+
+
+async def test_ollama_has_no_metrics_page() -> None:
+    handler, asked = by_path(ps=page((GOLDEN / "ollama-ps.json").read_bytes()))
+    async with serving(handler) as url:
+        sampler = ServerSampler(url, full=True)
+        for _ in range(2):
+            found = {one.name: one.value for one in await sampler.sample()}
+            assert found["model_memory_gpu_bytes"] == 4 * 2**30
+        await sampler.close()
+    assert sampler.engine == "ollama"
+    assert "ttft_seconds" in {one.canonical for one in sampler.missing()}
+    assert asked == ["/metrics", "/api/ps", "/api/ps"]
+
+
+async def test_who_does_not_ask_for_all_asks_for_the_page_only() -> None:
+    handler, asked = by_path(metrics=page(LLAMA), slots=page(SLOTS))
+    async with serving(handler) as url:
+        sampler = ServerSampler(url)
+        assert len(await sampler.sample()) == 12
+        await sampler.close()
+    assert asked == ["/metrics"]
+
+
+async def test_dynamo_under_another_name_is_read_from_the_first_page() -> None:
+    renamed = (GOLDEN / "dynamo-1.6.1-frontend-renamed.txt").read_bytes()
+    handler, asked = by_path(metrics=page(renamed))
+    async with serving(handler) as url:
+        sampler = ServerSampler(url)
+        first, second = await sampler.sample(), await sampler.sample()
+        await sampler.close()
+    assert [one.value for one in first] == [one.value for one in second]
+    assert {one.name: one.value for one in first}["requests_running"] == 9
+    assert sampler.engine == "dynamo"
+    assert len(asked) == 3

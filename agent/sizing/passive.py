@@ -28,9 +28,10 @@ from agent.stats import Floats, batch_means_ci95, merged, quantile
 Flags = NDArray[np.bool_]
 
 COVERED_MIN = 0.9  # of a record
-# In flight may range over this share of its mean, and two requests, within a minute. Arrivals on
-# their own make it range over some four deviations, 4·√N: so N from 16 on passes, ramps do not.
-RANGE_SHARE_MAX = 1.0
+# How far the number in flight may range within a minute: over four deviations of independent
+# arrivals, or three quarters of the mean where that is more, and two requests. Ramps range further.
+RANGE_DEVIATIONS = 4.0
+RANGE_SHARE = 0.75
 RANGE_FLOOR = 2.0
 UNIT_BINS = 8  # up to here a bin for each whole number, above it bins of equal ratio
 BIN_RATIO = 1.2
@@ -175,7 +176,8 @@ def _usable(window: Window) -> tuple[Flags, dict[str, int]]:
         ),
         "not observed whole": window.weights_s() < COVERED_MIN * window.record_s,
         "nothing in flight": mean <= 0,
-        "the load changed": ranges > RANGE_SHARE_MAX * mean + RANGE_FLOOR,
+        "the load changed": ranges
+        > np.maximum(RANGE_DEVIATIONS * np.sqrt(mean), RANGE_SHARE * mean) + RANGE_FLOOR,
     }
     usable = observed
     unused: dict[str, int] = {}

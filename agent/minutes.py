@@ -448,7 +448,6 @@ class Minutes:
             if minute < self._start_unix_s or begin_unix_s >= self._start_unix_s + MINUTE_S:
                 self._marks |= marks
                 self._finish(math.floor(begin_unix_s / MINUTE_S) * MINUTE_S, done)
-            begin_unix_s = max(begin_unix_s, self._start_unix_s)
         if length_ns > self._gap_ns:
             marks.add("gap")
         edges = self._edges(minute)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.sizing.window import Source, Window
+from agent.sizing.window import COVERED_LEAST_S, Source, Window
 from agent.stats import Floats, Histogram, merged, quantile, t975
 
 QUIET_SHARE = 0.3  # of the busiest hour of the week; where shrinking off peak begins to pay
@@ -385,7 +385,7 @@ def _energy(window: Window) -> Energy:
         return Energy()
     energy: Floats = np.sum(parts, axis=0)
     covered: Floats = np.min([np.frombuffer(g.covered_s) for g in window.gpus.values()], axis=0)
-    seen = (covered > 0) & ~np.isnan(energy)
+    seen = (covered >= COVERED_LEAST_S) & ~np.isnan(energy)
     seen[0] = False
     if not seen.any():
         return Energy(gpus=tuple(sorted(window.gpus)))
@@ -393,7 +393,7 @@ def _energy(window: Window) -> Energy:
     busy = seen & ((window.in_flight("mean") > 0) | (output > 0))
     tokens = float(output[seen].sum())
     energy_j, busy_j = float(energy[seen].sum()), float(energy[busy].sum())
-    power = np.where(seen, energy / np.where(covered > 0, covered, 1.0), np.nan)
+    power = np.where(seen, energy / np.where(seen, covered, 1.0), np.nan)
     highest: Floats = sum(
         (np.nan_to_num(gpu.get("gpu_power_w", "max")) for gpu in window.gpus.values()),
         start=np.zeros(window.places),

@@ -17,6 +17,7 @@ import numpy as np
 from agent.minutes import MINUTE_S, Minute, MinuteHistogram, MinuteValue
 from agent.stats import Floats, Histogram
 
+COVERED_LEAST_S = 1e-3  # of a record; less is no time to divide by
 GAUGES = frozenset(("requests_running", "requests_waiting", "kv_usage_ratio", "kv_capacity_tokens"))
 HISTOGRAMS = (
     "ttft_seconds", "itl_seconds", "tpot_seconds", "e2e_seconds", "queue_seconds",
@@ -192,7 +193,8 @@ class Window:
             covered: Floats = np.frombuffer(server.covered_s)
             weights = np.where(self.live(server) > 0, np.minimum(weights, covered), weights)
         weights[0] = 0.0
-        return np.minimum(np.where(np.isfinite(weights), weights, 0.0), self.record_s)
+        is_seen = np.isfinite(weights) & (weights >= COVERED_LEAST_S)
+        return np.minimum(np.where(is_seen, weights, 0.0), self.record_s)
 
     def marked(self, *marks: str) -> Floats:
         """1 where a record of any server has one of these marks."""

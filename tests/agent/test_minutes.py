@@ -480,6 +480,30 @@ def test_series_that_are_gone_make_room() -> None:
     assert {v.labels for v in (minutes.current() or EMPTY).values} == {(("gpu", "new"),)}
 
 
+def test_a_counter_that_was_forgotten_does_not_count_from_zero_again() -> None:
+    start = counter(1, "server_start_unix_s")
+    minutes = Minutes("chat", series_max=2)
+    found = minutes.add([start, counter(1000)], 0, 1)
+    for at in range(5, 300, 5):
+        found += minutes.add([start], at, at * S)
+    found += minutes.add([start, gauge(1)], 300, 300 * S)  # takes the counter's place
+    for at in range(305, 600, 5):
+        found += minutes.add([start], at, at * S)
+    found += minutes.add([start, counter(1010)], 600, 600 * S)
+    found.append(minutes.current() or EMPTY)
+    assert {v.increase for m in found for v in m.values if v.name == TOTAL} == {0}
+
+
+def test_buckets_that_fall_within_a_page_add_up_to_its_count() -> None:
+    (only,) = everything(
+        [
+            (0, buckets({"0.1": 0, "0.5": 0, "+Inf": 0})),
+            (5, buckets({"0.1": 5, "0.5": 3, "+Inf": 8})),
+        ]
+    )
+    assert histogram_of(only).counts == (5, 0, 3)
+
+
 def test_a_source_that_does_not_answer_gives_its_minute_out_once() -> None:
     minutes = Minutes("chat")
     minutes.add([counter(0)], 50, 50 * S)

@@ -153,11 +153,12 @@ def test_gaps_count_in_the_totals_and_in_no_rate() -> None:
         [
             minute(0, finished=60),
             Minute("chat", 60, (rose("requests_finished_total", 600),), (), 0, 0, ("gap",)),
-            minute(120, finished=60),
+            minute(120, finished=600, covered_s=40, marks=("gap",)),
+            minute(180, finished=60),
         ],
-        180,
+        240,
     )
-    assert (found.requests, found.gaps_s, found.covered_s) == (720, 60, 120)
+    assert (found.requests, found.gaps_s, found.covered_s) == (1320, 80, 160)
     assert (found.requests_per_s.mean, found.requests_per_s.peak) == (1, 1)
 
 

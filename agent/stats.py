@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,3 +99,113 @@ def batch_means_ci95(batch_rates: Floats) -> tuple[float, float] | None:
     mean = float(batch_rates.mean())
     half = t975(n - 1) * float(batch_rates.std(ddof=1)) / math.sqrt(n)
     return max(0.0, mean - half), mean + half
+
+
+# -------------------------------------------------------------------------------------- histograms
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """How many of a sample lay in each bucket; `counts` are per bucket, not cumulative.
+
+    `bounds` are upper, inclusive and rising, the last one infinite. The first bucket begins at 0:
+    times and lengths are never negative.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    @property
+    def n(self) -> float:
+        return math.fsum(self.counts)
+
+
+class Quantile(NamedTuple):
+    """A quantile of bucketed values: the likeliest value, and between which it surely lies.
+
+    `hi` is None where that is the bucket without an upper end; `value` is then its lower end.
+    """
+
+    value: float
+    lo: float
+    hi: float | None
+
+
+def merged(histograms: Iterable[Histogram]) -> list[Histogram]:
+    """The histogram of the union of the samples: one for each set of bounds, so nothing is lost.
+
+    Servers of one service, or one before and after a restart, may have different bounds; only
+    `coarsened` could put those into one, and would lose what the finer one knows.
+    """
+    sums: dict[tuple[float, ...], list[float]] = {}
+    for one in histograms:
+        known = sums.get(one.bounds)
+        if known is None:
+            sums[one.bounds] = list(one.counts)
+        else:
+            sums[one.bounds] = [a + b for a, b in zip(known, one.counts, strict=True)]
+    return [Histogram(bounds, tuple(counts)) for bounds, counts in sorted(sums.items())]
+
+
+def coarsened(histogram: Histogram, bounds: Sequence[float]) -> Histogram:
+    """The same sample in those of its own bounds that `bounds` holds too; exact, less fine."""
+    keep = set(bounds) | {math.inf}
+    kept: list[float] = []
+    counts: list[float] = []
+    count = 0.0
+    for bound, more in zip(histogram.bounds, histogram.counts, strict=True):
+        count += more
+        if bound in keep:
+            kept.append(bound)
+            counts.append(count)
+            count = 0.0
+    return Histogram(tuple(kept), tuple(counts))
+
+
+def quantile(histograms: Sequence[Histogram], q: float) -> Quantile | None:
+    """The q-quantile of the union of the samples; None where they hold nothing.
+
+    The value is where the distribution function reaches q, on straight lines inside the buckets
+    (Prometheus' histogram_quantile). `lo` and `hi` are the quantiles if every value lay at the
+    lower, or at the upper, end of its bucket: whatever the values were, theirs lies between.
+    """
+    rows = [
+        (low, high, count)
+        for one in histograms
+        for low, high, count in zip((0.0, *one.bounds), one.bounds, one.counts, strict=False)
+        if count > 0
+    ]
+    n = math.fsum(count for _, _, count in rows)
+    if n <= 0:
+        return None
+    lo = _reached(((min(low, high), count) for low, high, count in rows), q * n)
+    hi = _reached(((high, count) for _, high, count in rows), q * n)
+    if math.isinf(hi):
+        return Quantile(lo, lo, None)
+    return Quantile(min(max(_on_lines(rows, q * n), lo), hi), lo, hi)
+
+
+def _reached(masses: Iterable[tuple[float, float]], target: float) -> float:
+    """Where the sum of masses, in order of place, reaches the target."""
+    total, reached = 0.0, 0.0
+    for place, mass in sorted(masses):
+        total, reached = total + mass, place
+        if total >= target * (1 - 1e-12):
+            break
+    return reached
+
+
+def _on_lines(rows: Sequence[tuple[float, float, float]], target: float) -> float:
+    """The same with each mass spread evenly over its bucket; an endless bucket is at its start."""
+    spread = [(min(low, high), low if math.isinf(high) else high, c) for low, high, c in rows]
+    places = np.unique([edge for low, high, _ in spread for edge in (low, high)])
+    total: Floats = np.zeros(places.size)
+    for low, high, count in spread:
+        if high > low:
+            total += count * np.clip((places - low) / (high - low), 0.0, 1.0)
+        else:
+            total += count * (places >= low)
+    after = int(np.searchsorted(total, target * (1 - 1e-12)))
+    if after == 0 or after >= places.size:
+        return float(places[min(after, places.size - 1)])
+    share = (target - total[after - 1]) / (total[after] - total[after - 1])
+    return float(places[after - 1] + share * (places[after] - places[after - 1]))

@@ -9,8 +9,9 @@ and what an agent answers at /api/v1/pattern,
 
     {"window_s", "requests", "prompt_tokens", "output_tokens", "concurrency": {…}, …}
 
-where the tokens are totals of the window or figures of one request as above. Whatever is known is
-taken; what is assumed for the rest is said in `notes`.
+where the tokens are totals of the window or figures of one request as above; the figures may also
+stand beside the totals, as prompt_tokens_per_request and output_tokens_per_request. Whatever is
+known is taken; what is assumed for the rest is said in `notes`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class _Json(msgspec.Struct):
     input_tokens: _Said = None
     prompt_tokens: _Said = None
     output_tokens: _Said = None
+    prompt_tokens_per_request: _Figures | None = None
+    output_tokens_per_request: _Figures | None = None
     gaps_s: Any = None
 
 
@@ -95,14 +98,17 @@ def parse(data: str | bytes, source: str) -> Pattern:
     if isinstance(said.gaps_s, int | float) and said.gaps_s > 0:
         notes.append(f"{said.gaps_s:g} s of the window were not observed; rates are over all of it")
     inputs = said.prompt_tokens if said.input_tokens is None else said.input_tokens
+    inputs = _better(said.prompt_tokens_per_request, inputs)
+    outputs = _better(said.output_tokens_per_request, said.output_tokens)
     rate_rps, peak_rps = _rates(said, where)
     pattern = Pattern(
         window_s=said.window_s,
         rate_rps=rate_rps,
         rate_peak_rps=peak_rps,
-        concurrency_mean=_number(_mean(said.concurrency), "concurrency", math.inf, where),
+        # Requests too short for its samples leave an agent with a concurrency of 0: not known.
+        concurrency_mean=_number(_mean(said.concurrency) or None, "concurrency", math.inf, where),
         input_tokens=_length(inputs, "input_tokens", said.requests, where, notes),
-        output_tokens=_length(said.output_tokens, "output_tokens", said.requests, where, notes),
+        output_tokens=_length(outputs, "output_tokens", said.requests, where, notes),
         notes=notes,
     )
     known = (
@@ -117,6 +123,11 @@ def parse(data: str | bytes, source: str) -> Pattern:
             '{"requests_per_s": {"mean": …}, "input_tokens": {…}, "output_tokens": {…}}'
         )
     return pattern
+
+
+def _better(figures: _Figures | None, said: _Said) -> _Said:
+    """The figures of one request where they say anything, else what else is said."""
+    return said if figures is None or figures == _Figures() else figures
 
 
 def _rates(said: _Json, where: str) -> tuple[float | None, float | None]:

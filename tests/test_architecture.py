@@ -17,6 +17,7 @@ PURE = {
     "agent.metrics",
     "agent.stats",
     "agent.join",
+    "agent.minutes",
     "agent.words",
     "agent.doctor",
     "agent.samplers.dialects",

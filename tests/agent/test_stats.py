@@ -11,13 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.model import Lag, Stats
-from agent.stats import batch_means_ci95, holm, lag, summary, t975, t_two_sided
+from agent.stats import (
+    Histogram,
+    batch_means_ci95,
+    coarsened,
+    holm,
+    lag,
+    merged,
+    quantile,
+    summary,
+    t975,
+    t_two_sided,
+)
 
 samples = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=60)
 
 
-def quantile(values: list[float], q: float) -> float:
-    """Type 7 of Hyndman and Fan, written out."""
+def type_7(values: list[float], q: float) -> float:
+    """The quantile of that name of Hyndman and Fan, written out."""
     ordered = sorted(values)
     at = q * (len(ordered) - 1)
     low = math.floor(at)
@@ -33,7 +44,7 @@ def test_summary_is_what_the_definitions_say(values: list[float]) -> None:
     assert got.max == max(values)
     assert got.mean == pytest.approx(math.fsum(values) / len(values), rel=1e-9, abs=1e-6)
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999)):
-        assert getattr(got, name) == pytest.approx(quantile(values, q), rel=1e-9, abs=1e-6)
+        assert getattr(got, name) == pytest.approx(type_7(values, q), rel=1e-9, abs=1e-6)
     expected = statistics.stdev(values) if len(values) > 1 else 0.0
     assert got.std == pytest.approx(expected, rel=1e-6, abs=1e-3)
 
@@ -117,3 +128,68 @@ def test_holm_keeps_the_order_and_lies_between_no_and_bonferronis_correction(
         assert p <= a <= min(1.0, len(p_values) * p) or a == pytest.approx(p)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+# -------------------------------------------------------------------------------------- histograms
+
+times = st.lists(st.floats(0, 30), min_size=1, max_size=60)
+bucket_bounds = st.lists(st.sampled_from([0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20]), unique=True).map(
+    lambda bounds: (*sorted(bounds), math.inf)
+)
+
+
+def histogram(sample: list[float], bounds: tuple[float, ...]) -> Histogram:
+    where = np.searchsorted(bounds, sample)
+    return Histogram(bounds, tuple(float(n) for n in np.bincount(where, minlength=len(bounds))))
+
+
+@given(times, times, bucket_bounds)
+def test_merged_histograms_are_the_histogram_of_the_union(
+    a: list[float], b: list[float], bounds: tuple[float, ...]
+) -> None:
+    assert merged([histogram(a, bounds), histogram(b, bounds)]) == [histogram(a + b, bounds)]
+
+
+@given(times, bucket_bounds, bucket_bounds)
+def test_a_coarsened_histogram_is_that_of_the_same_sample(
+    sample: list[float], fine: tuple[float, ...], other: tuple[float, ...]
+) -> None:
+    both = tuple(bound for bound in fine if bound in other)
+    assert coarsened(histogram(sample, fine), other) == histogram(sample, both)
+
+
+@given(times, times, bucket_bounds, bucket_bounds, st.floats(0.01, 0.99))
+def test_a_quantile_lies_where_it_says(
+    a: list[float], b: list[float], bounds: tuple[float, ...], others: tuple[float, ...], q: float
+) -> None:
+    """Of two servers with bounds of their own: the true quantile is inside lo and hi."""
+    ordered = sorted(a + b)
+    true = ordered[max(0, math.ceil(q * len(ordered) * (1 - 1e-12)) - 1)]
+    found = quantile(merged([histogram(a, bounds), histogram(b, others)]), q)
+    assert found is not None
+    assert found.lo <= true
+    assert found.hi is None or true <= found.hi
+    assert found.lo <= found.value <= (found.hi or math.inf)
+
+
+@given(times, bucket_bounds)
+def test_quantiles_of_a_histogram_rise(sample: list[float], bounds: tuple[float, ...]) -> None:
+    found = [quantile([histogram(sample, bounds)], q) for q in (0, 0.1, 0.5, 0.9, 0.99, 1)]
+    values = [one.value for one in found if one]
+    assert len(values) == 6
+    assert values == sorted(values)
+
+
+def test_a_quantile_by_hand() -> None:
+    one = Histogram((1.0, 2.0, 4.0, math.inf), (2, 4, 4, 0))
+    assert quantile([one], 0.5) == (1.75, 1, 2)
+    assert quantile([one], 0.8) == (3, 2, 4)
+    assert quantile([Histogram((1.0, math.inf), (1, 9))], 0.5) == (1, 1, None)
+    assert quantile([], 0.5) is None
+    assert quantile([Histogram((1.0, math.inf), (0, 0))], 0.5) is None
+    assert one.n == 10
+
+
+def test_histograms_of_other_bounds_stay_apart_and_lose_nothing() -> None:
+    a, b = Histogram((1.0, math.inf), (1, 2)), Histogram((2.0, math.inf), (3, 4))
+    assert merged([b, a, a]) == [Histogram((1.0, math.inf), (2, 4)), b]

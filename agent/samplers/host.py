@@ -42,9 +42,7 @@ def memory(proc: Path = PROC) -> Memory | None:
     """The machine's memory; None where there is no /proc/meminfo."""
     try:
         lines = (proc / "meminfo").read_text("ascii").splitlines()
-        kilobytes = {
-            name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)
-        }
+        kilobytes = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
         return Memory(
             total_bytes=kilobytes["MemTotal"] * 1024,
             used_bytes=(kilobytes["MemTotal"] - kilobytes["MemAvailable"]) * 1024,
@@ -60,9 +58,8 @@ def _cpu_ticks(proc: Path) -> tuple[int, int] | None:
     Guests are counted in user and nice already.
     """
     try:
-        ticks = [
-            int(word) for word in (proc / "stat").read_text("ascii").split("\n", 1)[0].split()[1:9]
-        ]
+        words = (proc / "stat").read_text("ascii").partition("\n")[0].split()
+        ticks = [int(word) for word in words[1:9]]
     except (OSError, ValueError):
         return None
     return (sum(ticks) - ticks[3] - ticks[4], sum(ticks)) if len(ticks) == 8 else None
@@ -255,9 +252,7 @@ class _ServerProcess:
 
     def _why(self, sockets: Mapping[int, int], found: set[int], complete: bool) -> str | None:
         if not sockets:
-            return (
-                f"nothing listens on port {self.port} of this machine (or it does in a container)"
-            )
+            return f"nothing listens on port {self.port} here, outside of containers"
         if not found and not complete:
             users = ", ".join(str(user) for user in sorted(set(sockets.values())))
             return (
@@ -268,9 +263,7 @@ class _ServerProcess:
             stat = _stat(self._proc, pid)
             if stat and stat.command in _PROXIES:
                 self.pids = {}
-                return (
-                    f"port {self.port} is held by {stat.command} for a container, not by the server"
-                )
+                return f"port {self.port} is held by {stat.command}, for a server in a container"
         return None
 
 

@@ -557,6 +557,7 @@ class _Driver:
         self._look_again_ns = 0
         self._look_wait_ns = REOPEN_NS_MIN
         self._open = False
+        self._away = "the NVIDIA driver was not looked for yet"  # why it is not open
 
     # Read from other threads: each is one look at a list that is replaced, never changed.
 
@@ -598,7 +599,7 @@ class _Driver:
         if (self._lost or not self._open) and time.monotonic_ns() >= self._look_again_ns:
             self._reopen()
         if not self._open:
-            raise SamplerError(next(iter(self._lost.values()), "the NVIDIA driver is gone"))
+            raise SamplerError(self._away)
         now_ns = time.monotonic_ns()
         core = self._core_at_ns is None or now_ns - self._core_at_ns >= self._core_ns
         if core:
@@ -647,7 +648,8 @@ class _Driver:
         try:
             self.open()
         except NvmlUnavailable as error:
-            self._lost = dict.fromkeys(self._lost.keys() | self._known(), str(error))
+            self._away = str(error)
+            self._lost |= dict.fromkeys(self._known(), self._away)
             raise
         found = self._known()
         self._core_at_ns = None

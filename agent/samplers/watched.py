@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -66,7 +68,7 @@ class Watched:
         except SamplerError as error:
             self._failed(began_ns, str(error))
         except Exception as error:  # a defect of one sampler is no reason to stop the others
-            self._failed(began_ns, f"{type(error).__name__}: {error}".splitlines()[0])
+            self._failed(began_ns, _defect(error))
         else:
             self._ok, self._line, self._ok_at_ns = True, None, self._clock()
             self._duration_s = (self._ok_at_ns - began_ns) / 1e9
@@ -76,6 +78,8 @@ class Watched:
         return self._record()
 
     async def _within_deadline(self) -> Sequence[Reading]:
+        if self._deadline_s is None:
+            return await self.sampler.sample()
         try:
             return await asyncio.wait_for(self.sampler.sample(), self._deadline_s)
         except TimeoutError:
@@ -106,7 +110,7 @@ class Watched:
         try:
             await self.sampler.close()
         except Exception as error:
-            self._line = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._line = _defect(error)
 
     def _age_s(self) -> float | None:
         return None if self._ok_at_ns is None else (self._clock() - self._ok_at_ns) / 1e9
@@ -124,3 +128,10 @@ class Watched:
             for name, value in values.items()
             if value is not None
         ]
+
+
+def _defect(error: Exception) -> str:
+    """What is ours to mend, in one line. Without the error's text, which may hold an address."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"a defect of servefit: {type(error).__name__}{where}"

@@ -9,16 +9,15 @@ are taken once.
 from __future__ import annotations
 
 import ssl as tls
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from agent.model import Reading, TargetGpu
 from agent.samplers import SamplerError
-from agent.samplers.dialects import Sample, read_line
+from agent.samplers.exposition import Page, Sample
 from agent.samplers.server import ServerSampler
 
-LINES_MAX = 20_000  # some 900 GPUs; more is no exporter's own page
 MIB = 1024 * 1024
 
 # From here up lie DCGM's marks for blank, not found, not supported and no permission (2^63 − 16 …);
@@ -75,46 +74,36 @@ def _uuid(labels: Mapping[str, str]) -> str:
     return uuid or ":".join((labels.get("Hostname", ""), labels.get("gpu", "")))
 
 
-def parse(page: bytes, at_ns: int) -> tuple[list[Reading], list[TargetGpu]]:
-    """The readings of a page, and the GPUs it speaks of.
+def empty_page() -> Page:
+    """A page that keeps the exporter's lines."""
+    return Page(_WANTED)
+
+
+def parse(page: Page, at_ns: int) -> tuple[list[Reading], list[TargetGpu]]:
+    """The readings of a whole page, and the GPUs it speaks of.
 
     Rows that repeat one (an exporter that names pods writes a shared GPU once per pod) count once.
     SamplerError where the page is not an exporter's.
     """
-    rows = _rows(_samples(page))
+    rows = _rows(one for one in page.read() if _is_value(one.value))
     if not rows:
         raise SamplerError("no GPU of dcgm-exporter on this page (no DCGM_FI_… series)")
     gpus: dict[str, TargetGpu] = {}
-    readings: list[Reading] = []
-    told: set[tuple[str, str]] = set()
+    found: dict[tuple[str, tuple[Label, ...]], float] = {}
     for row in rows:
-        readings += [
-            Reading(at_ns, name, value, (("gpu", row.uuid),))
-            for name, value in _of_gpu(row)
-            if (row.uuid, name) not in told and not told.add((row.uuid, name))
-        ]
+        for name, value in _of_gpu(row):
+            found.setdefault((name, (("gpu", row.uuid),)), value)
         memory = _memory(row)
-        readings += [Reading(at_ns, *one) for one in _memory_readings(row, memory)]
+        found |= _memory_readings(row, memory)
         if row.instance is None or row.uuid not in gpus:
             total = int(memory["total"]) if row.instance is None and "total" in memory else None
             gpus[row.uuid] = TargetGpu(row.model, row.uuid, total)
+    readings = [Reading(at_ns, name, value, labels) for (name, labels), value in found.items()]
     return readings, list(gpus.values())
 
 
-def _samples(page: bytes) -> list[Sample]:
-    lines = [
-        line
-        for line in page.split(b"\n")
-        if line.startswith(b"DCGM_FI_") and line.partition(b"{")[0] in _WANTED
-    ]
-    if len(lines) > LINES_MAX:
-        raise SamplerError(f"{len(lines)} lines of GPUs, which is no exporter's own page")
-    found = [read_line(line.rstrip(b"\r")) for line in lines]
-    return [one for one in found if one is not None and _is_value(one.value)]
-
-
 def _is_value(value: float) -> bool:
-    return 0 <= value < BLANK_MIN and value not in _BLANK_FRACTIONS  # NaN fails both
+    return 0 <= value < BLANK_MIN and value not in _BLANK_FRACTIONS
 
 
 def _rows(samples: Iterable[Sample]) -> list[_Rows]:
@@ -151,13 +140,16 @@ def _memory(row: _Rows) -> dict[str, float]:
 
 def _memory_readings(
     row: _Rows, memory: Mapping[str, float]
-) -> Iterable[tuple[str, float, tuple[Label, ...]]]:
-    for part, value in memory.items():
-        if row.instance is None:
-            yield f"gpu_memory_{part}_bytes", value, (("gpu", row.uuid),)
-        elif part != "reserved":
-            labels = (("gpu", row.uuid), ("mig", row.instance))
-            yield f"mig_memory_{part}_bytes", value, labels
+) -> dict[tuple[str, tuple[Label, ...]], float]:
+    if row.instance is None:
+        of_gpu = (("gpu", row.uuid),)
+        return {(f"gpu_memory_{part}_bytes", of_gpu): value for part, value in memory.items()}
+    of_instance = (("gpu", row.uuid), ("mig", row.instance))
+    return {
+        (f"mig_memory_{part}_bytes", of_instance): memory[part]
+        for part in ("used", "total")
+        if part in memory
+    }
 
 
 # ----------------------------------------------------------------------------------------- sampler
@@ -191,11 +183,9 @@ class DcgmSampler:
 
     async def sample(self) -> list[Reading]:
         """The readings of one scrape, each with the label gpu = UUID."""
-        page, at_ns = await self._page.get_page()
-        try:
-            readings, gpus = parse(page, at_ns)
-        except SamplerError as error:
-            raise SamplerError(f"{self._page.shown}: {error}") from None
+        page = empty_page()
+        at_ns = await self._page.fill(page)
+        readings, gpus = parse(page, at_ns)
         self._gpus = [gpu for gpu in gpus if self._is_wanted(gpu.uuid)]
         return [one for one in readings if self._is_wanted(dict(one.labels)["gpu"])]
 

@@ -19,10 +19,10 @@ import pynvml  # type: ignore[import-untyped]
 
 from agent.model import Reading, TargetGpu
 from agent.samplers import SamplerError
+from agent.samplers.energy import EnergyMeter
 from agent.samplers.worker import Worker
 
-POWER_SPAN_NS_MIN = 100_000_000  # the energy counter moves every 20 to 100 ms
-STILL_NS = 1_000_000_000  # a counter that stands still for this long counts nothing
+GPM_SPAN_NS_MIN = 100_000_000  # shares of less time say little
 REOPEN_NS_MIN = 2_000_000_000  # how soon a lost device is looked for; each time twice as late …
 REOPEN_NS_MAX = 300_000_000_000  # … up to here, because looking disturbs the devices that are left
 EVENTS_MAX = 64  # Xid errors taken at once: a dying GPU can write thousands
@@ -257,8 +257,7 @@ class _Device:
         self.processes: dict[int, int | None] = {}
         self._labels: tuple[Label, ...] = (("gpu", self.gpu.uuid),)
         self._asked = _Asked(handle)
-        self._energy: tuple[int, float] | None = None  # (at_ns, J) that power is reckoned from
-        self._still = False  # the energy counter does not count
+        self._meter = EnergyMeter()
         self._told = False  # what hardly changes
         self._pcie: dict[str, tuple[int, float]] = {}  # (at_ns, bytes) of the last details
         self._gpm = _Gpm(handle) if gpm else None
@@ -291,7 +290,7 @@ class _Device:
         """The fields that the driver refuses on this device, by canonical name."""
         silent = self._asked.silent
         gone = [name for name, reads in _CORE if silent.issuperset(reads)]
-        if pynvml.nvmlDeviceGetTotalEnergyConsumption in silent or self._still:
+        if pynvml.nvmlDeviceGetTotalEnergyConsumption in silent or self._meter.still:
             gone.append("gpu_energy_j")
         for number, (name, labels, _) in _COUNTERS.items():
             if number in silent:
@@ -310,34 +309,17 @@ class _Device:
         Polled power is the driver's own average: of a second on Ampere and newer, and on A100 and
         H100 of a quarter of the time only (arXiv 2312.02741).
         """
-        values: Values = {}
         if isinstance(energy_mj, int):
-            values = self._power_from(at_ns, energy_mj / 1000)
-            if not self._still:
-                return values | {"gpu_energy_j": energy_mj / 1000}
-        if energy_mj is not _REFUSED and not self._still:
-            return values
+            watts = self._meter.power_w(at_ns, energy_mj / 1000)
+            if not self._meter.still:
+                power = {} if watts is None else {"gpu_power_w": watts}
+                return {"gpu_energy_j": energy_mj / 1000, **power}
+        if energy_mj is not _REFUSED and not self._meter.still:
+            return {}
         milliwatts = self._asked.call(pynvml.nvmlDeviceGetPowerUsage)
         if not isinstance(milliwatts, int):
-            return values
-        return values | {"gpu_power_w": milliwatts / 1000, "gpu_power_polled": 1}
-
-    def _power_from(self, at_ns: int, joules: float) -> Values:
-        """Mean power since the last reading; none over too short a span or across a reset."""
-        before, was_still = self._energy, self._still
-        if before is None or joules < before[1]:
-            self._energy = (at_ns, joules)
             return {}
-        span_ns = at_ns - before[0]
-        if joules == before[1]:
-            # No GPU draws 0 W: virtual ones have a counter that stays where it is.
-            self._still = was_still or span_ns >= STILL_NS
-            return {}
-        self._still = False
-        if span_ns < POWER_SPAN_NS_MIN:
-            return {}
-        self._energy = (at_ns, joules)
-        return {} if was_still else {"gpu_power_w": (joules - before[1]) / (span_ns / 1e9)}
+        return {"gpu_power_w": milliwatts / 1000, "gpu_power_polled": 1}
 
     # ------------------------------------------------------------------------------------ details
 
@@ -430,7 +412,7 @@ class _Gpm:
 
     def read(self, at_ns: int) -> Values:
         """Shares since the last call. Nothing where there is no GPM, or the span is too short."""
-        if not self._samples or (self._at_ns and at_ns - self._at_ns < POWER_SPAN_NS_MIN):
+        if not self._samples or (self._at_ns and at_ns - self._at_ns < GPM_SPAN_NS_MIN):
             return {}
         self._samples.reverse()
         before, self._at_ns = self._at_ns, at_ns
@@ -718,19 +700,9 @@ class NvmlSampler:
         self._worker = Worker("servefit-nvml")
         self._closed = False
         if start_deadline_s is not None:
-            self._start(start_deadline_s)
-
-    def _start(self, deadline_s: float) -> None:
-        try:
-            self._worker.submit(self._driver.open).result(deadline_s)
-        except TimeoutError:
-            self._worker.end()
-            raise NvmlUnavailable(
-                f"the NVIDIA driver did not answer within {deadline_s:g} s"
-            ) from None
-        except BaseException:
-            self._worker.end()
-            raise
+            self._worker.start(
+                self._driver.open, start_deadline_s, "the NVIDIA driver", NvmlUnavailable
+            )
 
     def devices(self) -> list[TargetGpu]:
         """The GPUs found last: name, UUID and memory."""

@@ -49,6 +49,22 @@ class Worker:
         self._jobs.put(job)
         return future
 
+    def start(
+        self, function: Callable[[], T], deadline_s: float, who: str, error: type[SamplerError]
+    ) -> T:
+        """A first job's result, waited for. Raises `error` where `who` needs longer.
+
+        Where the job fails, and when it hangs, the thread ends with it.
+        """
+        try:
+            return self.submit(function).result(deadline_s)
+        except TimeoutError:
+            self.end()
+            raise error(f"{who} did not answer within {deadline_s:g} s") from None
+        except BaseException:
+            self.end()
+            raise
+
     async def ask(self, function: Callable[[], T], deadline_s: float, who: str) -> T:
         """The job's result. SamplerError where `who` needs longer than `deadline_s`.
 

@@ -17,7 +17,7 @@ import pynvml
 import pytest
 
 from agent.model import Reading, TargetGpu
-from agent.samplers import SamplerError, nvml
+from agent.samplers import SamplerError, energy, nvml
 from agent.samplers.host import memory
 from agent.samplers.nvml import NvmlSampler, NvmlUnavailable
 from tests.nvml_standin import compiled
@@ -133,7 +133,7 @@ async def test_without_a_counter_power_is_polled(driver: Driver) -> None:
 async def test_a_counter_that_stands_still_is_none(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvml, "STILL_NS", 10_000_000)
+    monkeypatch.setattr(energy, "STILL_NS", 10_000_000)
     driver.set("energy.0 0")
     sampler = NvmlSampler()
     assert values(await sampler.sample())["gpu_energy_j"] == 0

@@ -19,6 +19,7 @@ PURE = {
     "agent.join",
     "agent.words",
     "agent.samplers.dialects",
+    "agent.samplers.energy",
     "agent.samplers.exposition",
     "loadgen.units",
     "loadgen.arrival",

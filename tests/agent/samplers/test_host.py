@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -346,7 +347,25 @@ async def test_the_tree_is_not_searched_for_at_each_sample(
     await sampler.sample()
     monkeypatch.setattr(host, "holders", lambda *given: pytest.fail("searched again"))
     assert values(await sampler.sample(), ("port", "8000"))
+    monkeypatch.setattr(host, "LOOK_NS", 0)  # as if half a minute had gone
+    proc.process(11, parent=10)
+    assert values(await sampler.sample(), ("port", "8000"))["server_process_count"] == 2
     await sampler.close()
+
+
+async def test_a_socket_that_is_handed_on_is_followed(
+    proc: Proc, none: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "LOOK_NS", 0)
+    proc.listens(8000, 77)
+    proc.process(10, sockets=(77,))
+    sampler = sampled(proc, none)
+    await sampler.sample()
+    shutil.rmtree(proc.folder / "10")
+    proc.process(20, sockets=(77,))
+    await sampler.sample()
+    await sampler.close()
+    assert sampler.pids() == {8000: {20}}
 
 
 async def test_another_users_process_is_said(

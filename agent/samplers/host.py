@@ -22,7 +22,7 @@ PROC = Path("/proc")
 POWERCAP = Path("/sys/class/powercap")
 LOOK_NS = 30_000_000_000  # how often a server's process and its descendants are looked for
 
-_LISTENING = "0A"
+_LISTENING = b"0A"
 _ENERGY_ZONES = re.compile(r"package-\d+|dram|psys")
 _PROXIES = ("docker-proxy", "rootlessport")  # they hold a container's port on this machine
 
@@ -173,16 +173,23 @@ def _pids(proc: Path) -> list[int]:
 
 
 def listening(port: int, proc: Path = PROC) -> dict[int, int]:
-    """The sockets that listen on a TCP port of this machine: inode → user who made it."""
+    """The sockets that listen on a TCP port of this machine: inode → user who made it.
+
+    The kernel lists listening sockets before the connections, of which a busy server has thousands:
+    reading ends with the first of those.
+    """
     found: dict[int, int] = {}
     for table in ("tcp", "tcp6"):
         try:
-            lines = (proc / "net" / table).read_text("ascii").splitlines()[1:]
-        except OSError:
+            with open(proc / "net" / table, "rb") as lines:
+                next(lines, None)  # the heading
+                for words in map(bytes.split, lines):
+                    if words[3] != _LISTENING:
+                        break
+                    if int(words[1].rpartition(b":")[2], 16) == port:
+                        found[int(words[9])] = int(words[7])
+        except (OSError, ValueError, IndexError):
             continue
-        for words in map(str.split, lines):
-            if words[3] == _LISTENING and int(words[1].rpartition(":")[2], 16) == port:
-                found[int(words[9])] = int(words[7])
     return found
 
 

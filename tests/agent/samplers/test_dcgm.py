@@ -13,7 +13,7 @@ from agent.model import Reading, TargetGpu
 from agent.samplers import SamplerError
 from agent.samplers.dcgm import DcgmSampler, empty_page, parse
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "dcgm-exporter-4.6.txt"
+GOLDEN = Path(__file__).parents[2] / "golden" / "dcgm" / "exporter-4.6.txt"
 BUSY = "GPU-7f2c18d4-5a1e-4b0e-9d0c-2a6b1f0c9e11"
 IDLE = "GPU-c0a91d7e-0f55-4d1b-8b6a-64d3c2b7a902"
 MIG = "GPU-1f027ee8-6e1e-2b8c-0108-3d370e5f0418"

@@ -268,7 +268,7 @@ class Proc:
         rows = "".join(
             f"   {place}: 0100007F:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 "
             f"00000000 {uid:>5}        0 {number} 1 0000000000000000 100 0 0 10 0\n"
-            for place, (state, number) in enumerate([("01", 1), ("0A", inode)])
+            for place, (state, number) in enumerate([("0A", inode), ("01", 1)])
         )
         written(self.folder, net__tcp=head + rows)
 

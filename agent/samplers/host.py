@@ -199,17 +199,22 @@ def holders(inodes: Iterable[int], proc: Path = PROC) -> tuple[set[int], bool]:
     found: set[int] = set()
     complete = True
     for pid in _pids(proc) if wanted else ():
-        folder = proc / str(pid) / "fd"
         try:
-            for name in os.listdir(folder):
-                if os.readlink(folder / name) in wanted:
-                    found.add(pid)
-                    break
+            if any(target in wanted for target in _open_files(proc / str(pid) / "fd")):
+                found.add(pid)
         except PermissionError:
             complete = False
         except OSError:
-            continue  # it, or a file of its, was closed under our eyes
+            continue  # it ended under our eyes
     return found, complete
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    for name in os.listdir(folder):
+        try:
+            yield os.readlink(f"{folder}/{name}")
+        except FileNotFoundError:
+            continue  # closed under our eyes
 
 
 def tree(roots: Iterable[int], proc: Path = PROC) -> dict[int, int]:

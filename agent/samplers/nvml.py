@@ -10,6 +10,7 @@ belong to the whole GPU and are told once, of it.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -461,7 +462,7 @@ class _Xids:
 
     def __init__(self) -> None:
         self._events: Any = None
-        self._heard: set[str] = set()  # devices that tell theirs
+        self._heard: dict[int | None, str] = {}  # address → UUID of the devices that tell theirs
         self._count: dict[str, int] = {}
         self._last: dict[str, int] = {}
 
@@ -478,7 +479,7 @@ class _Xids:
                 )
             except pynvml.NVMLError:
                 continue  # not on this device, or not for this user
-            self._heard.add(device.gpu.uuid)
+            self._heard[_address(device.handle)] = device.gpu.uuid
 
     def take(self) -> set[str]:
         """Counts what came since the last call; returns the devices that it came from."""
@@ -486,7 +487,9 @@ class _Xids:
         try:
             for _ in range(EVENTS_MAX if self._heard else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
-                uuid = pynvml.nvmlDeviceGetUUID(event.device)
+                uuid = self._heard.get(_address(event.device))
+                if uuid is None:
+                    continue
                 self._count[uuid] = self._count.get(uuid, 0) + 1
                 self._last[uuid] = event.eventData
                 of.add(uuid)
@@ -495,7 +498,7 @@ class _Xids:
         return of
 
     def readings(self, uuid: str) -> list[Reading]:
-        if uuid not in self._heard:
+        if uuid not in self._heard.values():
             return []
         at_ns, labels = time.monotonic_ns(), (("gpu", uuid),)
         return [
@@ -511,6 +514,11 @@ class _Xids:
                 pynvml.nvmlEventSetFree(events)
             except pynvml.NVMLError:
                 return  # the driver went with it
+
+
+def _address(handle: Any) -> int | None:
+    """What tells handles apart: a GPU that fell off the bus (Xid 79) says its UUID no more."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 # ------------------------------------------------------------------------------------------ driver

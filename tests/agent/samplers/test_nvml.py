@@ -24,6 +24,7 @@ from tests.nvml_standin import compiled
 
 UUID = "GPU-00000000-0000-0000-0000-000000000000"
 NOT_SUPPORTED, GPU_IS_LOST, UNKNOWN, DRIVER_NOT_LOADED = 3, 15, 999, 9
+ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
 MEMORY_CALLS = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
 
 
@@ -430,6 +431,18 @@ async def test_xid_errors_are_counted_and_told_at_once(driver: Driver) -> None:
     readings = await sampler.sample()
     assert by_gpu(readings, "gpu_xid_errors_total") == {1: 2}
     assert by_gpu(readings, "gpu_last_xid") == {1: 79}
+    await sampler.close()
+
+
+async def test_the_xid_of_a_gpu_that_fell_off_the_bus_is_told(driver: Driver) -> None:
+    driver.set("devices 2")
+    sampler = NvmlSampler(min_interval_s=0, details_interval_s=3600)
+    await sampler.sample()
+    lost = (f"error.1.{call} {GPU_IS_LOST}" for call in ("nvmlDeviceGetUUID", ENERGY))
+    driver.set("devices 2", "xid.1 79", "xids 1", *lost)
+    readings = await sampler.sample()
+    assert by_gpu(readings, "gpu_last_xid") == {1: 79}
+    assert by_gpu(readings, "gpu_energy_j").keys() == {0}
     await sampler.close()
 
 

@@ -21,6 +21,7 @@ PURE = {
     "agent.words",
     "agent.doctor",
     "agent.samplers.dialects",
+    "agent.samplers.energy",
     "agent.samplers.exposition",
     "loadgen.units",
     "loadgen.arrival",

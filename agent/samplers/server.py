@@ -119,6 +119,24 @@ class ServerSampler:
         """What the newest page lacks, what that costs, and what brings it; empty before one."""
         return dialects.missing(self._newest, self.dialect) if self.dialect else []
 
+    async def fill(self, page: Page) -> int:
+        """Gives the page to another reader (dcgm-exporter's) under the same limits.
+
+        Returns when its head arrived; see `sample`.
+        """
+        try:
+            at_ns = await asyncio.wait_for(self._fill(page), self._timeout_s)
+        except TimeoutError:
+            raise SamplerError(f"{self._shown}: no page within {self._timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise SamplerError(f"{self._shown}: {_cause(error)}") from error
+        if what := _is_other(page.begins):
+            raise SamplerError(f"{self._shown}: not a Prometheus page ({what})")
+        if page.cut or page.overfull:
+            fault = f"has more than {KEPT_LINES_MAX} series" if page.overfull else "is cut short"
+            raise SamplerError(f"{self._shown}: the page {fault}")
+        return at_ns
+
     async def get_json(self, url: str) -> Any:
         """A small JSON document of the same server (its version, say), under the same limits."""
         try:
@@ -166,7 +184,11 @@ class ServerSampler:
         return found + [one for one in await self._beside() if one.name not in names]
 
     async def _scrape(self) -> tuple[Page, int]:
-        page, size = dialects.page(self._full, self._prefix, self._heads), 0
+        page = dialects.page(self._full, self._prefix, self._heads)
+        return page, await self._fill(page)
+
+    async def _fill(self, page: Page) -> int:
+        size = 0
         async with self._connected().get(self.url, allow_redirects=False) as response:
             at_ns = time.monotonic_ns()
             self._check_status(response)
@@ -177,7 +199,7 @@ class ServerSampler:
                     if _is_other(page.begins) or page.overfull:
                         break
         self.page_bytes = size
-        return page, at_ns
+        return at_ns
 
     async def _small_page(self, url: str, max_bytes: int) -> bytes:
         async with self._connected().get(url, allow_redirects=False) as response:

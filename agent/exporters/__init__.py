@@ -1,0 +1,36 @@
+"""What leaves the agent: one module per format, and the outbox that they are sent from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.model import Reading
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one source said last: a configured server, this machine's GPUs, the agent itself.
+
+    `labels` go to every series of the source, beside `source` and each reading's own: `model`,
+    `engine`, `service`, `address`, `port`, or any other. A reading's own label of the same name
+    wins.
+    """
+
+    source: str
+    readings: Sequence[Reading]
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def labels_of(batch: Batch, reading: Reading) -> dict[str, str]:
+    """All labels of one reading, each as text that can be encoded, sorted by name."""
+    given = {"source": batch.source, **dict(batch.labels), **dict(reading.labels)}
+    return {name: _encodable(given[name]) for name in sorted(given)}
+
+
+LABEL_CHARS_MAX = 1024
+
+
+def _encodable(text: str) -> str:
+    """A page may hold anything; half of a surrogate pair has no UTF-8 and no back end."""
+    return text[:LABEL_CHARS_MAX].encode("utf-8", "replace").decode("utf-8")

@@ -52,6 +52,22 @@ _ALL = (
     Metric("gpu_energy_j", "J", "counter", "Energy since the driver was loaded."),
     Metric("gpu_temperature_c", "Cel", "gauge", "Core temperature."),
     Metric("gpu_throttled", "1", "gauge", "1 while the clocks are held down by heat or power."),
+    # the agent itself
+    Metric("agent_outbox_pending", "{request}", "gauge", "Requests not yet taken by the back end."),
+    Metric("agent_outbox_bytes", "By", "gauge", "Size of the requests that wait, compressed."),
+    Metric("agent_outbox_sent_total", "{request}", "counter", "Requests the back end took."),
+    Metric(
+        "agent_outbox_dropped_total",
+        "{request}",
+        "counter",
+        "Requests given up: no room, or refused for good.",
+    ),
+    Metric(
+        "agent_outbox_rejected_points_total",
+        "{point}",
+        "counter",
+        "Points that the back end rejected of requests it took.",
+    ),
 )
 
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ALL}

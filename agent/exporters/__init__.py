@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agent.metrics import CATALOGUE
 from agent.model import Reading
+
+TEXT_CHARS_MAX = 4096  # of a label; a page may hold anything
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -25,12 +28,21 @@ class Batch(msgspec.Struct, frozen=True):
 def labels_of(batch: Batch, reading: Reading) -> dict[str, str]:
     """All labels of one reading, each as text that can be encoded, sorted by name."""
     given = {"source": batch.source, **dict(batch.labels), **dict(reading.labels)}
-    return {name: _encodable(given[name]) for name in sorted(given)}
+    return {name: encodable(given[name]) for name in sorted(given)}
 
 
-LABEL_CHARS_MAX = 1024
-
-
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """A page may hold anything; half of a surrogate pair has no UTF-8 and no back end."""
-    return text[:LABEL_CHARS_MAX].encode("utf-8", "replace").decode("utf-8")
+    return text[:TEXT_CHARS_MAX].encode("utf-8", "replace").decode("utf-8")
+
+
+HISTOGRAM_PARTS = ("_sum", "_count", "_bucket")
+
+
+def histogram_of(name: str) -> tuple[str, str] | None:
+    """A histogram's canonical name and which part of it `name` is; None for any other series."""
+    for part in HISTOGRAM_PARTS:
+        base = name.removesuffix(part)
+        if base != name and f"{base}_sum" in CATALOGUE:
+            return base, part[1:]
+    return None

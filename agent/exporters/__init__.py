@@ -46,3 +46,9 @@ def histogram_of(name: str) -> tuple[str, str] | None:
         if base != name and f"{base}_sum" in CATALOGUE:
             return base, part[1:]
     return None
+
+
+def help_of(canonical: str) -> str:
+    """What a series, or a whole histogram, means."""
+    entry = CATALOGUE.get(canonical) or CATALOGUE[f"{canonical}_sum"]
+    return entry.help if canonical in CATALOGUE else entry.help.replace(", summed", "")

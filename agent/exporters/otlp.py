@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from agent.exporters import Batch, encodable, histogram_of, labels_of
+from agent.exporters import Batch, encodable, help_of, histogram_of, labels_of
 from agent.metrics import CATALOGUE
 from agent.model import Reading, StoreError, Verdict
 
@@ -66,7 +66,8 @@ CONVENTIONS: dict[str, Convention] = {
     "gpu_energy_j": _same("hw.energy", "counter"),
     "gpu_temperature_c": _same("hw.temperature", "gauge"),
     "ttft_seconds": _same("gen_ai.server.time_to_first_token", "histogram"),
-    "itl_seconds": _same("gen_ai.server.time_per_output_token", "histogram"),
+    # Of each request its mean, as the conventions define it; the gaps themselves are servefit.itl.
+    "tpot_seconds": _same("gen_ai.server.time_per_output_token", "histogram"),
     "e2e_seconds": _same("gen_ai.server.request.duration", "histogram"),
 }
 
@@ -290,9 +291,8 @@ class MetricsEncoder:
         from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
         name, form = point.canonical, _form(point)
-        entry = CATALOGUE.get(name) or CATALOGUE[f"{name}_sum"]
         metric: MetricMessage = scope.metrics.add(
-            name=otlp_name(name, self._semconv), unit=otlp_unit(name), description=entry.help
+            name=otlp_name(name, self._semconv), unit=otlp_unit(name), description=help_of(name)
         )
         if form == "histogram":
             metric.histogram.aggregation_temporality = AGGREGATION_TEMPORALITY_CUMULATIVE

@@ -336,7 +336,8 @@ class Outbox:
                     self._db.execute("rollback")
                 raise
             if self._kept != before and self._free_pages() > _FREE_PAGES_MAX:
-                self._db.execute(f"pragma incremental_vacuum({_FREE_PAGES_MAX})").fetchall()
+                # As a script: execute() takes the first of its steps, a page, for the last.
+                self._db.executescript(f"pragma incremental_vacuum({_FREE_PAGES_MAX})")
 
     def _free_pages(self) -> int:
         return int(self._db.execute("pragma freelist_count").fetchone()[0])

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from agent.exporters import Batch, encodable, histogram_of, labels_of
+from agent.exporters import Batch, encodable, help_of, histogram_of, labels_of
 from agent.metrics import CATALOGUE
 from agent.model import Reading
 
@@ -111,7 +111,7 @@ def _family(name: str, samples: dict[tuple[str, _Labels], float], form: Format) 
     type_ = _type(name, samples)
     # The text format names a counter's family with its _total, OpenMetrics without.
     shown = f"{name}_total" if type_ == "counter" and form == "text" else name
-    lines = [f"# HELP {shown} {_escaped_help(entry.help, form)}", f"# TYPE {shown} {type_}"]
+    lines = [f"# HELP {shown} {_escaped_help(_help(entry.name), form)}", f"# TYPE {shown} {type_}"]
     unit = name.rpartition("_")[2]
     if form == "openmetrics" and unit in _UNITS:
         lines.append(f"# UNIT {shown} {unit}")
@@ -122,6 +122,11 @@ def _family(name: str, samples: dict[tuple[str, _Labels], float], form: Format) 
     return lines + [
         f"{sample}{_braced(labels)} {_number(value)}" for (sample, labels), value in ordered
     ]
+
+
+def _help(canonical: str) -> str:
+    part = histogram_of(canonical)
+    return help_of(part[0] if part else canonical)
 
 
 def _type(name: str, samples: Iterable[tuple[str, _Labels]]) -> Type:

@@ -20,6 +20,8 @@ PURE = {
     "agent.words",
     "agent.doctor",
     "agent.samplers.dialects",
+    "agent.exporters",
+    "agent.exporters.prometheus",
     "loadgen.units",
     "loadgen.arrival",
     "loadgen.lengths",

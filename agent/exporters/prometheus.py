@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from agent.exporters import Batch, encodable, help_of, histogram_of, labels_of
@@ -99,6 +100,7 @@ def _labels(batch: Batch, reading: Reading) -> _Labels:
     return tuple(found.items())
 
 
+@lru_cache(maxsize=1024)
 def _label_name(name: str) -> str:
     cleaned = _NOT_IN_LABEL.sub("_", name)
     if not cleaned or cleaned[0].isdigit():

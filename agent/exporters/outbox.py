@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import math
 import random
@@ -614,7 +615,10 @@ class Sender:
     async def _post(self, request: Request, headers: Mapping[str, str]) -> Answer:
         fixed = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
         async with self._connected().post(
-            self.url, data=request.body, headers={**headers, **fixed}, allow_redirects=False
+            self.url,
+            data=io.BytesIO(request.body),
+            headers={**headers, **fixed},
+            allow_redirects=False,
         ) as response:
             body = b""
             while len(body) < _ANSWER_BYTES_MAX and (piece := await response.content.readany()):

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from agent.exporters.outbox import Outbox, Sender
+from agent.exporters.outbox import Outbox
+from agent.exporters.sender import Sender
 from agent.model import UsageError
 from agent.receiver import BODY_BYTES_MAX, EnergyShare, Receiver, Served, loopback, served
 from loadgen.targets.vllm import VllmOptions, serve
@@ -249,13 +250,25 @@ async def test_what_cannot_be_kept_is_not_acknowledged_and_not_learned() -> None
     [
         (b"\xff\xff nonsense", {}, 400),
         (b"not gzip", {"Content-Encoding": "gzip"}, 400),
+        (gzip.compress(b"abc" * 99)[:-9], {"Content-Encoding": "gzip"}, 400),
+        (b"", {"Content-Encoding": "zstd"}, 415),
         (gzip.compress(b"\x00" * (BODY_BYTES_MAX * 8)), {"Content-Encoding": "gzip"}, 413),
         (b"\x00" * (BODY_BYTES_MAX + 10), {}, 413),
         (b"{}", {"Content-Type": "application/json"}, 415),
         (b"", {"Content-Type": "text/plain"}, 415),
         (b"", {"Host": "evil.example:4319"}, 403),
     ],
-    ids=["nonsense", "not gzip", "bomb", "large", "json", "a form's type", "rebound name"],
+    ids=[
+        "nonsense",
+        "not gzip",
+        "cut",
+        "zstd",
+        "bomb",
+        "large",
+        "json",
+        "a form's type",
+        "rebound name",
+    ],
 )
 async def test_bad_exports_are_refused_and_the_next_is_taken(
     body: bytes, headers: dict[str, str], status: int

@@ -1,8 +1,12 @@
-"""Readings for the exporters' tests: an instant of a server and of a GPU, by number."""
+"""For the exporters' tests: an instant of a server and of a GPU, by number; short words for an
+outbox."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from agent.exporters import Batch
+from agent.exporters.outbox import Outbox
 from agent.model import Reading
 
 SECOND_NS = 1_000_000_000
@@ -49,3 +53,14 @@ def gpus(k: int, uuid: str = "GPU-1") -> Batch:
         "gpu_throttled": 0.0,
     }
     return Batch("gpu", [Reading(at_ns, name, value, labels) for name, value in values.items()])
+
+
+def put(outbox: Outbox, *messages: bytes, kind: Any = "metrics") -> None:
+    for message in messages:
+        assert outbox.put(kind, message, points=3)
+
+
+def counts(outbox: Outbox) -> tuple[int, int, int]:
+    """How many wait, were sent, were dropped."""
+    status = outbox.status()
+    return status.pending, status.sent, status.dropped

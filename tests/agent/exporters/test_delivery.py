@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from agent.exporters.otlp import MetricsEncoder, assessment
-from agent.exporters.outbox import Outbox, Sender, signal_url
+from agent.exporters.outbox import Outbox
+from agent.exporters.sender import Sender, signal_url
 from agent.model import Confidence, Ratio, Reason, Verdict
 from tests.agent.exporters.nasty import receiving
 from tests.agent.exporters.samples import BOUNDS, gpus, server

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from agent.exporters.otlp import MetricsEncoder
-from agent.exporters.outbox import Outbox, Sender, signal_url
+from agent.exporters.outbox import Outbox
+from agent.exporters.sender import Sender, signal_url
 from tests.agent.exporters.samples import gpus, server
 
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -103,20 +105,35 @@ _UNIT_ENDINGS = {
 
 
 def otlp_name(canonical: str, semconv: Semconv) -> str:
-    """What a series, or a histogram, is called in OTLP."""
+    """What a series, or a histogram, is called in OTLP.
+
+    A unit stays in the name of ours where two series would have one name without.
+    """
     if canonical in CONVENTIONS:
         return CONVENTIONS[canonical].names[semconv]
+    short = _without_unit(canonical)
+    is_alone = _names_without_unit()[short] == 1
+    return f"servefit.{short if is_alone else canonical.removesuffix('_total')}"
+
+
+def _without_unit(canonical: str) -> str:
     short = canonical.removesuffix("_total")
     for ending in _UNIT_ENDINGS.get(_entry_unit(canonical), ()):
         if short.endswith(ending):
-            short = short.removesuffix(ending)
-            break
-    return f"servefit.{short}"
+            return short.removesuffix(ending)
+    return short
 
 
 def _entry_unit(canonical: str) -> str:
     entry = CATALOGUE.get(canonical) or CATALOGUE.get(f"{canonical}_sum")
     return entry.unit if entry else ""
+
+
+@cache
+def _names_without_unit() -> Counter[str]:
+    """How many series of the catalogue, a histogram being one, have each short name."""
+    parts = ((name, histogram_of(name)) for name in CATALOGUE)
+    return Counter(map(_without_unit, {part[0] if part else name for name, part in parts}))
 
 
 def otlp_unit(canonical: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import ipaddress
 import math
 import zlib
 from collections import deque
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agent.config import host_port, is_loopback
 from agent.model import UsageError
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ async def _body(request: web.Request) -> bytes:
     """The body, decompressed; raises _Refusal."""
     from aiohttp import web
 
-    if not _is_local(request.host):  # a page in a browser that thinks we are somebody else
+    if not _is_for_us(request.host):  # a page in a browser that thinks we are somebody else
         raise _Refusal(403, "ask for it by a loopback address")
     if request.content_type != "application/x-protobuf":
         raise _Refusal(415, "OTLP over HTTP with protobuf is taken, nothing else")
@@ -369,21 +369,16 @@ def loopback(listen: str) -> tuple[str, int]:
 
     Raises UsageError.
     """
-    host, colon, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise UsageError(f"[receive.otlp] listen {listen!r}: write it as 127.0.0.1:4319")
-    if not _is_local(f"[{host}]" if ":" in host else host):
-        raise UsageError(f"[receive.otlp] listen {listen!r}: only a loopback address, as 127.0.0.1")
-    return host, int(port)
-
-
-def _is_local(host: str) -> bool:
-    """Is a Host header's, or an address's, name one of this machine's loopback?"""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        host, port = host_port(listen)
     except ValueError:
-        return False
+        raise UsageError(f"[receive.otlp] listen {listen!r}: write it as 127.0.0.1:4319") from None
+    if not is_loopback(host) or port > 65535:
+        raise UsageError(f"[receive.otlp] listen {listen!r}: only a loopback address, as 127.0.0.1")
+    return host, port
+
+
+def _is_for_us(host: str) -> bool:
+    """Whether a Host header names this machine's loopback, with a port or without."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(name.lower())

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -43,6 +42,7 @@ DOUBTFUL_TRIES_MAX = 8
 _ANSWER_BYTES_MAX = 64 * 1024
 _WHY_CHARS_MAX = 200
 _WAIT_FOR = {429, 502, 503, 504}
+_OURS = {"content-type": "application/x-protobuf", "content-encoding": "gzip"}
 
 # ---------------------------------------------------------------------------------------- answers
 
@@ -141,42 +141,16 @@ def retry_after_s(header: str | None, now_unix_s: float) -> float | None:
     return min(max(0.0, wait_s), RETRY_AFTER_S_MAX) if math.isfinite(wait_s) else None
 
 
-def read_headers(path: Path) -> dict[str, str]:
-    """`Name: value` lines of a file; empty lines and lines with `#` in front are comments.
-
-    Raises UsageError that names the line, and never what stands in it: these are credentials.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or "not UTF-8 text"
-        raise UsageError(f"headers file {path}: {why}") from None
-    found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, colon, value = line.partition(":")
-        name, value = name.strip(), value.strip()
-        if not (colon and name.isascii() and value.isprintable()) or not _is_token(name):
-            raise UsageError(f"headers file {path}, line {number}: write it as `Name: value`")
-        found[name] = value
-    return found
-
-
-def _is_token(name: str) -> bool:
-    return bool(name) and all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in name)
-
-
 # ----------------------------------------------------------------------------------------- sender
 
 
 class Sender:
     """Sends one kind of the outbox's requests to one address, the oldest first.
 
-    One per kind: a trace back end that is down holds up no metrics. `headers_file` is read before
-    each turn, so that a changed credential needs no restart. `ssl`: False for no verification, or
-    a context with one's own authority. `timeout_s` is for the whole exchange. Redirects are not
-    followed: they would take the headers elsewhere.
+    One per kind: a trace back end that is down holds up no metrics. `headers` is asked before each
+    request, so that a changed credential needs no restart, and may raise UsageError: then it waits.
+    `ssl`: False for no verification, or a context with one's own authority. `timeout_s` is for the
+    whole exchange. Redirects are not followed: they would take the headers elsewhere.
     """
 
     def __init__(
@@ -185,7 +159,7 @@ class Sender:
         kind: Kind,
         url: str,
         *,
-        headers_file: Path | None = None,
+        headers: Callable[[], Mapping[str, str]] = dict,
         ssl: tls.SSLContext | bool = True,
         timeout_s: float = TIMEOUT_S,
         backoff_s: tuple[float, float] = BACKOFF_S,
@@ -195,7 +169,7 @@ class Sender:
         self.kind = kind
         self.url = url
         self._outbox = outbox
-        self._headers_file = headers_file
+        self._headers = headers
         self._ssl = ssl
         self._timeout_s = timeout_s
         self._backoff_s = backoff_s
@@ -280,7 +254,7 @@ class Sender:
         import aiohttp
 
         try:
-            headers = read_headers(self._headers_file) if self._headers_file else {}
+            headers = {k: v for k, v in self._headers().items() if k.lower() not in _OURS}
             async with asyncio.timeout(self._timeout_s):
                 return await self._post(request, headers)
         except TimeoutError:
@@ -291,11 +265,10 @@ class Sender:
             return Answer("later", _cause(error))
 
     async def _post(self, request: Request, headers: Mapping[str, str]) -> Answer:
-        fixed = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
         async with self._connected().post(
             self.url,
             data=io.BytesIO(request.body),
-            headers={**headers, **fixed},
+            headers={**headers, **_OURS},
             allow_redirects=False,
         ) as response:
             body = b""

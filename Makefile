@@ -47,7 +47,7 @@ wheel: .venv/.made  ## Build the wheel into dist/
 	@$(PIP) wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-real-parts:  ## Install what the tests use of the real world: vLLM, Phoenix, Chromium (5 GB)
+real-parts:  ## Install what the tests use of the real world: vLLM, Phoenix, VictoriaMetrics, Chromium (5 GB)
 	@sh tests/real/install.sh
 
 peers:  ## Install the load generators that bench runs beside ours: AIPerf, GuideLLM (2 GB)

@@ -111,6 +111,17 @@ _ALL = (
     Metric("sampler_duration_s", "s", "gauge", "How long the last sample took."),
     Metric("sampler_age_s", "s", "gauge", "Time since the last sample that came."),
     Metric("sampler_errors_total", "1", "counter", "Samples that failed."),
+    # the agent itself
+    Metric("agent_start_unix_s", "s", "gauge", "When the agent began."),
+    Metric("agent_cpu_seconds_total", "s", "counter", "Processor time that the agent used."),
+    Metric("agent_memory_bytes", "By", "gauge", "The agent's resident memory."),
+    Metric("agent_store_bytes", "By", "gauge", "Size of the database."),
+    Metric("agent_store_writer_lag_s", "s", "gauge", "Age of the oldest reading not yet written."),
+    Metric("agent_outbox_pending", "{request}", "gauge", "Requests not yet taken by the back end."),
+    Metric("agent_outbox_bytes", "By", "gauge", "Size of the requests that wait, compressed."),
+    Metric("agent_outbox_sent_total", "{request}", "counter", "Requests the back end took."),
+    Metric("agent_outbox_dropped_total", "{request}", "counter", "Requests given up."),
+    Metric("agent_outbox_rejected_points_total", "{point}", "counter", "Points not taken."),
 )
 
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ALL}

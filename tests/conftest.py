@@ -12,8 +12,10 @@ import os
 import shutil
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,11 @@ def find_phoenix() -> Path | None:
 
 def find_kubernetes_validate() -> Path | None:
     command = real_dir() / "kubernetes" / "bin" / "kubernetes-validate"
+    return command if command.exists() else None
+
+
+def find_victoria_metrics() -> Path | None:
+    command = real_dir() / "victoria-metrics" / "victoria-metrics"
     return command if command.exists() else None
 
 
@@ -153,6 +160,97 @@ def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
         yield Phoenix(started.url)
 
 
+# ------------------------------------------------------------------------------- VictoriaMetrics
+
+
+class VictoriaMetrics:
+    """A real VictoriaMetrics that de-duplicates; `stop` and `start` make an outage of it.
+
+    Its address and what it stored outlive an outage. `endpoint` is a base URL for OTLP.
+    """
+
+    def __init__(self, command: Path, folder: Path) -> None:
+        self._command = command
+        self._folder = folder
+        self._port = free_port("127.0.0.1", 0)
+        self._running: ExitStack | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.endpoint = f"{self.url}/opentelemetry"
+
+    def start(self) -> None:
+        if self._running is not None:
+            return
+        arguments = (
+            f"-httpListenAddr=127.0.0.1:{self._port}",
+            f"-storageDataPath={self._folder / 'data'}",
+            "-retentionPeriod=1y",
+            "-dedup.minScrapeInterval=1ms",
+            "-opentelemetry.usePrometheusNaming",
+            "-memory.allowedBytes=64MB",
+            "-search.latencyOffset=0s",
+            "-search.disableCache",
+        )
+        self._running = ExitStack()
+        self._running.enter_context(
+            running(
+                [str(self._command), *arguments],
+                url=self.url,
+                health="/health",
+                timeout_s=60.0,
+                log=self._folder / "victoria-metrics.log",
+                name="VictoriaMetrics",
+            )
+        )
+
+    def stop(self) -> None:
+        """By SIGTERM: killed, it would lose the last seconds of what it acknowledged."""
+        running_one, self._running = self._running, None
+        if running_one is not None:
+            running_one.close()
+
+    def _get(self, path: str, **query: str) -> bytes:
+        url = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            return bytes(reply.read())
+
+    def flush(self) -> None:
+        """Makes what was taken visible to queries."""
+        self._get("/internal/force_flush")
+
+    def export(self, match: str) -> list[dict[str, Any]]:
+        """Every stored sample of the matching series, de-duplicated: metric, timestamps in ms,
+        values."""
+        self.flush()
+        raw = self._get("/api/v1/export", **{"match[]": match, "start": "0"})
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def query(self, promql: str, at_unix_s: float) -> list[tuple[dict[str, str], float]]:
+        """The result of an instant query: labels and value of each series."""
+        self.flush()
+        answer = json.loads(self._get("/api/v1/query", query=promql, time=f"{at_unix_s:.3f}"))
+        return [(one["metric"], float(one["value"][1])) for one in answer["data"]["result"]]
+
+
+@pytest.fixture(scope="session")
+def _victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictoriaMetrics]:
+    command = find_victoria_metrics()
+    require(command, "VictoriaMetrics (make real-parts)")
+    assert command is not None
+    one = VictoriaMetrics(command, tmp_path_factory.mktemp("victoria-metrics"))
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def victoria_metrics(_victoria_metrics: VictoriaMetrics) -> VictoriaMetrics:
+    """A real metrics back end (up in a second, 30 MB), running; tests tell their series by labels
+    or resource attributes of their own."""
+    _victoria_metrics.start()
+    return _victoria_metrics
+
+
 # --------------------------------------------------------------------------------------- summary
 
 
@@ -162,6 +260,7 @@ def missing_parts() -> list[str]:
         "a real vLLM (make real-parts)": find_vllm_python(),
         "Arize Phoenix (make real-parts)": find_phoenix(),
         "Kubernetes' schemas (make real-parts)": find_kubernetes_validate(),
+        "VictoriaMetrics (make real-parts, on Debian)": find_victoria_metrics(),
         "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
         "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),
         "an NVIDIA GPU": Path("/dev/nvidiactl").exists(),

@@ -23,6 +23,8 @@ PURE = {
     "agent.samplers.dialects",
     "agent.samplers.energy",
     "agent.samplers.exposition",
+    "agent.exporters",
+    "agent.exporters.prometheus",
     "loadgen.units",
     "loadgen.arrival",
     "loadgen.lengths",

@@ -1,0 +1,966 @@
+"""The agent's store: raw readings, minutes and hours in SQLite, written by one thread.
+
+Whoever samples hands over what it has and goes on; the writer commits about once a second. What a
+commit has taken in survives `kill -9`; a power cut may cost the commits since the last checkpoint
+(write-ahead log, synchronous=NORMAL), never the file. Only the writer's connection checkpoints:
+SQLite before 3.51.3 can damage a log that two connections checkpoint. `agent.recall` reads beside.
+
+Stamps are the wall clock's. A clock set back lets the same minutes happen twice; each pass is a
+`part` of its own, neither overwrites the other, and whoever reads adds them up. The same holds for
+a minute in which the agent was restarted.
+
+On bad days: while the disk has less free than the floor, raw is shed, oldest first, and minutes go
+on; a batch that cannot be written waits, within bounds, raw dropped first; a damaged file is set
+aside with its date in the name, and a new one begun. Each is an event in the store and a counter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+import msgspec
+import platformdirs
+import sqlite_utils
+
+from agent import chunks, schema
+from agent.minutes import Minute, MinuteHistogram, MinuteValue
+from agent.model import Reading, StoreError, Sweep, UsageError, Verdict, encode
+from agent.timeline import Timeline
+
+DAY_S = 86_400
+COMMIT_EVERY_S = 1.0
+RETRY_AFTER_S = 5.0
+UPKEEP_EVERY_S = 30.0
+BUSY_TIMEOUT_S = 5.0
+# An hour is closed so long after its end: its last minutes are still on their way.
+GRACE_S = 150
+# Nothing is forgotten until the wall clock has stood this long: a clock that is far ahead at boot
+# would make everything old.
+STEADY_S = 3600.0
+# What may wait for the disk: about five minutes of raw and some hours of minutes, 30 MB.
+WAITING_READINGS_MAX = 60_000
+WAITING_RECORDS_MAX = 2_000
+# A page of labels that never repeat would make a series of each reading.
+SERIES_MAX = 20_000
+# Pages that deletions left are used again; only what exceeds this share goes back to the disk.
+SPARE_SHARE = 0.02
+VACUUM_PAGES = 512
+JOURNAL_BYTES_MAX = 16 * 1024 * 1024
+
+_DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
+_FULL = 13  # SQLITE_FULL
+
+T = TypeVar("T")
+Job = Callable[[sqlite_utils.Database], Any]
+Labels = tuple[tuple[str, str], ...]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How long each tier is kept, and how much of the disk is left alone; None is for ever."""
+
+    raw_days: float | None = 7.0
+    minute_days: float | None = 90.0
+    hour_days: float | None = None
+    free_bytes_min: int = 512 * 1024 * 1024
+
+
+class State(msgspec.Struct, frozen=True):
+    """How the store is, for `status`, `/readyz` and the agent's own metrics."""
+
+    bytes: int  # of the database and its log
+    writer_lag_s: float  # age of the oldest thing not yet written
+    ready: bool  # the file was checked, where it had to be, and the writer runs
+    shedding: bool  # too little free disk: raw is not kept
+    readings_dropped: int
+    minutes_dropped: int
+    raw_shed_blocks: int  # ten minutes of one series each
+    write_errors: int
+    set_aside: int  # damaged files
+    error: str | None  # why the last batch was not written, None when it was
+
+
+class _Readings(NamedTuple):
+    source: str
+    readings: Sequence[Reading]
+    offset_ns: int
+
+
+class _Minute(NamedTuple):
+    minute: Minute
+    finished: bool
+
+
+class _Work(NamedTuple):
+    job: Job
+    future: Future[Any]
+
+
+def default_path() -> Path:
+    """`agent.db` in the user's data directory."""
+    return Path(platformdirs.user_data_dir("servefit")) / "agent.db"
+
+
+# ------------------------------------------------------------------------------------------- lock
+
+
+class Lock:
+    """A file beside the database, held by the one process that writes; the system lets go of it.
+
+    Raises StoreError naming the other process.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self.path = database.with_name(database.name + "-lock")
+        self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            pid = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise Locked(
+                f"{database} is written by another agent, process {pid}: stop that one, or give "
+                "this one another db"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class Locked(StoreError):
+    """Another agent writes to the store."""
+
+
+# ---------------------------------------------------------------------------------------- opening
+
+
+def _connect(path: Path) -> sqlite_utils.Database:
+    """A connection that writes; transactions are begun and ended by hand."""
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    return sqlite_utils.Database(connection)
+
+
+def _prepare(db: sqlite_utils.Database, path: Path) -> None:
+    """A new or older database gets what it lacks. Raises StoreError for one that is not ours."""
+    is_new = _pragma(db, "page_count") == 0
+    if is_new:
+        db.execute("pragma auto_vacuum = incremental")  # cannot be set later
+    elif _pragma(db, "application_id") != schema.APPLICATION_ID:
+        raise StoreError(f"{path} is a database of something else: give the agent another db")
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = normal")
+    db.execute(f"pragma journal_size_limit = {JOURNAL_BYTES_MAX}")
+    version = _pragma(db, "user_version")
+    check_version(version, path)
+    for number in range(version, len(schema.MIGRATIONS)):
+        with transaction(db):
+            for statement in schema.MIGRATIONS[number]:
+                db.execute(statement)
+            db.execute(f"pragma application_id = {schema.APPLICATION_ID}")
+            db.execute(f"pragma user_version = {number + 1}")
+
+
+def check_version(version: int, path: Path) -> None:
+    """Raises StoreError for a database that a newer servefit wrote."""
+    newest = len(schema.MIGRATIONS)
+    if version > newest:
+        raise StoreError(
+            f"{path} was written by a newer servefit (schema {version}, this one knows {newest}): "
+            "update servefit, or give another db"
+        )
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite_utils.Database) -> Iterator[None]:
+    db.execute("begin immediate")
+    try:
+        yield
+        db.execute("commit")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):  # some failures end the transaction themselves
+            db.execute("rollback")
+        raise
+
+
+def _pragma(db: sqlite_utils.Database, name: str) -> int:
+    return int(db.execute(f"pragma {name}").fetchone()[0])
+
+
+def said(path: Path, error: Exception) -> StoreError:
+    """What SQLite or the system said, as one line with what to do."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    advice = "see to its permissions and to the space on its disk"
+    if "locked" in text or "busy" in text:
+        advice = "another program is writing to it: wait for that one"
+    elif "full" in text or "No space" in text:
+        advice = "free some space"
+    elif _is_damage(error):
+        advice = "it is damaged or not a database: move it away"
+    return StoreError(f"database {path}: {text}; {advice}, or give another db")
+
+
+def _is_damage(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+# ---------------------------------------------------------------------------------------- history
+
+
+class History:
+    """The one writer of the store at `path`. Raises StoreError, Locked where another writes.
+
+    `add_…` hand over and return at once; `submit` runs a function of the database inside the next
+    batch, and its Future is done when that is committed. All of them may be called from any thread.
+    `free_bytes` tells the free space of the disk. Close it, or leave its context: what was handed
+    over is then written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        settings: Settings | None = None,
+        *,
+        timeline: Timeline | None = None,
+        free_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        self.path = path or default_path()
+        self.settings = settings or Settings()
+        self.timeline = timeline or Timeline()
+        self._free_bytes = free_bytes or self._disk_free_bytes
+        self._changed = threading.Condition()
+        self._readings: deque[tuple[float, _Readings]] = deque()
+        self._records: deque[tuple[float, _Minute | _Work]] = deque()
+        self._readings_waiting = 0
+        self._asked = self._written = 0  # flushes
+        self._closing = False
+        self._ready = self._shedding = False
+        self._counts = {"readings": 0, "minutes": 0, "shed": 0, "errors": 0, "set_aside": 0}
+        self._error: str | None = None
+        self._oldest_s: float | None = None  # in the batch that is being written
+        self._upkeep_due_s = 0.0
+        self._forget_cached()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path)
+        except OSError as error:
+            raise said(self.path, error) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------ handing over
+
+    def add_readings(self, source: str, readings: Sequence[Reading]) -> None:
+        """Raw readings of one source. Buckets of histograms and NaN are left out.
+
+        A histogram's finest grain is the minute: its buckets would be most of all points.
+        """
+        kept = [one for one in readings if one.value - one.value == 0 and not _is_bucket(one)]
+        if not kept:
+            return
+        with self._changed:
+            if self._shedding or self._closing:
+                self._counts["readings"] += len(kept)
+                return
+            item = _Readings(source, kept, self.timeline.offset_ns)
+            self._readings.append((time.monotonic(), item))
+            self._readings_waiting += len(kept)
+            self._bound()
+
+    def add_minute(self, minute: Minute, *, finished: bool = True) -> None:
+        """A minute of one source. One that is not finished is replaced when it is handed over again.
+
+        A finished one is never replaced: the same minute again (a clock set back) is another part.
+        """
+        self._hand_over(_Minute(minute, finished))
+
+    def add_event(
+        self,
+        kind: str,
+        text: str,
+        *,
+        source: str | None = None,
+        at_unix_s: float | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Future[None]:
+        """Something that happened, as a mark beside the series."""
+        at = self.timeline.now_s() if at_unix_s is None else at_unix_s
+        row = (at, kind, source, text, json.dumps(data) if data else None)
+        return self.submit(lambda db: _insert_event(db, row))
+
+    def add_source(self, name: str, *, service: str | None, gpus: Sequence[str] = ()) -> None:
+        """What a source belongs to: its service, and of a server the GPUs (UUID) it runs on."""
+        text = json.dumps(sorted(gpus))
+
+        def job(db: sqlite_utils.Database) -> None:
+            db.execute(
+                "insert into sources(name, service, gpus) values (?, ?, ?) on conflict(name) "
+                "do update set service = excluded.service, gpus = excluded.gpus",
+                [name, service, text],
+            )
+
+        self.submit(job)
+
+    def add_fingerprint(
+        self, source: str, fingerprint: str, data: Mapping[str, Any]
+    ) -> Future[bool]:
+        """What a server is (model, version, flags), kept when it is not what it was before.
+
+        The Future tells whether it changed.
+        """
+        at, text = self.timeline.now_s(), json.dumps(data, sort_keys=True)
+
+        def job(db: sqlite_utils.Database) -> bool:
+            newest = db.execute(
+                "select fingerprint from fingerprints where source = ? order by id desc limit 1",
+                [source],
+            ).fetchone()
+            if newest and newest[0] == fingerprint:
+                return False
+            db.execute(
+                "insert into fingerprints(source, since_unix_s, fingerprint, data) "
+                "values (?, ?, ?, ?)",
+                [source, at, fingerprint, text],
+            )
+            return True
+
+        return self.submit(job)
+
+    def add_curve(self, sweep: Sweep, source: str | None = None) -> Future[int]:
+        """A measured curve, of the server `source` where that is known. The Future is its id.
+
+        The same run again replaces what was kept of it. Raises UsageError for one that says
+        nothing of any load.
+        """
+        row = _curve_row(sweep, source, self.timeline.now_s())
+        return self.submit(lambda db: _insert_curve(db, row))
+
+    def add_assessment(self, scope: str, verdict: Verdict) -> Future[None]:
+        """What was concluded about a server or a service."""
+        row = [self.timeline.now_s(), scope, verdict.finding, encode(verdict).decode()]
+
+        def job(db: sqlite_utils.Database) -> None:
+            sql = "insert into assessments(at_unix_s, scope, finding, verdict) values (?, ?, ?, ?)"
+            db.execute(sql, row)
+
+        return self.submit(job)
+
+    def submit(self, job: Callable[[sqlite_utils.Database], T]) -> Future[T]:
+        """Runs a function of the database inside the next batch.
+
+        It may run again where a batch has to be written again, so it must touch nothing else; what
+        it raises is its Future's, and only its own writing is undone. It must not commit: no
+        `insert` or `upsert` of sqlite-utils, which do.
+        """
+        future: Future[T] = Future()
+        self._hand_over(_Work(job, future))
+        return future
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Waits until what was handed over before is committed; False where that took too long."""
+        with self._changed:
+            self._asked += 1
+            asked = self._asked
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._written >= asked, timeout_s)
+
+    def state(self) -> State:
+        with self._changed:
+            waiting = [queue[0][0] for queue in (self._readings, self._records) if queue]
+            waiting += [self._oldest_s] if self._oldest_s is not None else []
+            return State(
+                bytes=sum(_size(Path(f"{self.path}{end}")) for end in ("", "-wal")),
+                writer_lag_s=max(0.0, time.monotonic() - min(waiting)) if waiting else 0.0,
+                ready=self._ready,
+                shedding=self._shedding,
+                readings_dropped=self._counts["readings"],
+                minutes_dropped=self._counts["minutes"],
+                raw_shed_blocks=self._counts["shed"],
+                write_errors=self._counts["errors"],
+                set_aside=self._counts["set_aside"],
+                error=self._error,
+            )
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Writes what is waiting, within the time, and lets go of the file. May be called twice."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    def _hand_over(self, item: _Minute | _Work) -> None:
+        with self._changed:
+            if self._closing:
+                self._refuse(item, "the store is closed")
+            else:
+                self._records.append((time.monotonic(), item))
+                self._bound()
+
+    def _bound(self) -> None:
+        """Drops the oldest of what waits beyond its bounds."""
+        while self._readings_waiting > WAITING_READINGS_MAX:
+            dropped = len(self._readings.popleft()[1].readings)
+            self._readings_waiting -= dropped
+            self._counts["readings"] += dropped
+        while len(self._records) > WAITING_RECORDS_MAX:
+            self._refuse(self._records.popleft()[1], self._error or "too much is waiting")
+
+    def _refuse(self, item: _Minute | _Work, why: str) -> None:
+        if isinstance(item, _Minute):
+            self._counts["minutes"] += 1
+        else:
+            item.future.set_exception(StoreError(f"database {self.path}: not written: {why}"))
+
+    # --------------------------------------------------------------------------- opening, closing
+
+    def _open(self) -> None:
+        try:
+            self._db = _connect(self.path)
+            try:
+                _prepare(self._db, self.path)
+            except BaseException:
+                self._db.conn.close()
+                raise
+        except sqlite3.Error as error:
+            if not (_is_damage(error) and self._was_ours()):
+                raise said(self.path, error) from error
+            self._set_aside(str(error))
+        except OSError as error:
+            raise said(self.path, error) from error
+
+    def _was_ours(self) -> bool:
+        """A file that no longer opens is set aside only if it says that it was ours once.
+
+        SQLite's name at its beginning or our application id, 68 bytes behind it.
+        """
+        with open(self.path, "rb") as file:
+            head = file.read(100)
+        ours = schema.APPLICATION_ID.to_bytes(4, "big")
+        return head[68:72] == ours or _size(Path(f"{self.path}-wal")) > 0
+
+    def _set_aside(self, why: str) -> None:
+        """The damaged file under another name, its log with it, and a new one in its place."""
+        date = datetime.fromtimestamp(self.timeline.now_s(), UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = self.path.with_name(f"{self.path.name}.damaged-{date}")
+        for end in ("-shm", "-wal", ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{end}").rename(f"{aside}{end}")
+        self._counts["set_aside"] += 1
+        self._forget_cached()
+        self._db = _connect(self.path)
+        _prepare(self._db, self.path)
+        text = f"the store was damaged ({why}): set aside as {aside.name}, a new one begun"
+        _insert_event(self._db, (self.timeline.now_s(), "store_damaged", None, text, None))
+
+    def _check(self) -> None:
+        """After an unclean stop the whole file is looked at, before anything is added to it."""
+        if _meta(self._db, "clean") == 0:
+            answer = self._db.execute("pragma quick_check(1)").fetchone()[0]
+            if answer != "ok":
+                raise sqlite3.DatabaseError(f"quick_check: {answer.splitlines()[-1]}")
+        _set_meta(self._db, "clean", 0)
+
+    # -------------------------------------------------------------------------------- the writer
+
+    def _run(self) -> None:
+        """The writer's thread: a batch about once a second until it is closed."""
+        self._begin()
+        while True:
+            with self._changed:
+                pause = RETRY_AFTER_S if self._error else COMMIT_EVERY_S
+                self._changed.wait_for(self._is_asked, pause)
+                closing, asked = self._closing, self._asked
+            written = self._write_waiting()
+            self._keep_up()
+            with self._changed:
+                if written:
+                    self._written = asked
+                    self._changed.notify_all()
+                if closing:
+                    break
+        self._end()
+
+    def _is_asked(self) -> bool:
+        return self._closing or self._asked > self._written
+
+    def _begin(self) -> None:
+        try:
+            self._check()
+        except sqlite3.Error as error:
+            self._recover(error)
+        self._ready = True
+
+    def _end(self) -> None:
+        with self._changed:
+            for _, item in self._records:
+                self._refuse(item, self._error or "the store is closed")
+            self._counts["readings"] += self._readings_waiting
+        with contextlib.suppress(sqlite3.Error):
+            if not self._error:
+                _set_meta(self._db, "clean", 1)
+        with contextlib.suppress(sqlite3.Error):
+            self._db.conn.close()
+        self._lock.release()
+
+    def _write_waiting(self) -> bool:
+        """Commits what waits; what could not be written waits on."""
+        with self._changed:
+            readings, self._readings = self._readings, deque()
+            records, self._records = self._records, deque()
+            self._readings_waiting = 0
+            ages = [queue[0][0] for queue in (readings, records) if queue]
+            self._oldest_s = min(ages, default=None)
+        if not readings and not records:
+            return True
+        try:
+            done = self._commit([item for _, item in readings], [item for _, item in records])
+        except (sqlite3.Error, OSError) as error:
+            with self._changed:
+                self._readings = readings + self._readings
+                self._readings_waiting += sum(len(item.readings) for _, item in readings)
+                self._records = records + self._records
+                self._oldest_s = None
+                self._bound()
+            self._forget_cached()
+            self._recover(error)
+            return False
+        with self._changed:
+            self._oldest_s = self._error = None
+        for future, result in done:
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        return True
+
+    def _commit(
+        self, readings: list[_Readings], records: list[_Minute | _Work]
+    ) -> list[tuple[Future[Any], Any]]:
+        done = []
+        with transaction(self._db):
+            for batch in readings:
+                self._write_readings(batch)
+            for record in records:
+                if isinstance(record, _Minute):
+                    self._write_minute(record)
+                else:
+                    done.append((record.future, self._work(record.job)))
+        return done
+
+    def _work(self, job: Job) -> Any:
+        """A job's result or its exception; SQLite's own trouble is the batch's."""
+        self._db.execute("savepoint job")
+        try:
+            result = job(self._db)
+        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
+            if not self._db.conn.in_transaction or error.sqlite_errorcode & 0xFF != 1:
+                raise
+            result = error
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            result = error
+        if isinstance(result, Exception):
+            self._db.execute("rollback to job")
+        self._db.execute("release job")
+        return result
+
+    def _recover(self, error: Exception) -> None:
+        """What can be done about a failure; the batch is tried again afterwards."""
+        self._counts["errors"] += 1
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("rollback")
+        self._error = str(error)
+        is_checked = str(error).startswith("quick_check")
+        try:
+            if _is_damage(error) or is_checked:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.conn.close()
+                self._set_aside(str(error))
+                _set_meta(self._db, "clean", 0)
+            elif getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL:
+                self._shed_step()
+        except (sqlite3.Error, OSError) as worse:
+            self._error = str(worse)
+
+    # ------------------------------------------------------------------------------ what is kept
+
+    def _forget_cached(self) -> None:
+        """Ids may be of a transaction that was undone, or of a file that is gone."""
+        self._series: dict[tuple[str, str, Labels, tuple[float, ...]], int | None] = {}
+        self._sources: dict[str, int] = {}
+        # the minute that each source is still in: (start, part)
+        self._unfinished: dict[str, tuple[int, int]] = {}
+
+    def _source_id(self, name: str) -> int:
+        if name not in self._sources:
+            self._db.execute("insert or ignore into sources(name) values (?)", [name])
+            row = self._db.execute("select id from sources where name = ?", [name]).fetchone()
+            self._sources[name] = row[0]
+        return self._sources[name]
+
+    def _series_id(
+        self, source: str, name: str, labels: Labels, bounds: tuple[float, ...] = ()
+    ) -> int | None:
+        """None where there are too many series already."""
+        key = (source, name, labels, bounds)
+        if key not in self._series:
+            if len(self._series) >= SERIES_MAX:
+                return None
+            row = [self._source_id(source), name, labels_text(labels), bounds_text(bounds)]
+            self._db.execute(
+                "insert or ignore into series(source, name, labels, bounds) values (?, ?, ?, ?)",
+                row,
+            )
+            self._series[key] = self._db.execute(
+                "select id from series where source = ? and name = ? and labels = ? and bounds = ?",
+                row,
+            ).fetchone()[0]
+        return self._series[key]
+
+    def _write_readings(self, batch: _Readings) -> None:
+        rows = [
+            ((one.at_ns + batch.offset_ns) // 1_000_000, series, one.value)
+            for one in batch.readings
+            if (series := self._series_id(batch.source, one.name, one.labels)) is not None
+        ]
+        self._counts["readings"] += len(batch.readings) - len(rows)
+        self._db.conn.executemany("insert into raw_open values (?, ?, ?)", rows)
+
+    def _write_minute(self, item: _Minute) -> None:
+        minute = item.minute
+        source = self._source_id(minute.source)
+        hour, second = divmod(minute.start_unix_s, schema.HOUR_S)
+        at = (hour, second // 60)
+        part = self._part(minute, source, at)
+        rows = [
+            (*at, self._series_id(minute.source, one.name, one.labels), part, *_value_row(one))
+            for one in minute.values
+        ]
+        rows += [
+            (
+                *at,
+                self._series_id(minute.source, one.name, one.labels, one.bounds),
+                part,
+                *_histogram_row(one),
+            )
+            for one in minute.histograms
+        ]
+        self._db.conn.executemany(
+            "insert or replace into minute_open values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [row for row in rows if row[2] is not None],
+        )
+        marks = json.dumps(minute.marks) if minute.marks else None
+        self._db.execute(
+            "insert or replace into minute_source values (?, ?, ?, ?, ?, ?, ?, ?)",
+            [hour, source, at[1], part, minute.covered_s, minute.resets, marks, int(item.finished)],
+        )
+        if item.finished:
+            self._unfinished.pop(minute.source, None)
+        else:
+            self._unfinished[minute.source] = (minute.start_unix_s, part)
+
+    def _part(self, minute: Minute, source: int, at: tuple[int, int]) -> int:
+        """Which part of its minute: the one it is still in, or the next."""
+        start, part = self._unfinished.get(minute.source, (None, 0))
+        if start == minute.start_unix_s:
+            return part
+        sql = """select coalesce(max(part), -1) + 1 from minute_source
+                 where hour = ? and source = ? and minute = ?"""
+        return int(self._db.execute(sql, [at[0], source, at[1]]).fetchone()[0])
+
+    # -------------------------------------------------------------------------------------- upkeep
+
+    def _keep_up(self) -> None:
+        """What is not for every batch: clocks, free space, closing blocks and hours, forgetting."""
+        if time.monotonic() < self._upkeep_due_s and not self._shedding:
+            return
+        self._upkeep_due_s = time.monotonic() + UPKEEP_EVERY_S
+        try:
+            self._look_at_clock()
+            self._look_at_disk()
+            self.tidy()
+        except (sqlite3.Error, OSError) as error:
+            self._forget_cached()
+            self._recover(error)
+
+    def _look_at_clock(self) -> None:
+        jumped_s = self.timeline.jumped_s()
+        if jumped_s is not None:
+            way = "forward" if jumped_s > 0 else "back"
+            text = f"the clock was set {way} by {abs(jumped_s):.3f} s"
+            row = (self.timeline.now_s(), "clock_jump", None, text, json.dumps({"by_s": jumped_s}))
+            _insert_event(self._db, row)
+
+    def _look_at_disk(self) -> None:
+        free = self._free_bytes()
+        is_short = free < self.settings.free_bytes_min * (1.1 if self._shedding else 1.0)
+        if is_short != self._shedding:
+            self._shedding = is_short
+            text = f"{free:,} bytes free, {self.settings.free_bytes_min:,} are to be left: raw "
+            text += "readings are shed, oldest first" if is_short else "readings are kept again"
+            kind = "shedding_began" if is_short else "shedding_ended"
+            with contextlib.suppress(sqlite3.OperationalError):  # of all days
+                _insert_event(self._db, (self.timeline.now_s(), kind, None, text, None))
+        if is_short:
+            self._shed_step()
+
+    def _disk_free_bytes(self) -> int:
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize
+
+    def _shed_step(self) -> None:
+        """The oldest hour of raw goes, and its pages back to the disk."""
+        blocks = schema.HOUR_S // schema.RAW_BLOCK_S
+        with transaction(self._db):
+            shed = self._db.execute(
+                "delete from raw where block < (select min(block) from raw) + ?", [blocks]
+            ).rowcount
+            if not shed:
+                shed = self._db.execute("delete from raw_open").rowcount
+        self._counts["shed"] += shed
+        self._db.execute("pragma incremental_vacuum").fetchall()
+        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+    def tidy(self) -> None:
+        """Packs closed blocks, closes hours, and forgets one step of what is too old."""
+        now_s = self.timeline.now_s()
+        self._pack(int(now_s - 10) // schema.RAW_BLOCK_S)
+        self._close_hours(int(now_s - GRACE_S) // schema.HOUR_S)
+        if self.timeline.steady_s() >= STEADY_S:
+            self._forget(now_s)
+        self._give_back()
+
+    def _pack(self, before: int) -> None:
+        """Raw rows of finished blocks become chunks, in the order they came."""
+        end_ms = before * schema.RAW_BLOCK_S * 1000
+        cursor = self._db.execute(
+            f"""select at_ms / {schema.RAW_BLOCK_S * 1000} as block, series, at_ms, value
+                from raw_open where at_ms < ? order by block, series, rowid""",
+            [end_ms],
+        )
+        rows = []
+        for key, points in _grouped(cursor):
+            times, values = zip(*points, strict=True)
+            rows.append((*key, chunks.pack(times, values)))
+        if not rows:
+            return
+        with transaction(self._db):
+            self._db.conn.executemany(
+                """insert into raw select ?1, ?2, coalesce(max(part), -1) + 1, ?3
+                   from raw where block = ?1 and series = ?2""",
+                rows,
+            )
+            self._db.execute("delete from raw_open where at_ms < ?", [end_ms])
+
+    def _close_hours(self, before: int) -> None:
+        sql = "select distinct hour from minute_open where hour < ? order by hour"
+        for (hour,) in self._db.execute(sql, [before]).fetchall():
+            with transaction(self._db):
+                self._db.execute(schema.MOVE_MINUTES, {"hour": hour})
+                self._db.execute("delete from minute_open where hour = ?", [hour])
+                self._db.execute(schema.ROLL_HOUR, {"hour": hour})
+                self._db.execute(schema.ROLL_SOURCES, {"hour": hour})
+                self._roll_histograms(hour)
+
+    def _roll_histograms(self, hour: int) -> None:
+        sql = "select series, counts from minute where hour = ? and counts is not null"
+        sums: dict[int, list[float]] = {}
+        for series, text in self._db.execute(sql, [hour]).fetchall():
+            counts = json.loads(text)
+            whole = sums.setdefault(series, [])
+            whole.extend([0] * (len(counts) - len(whole)))
+            for at, count in enumerate(counts):
+                whole[at] += count
+        self._db.conn.executemany(
+            "insert or replace into hour(hour, series, n, counts) values (?, ?, ?, ?)",
+            [(hour, series, sum(whole), json.dumps(whole, separators=(",", ":")))
+             for series, whole in sums.items()],
+        )  # fmt: skip
+
+    def _forget(self, now_s: float) -> None:
+        """One block or hour of each tier at a time, so that no batch waits long for it."""
+        kept = self.settings
+        tiers = (
+            ("raw", "block", schema.RAW_BLOCK_S, kept.raw_days),
+            ("minute", "hour", schema.HOUR_S, kept.minute_days),
+            ("minute_source", "hour", schema.HOUR_S, kept.minute_days),
+            ("hour", "hour", schema.HOUR_S, kept.hour_days),
+            ("hour_source", "hour", schema.HOUR_S, kept.hour_days),
+        )
+        for table, key, block_s, days in tiers:
+            if days is not None:
+                limit = int(now_s - days * DAY_S) // block_s
+                self._db.execute(
+                    f"delete from {table} where {key} = (select min({key}) from {table}) "
+                    f"and {key} < ?",
+                    [limit],
+                )
+
+    def _give_back(self) -> None:
+        """Free pages beyond what will be used again go back to the disk, some at a time."""
+        spare = _pragma(self._db, "page_count") * SPARE_SHARE + VACUUM_PAGES
+        if _pragma(self._db, "freelist_count") > spare:
+            self._db.execute(f"pragma incremental_vacuum({VACUUM_PAGES})").fetchall()
+
+
+# ------------------------------------------------------------------------------------------- rows
+
+
+def labels_text(labels: Labels) -> str:
+    return json.dumps(dict(labels), sort_keys=True)
+
+
+def bounds_text(bounds: tuple[float, ...]) -> str:
+    """JSON knows no infinity: the last bound is null."""
+    return json.dumps([None if one == float("inf") else one for one in bounds]) if bounds else ""
+
+
+def _is_bucket(reading: Reading) -> bool:
+    return reading.name.endswith("_bucket")
+
+
+def _value_row(value: MinuteValue) -> tuple[float | str | None, ...]:
+    if value.increase is not None:
+        return (value.n, None, None, None, value.last, value.increase, None)
+    three = (None if one == value.last else one for one in (value.mean, value.min, value.max))
+    return (value.n, *three, value.last, None, None)
+
+
+def _histogram_row(histogram: MinuteHistogram) -> tuple[float | str | None, ...]:
+    """Counts without the zeros behind the last one, whole numbers without a point."""
+    counts = [int(count) if count == int(count) else count for count in histogram.counts]
+    while counts and counts[-1] == 0:
+        counts.pop()
+    text = json.dumps(counts, separators=(",", ":"))
+    return (round(sum(counts)), None, None, None, None, None, text)
+
+
+def _insert_event(db: sqlite_utils.Database, row: Sequence[Any]) -> None:
+    db.execute(
+        "insert into events(at_unix_s, kind, source, text, data) values (?, ?, ?, ?, ?)", row
+    )
+
+
+def _curve_row(sweep: Sweep, source: str | None, now_s: float) -> dict[str, Any]:
+    _check_curve(sweep)
+    text = encode(sweep).decode()
+    return {
+        "key": sweep.run.id or "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+        "received_unix_s": now_s,
+        "source": source,
+        "started_at": sweep.run.started_at,
+        "url": sweep.target.url,
+        "model": sweep.target.model,
+        "engine": sweep.target.engine,
+        "levels": len(sweep.levels),
+        "simulated": int(sweep.run.simulated),
+        "sweep": text,
+    }
+
+
+def _check_curve(sweep: Sweep) -> None:
+    """A curve says of one load at least what came out. Raises UsageError."""
+    says = False
+    for number, level in enumerate(sweep.levels):
+        load = level.concurrency if level.concurrency is not None else level.offered_rps
+        rates = (level.output_tokens_per_s, level.request_throughput, level.total_tokens_per_s)
+        if any(one is not None and one < 0 for one in (load, *rates)):
+            raise UsageError(f"levels[{number}] has a negative load or rate")
+        says |= bool(load) and any(one is not None for one in rates)
+    if not says:
+        raise UsageError("no level has both a load (concurrency or offered_rps) and a throughput")
+
+
+def _insert_curve(db: sqlite_utils.Database, row: dict[str, Any]) -> int:
+    names = ", ".join(row)
+    places = ", ".join(f":{name}" for name in row)
+    updates = ", ".join(f"{name} = excluded.{name}" for name in row if name != "key")
+    db.execute(
+        f"insert into curves({names}) values ({places}) on conflict(key) do update set {updates}",
+        row,
+    )
+    found = db.execute("select id from curves where key = ?", [row["key"]]).fetchone()
+    return int(found[0])
+
+
+def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> int:
+    """Brings a curve into the store, whether an agent runs or not; returns its id.
+
+    Beside a running agent this is one short transaction of a connection that never checkpoints.
+    Raises StoreError, UsageError for a curve that says nothing.
+    """
+    path = path or default_path()
+    try:
+        with History(path) as history:
+            return history.add_curve(sweep, source).result(timeout=60)
+    except Locked:
+        row = _curve_row(sweep, source, time.time())
+    try:
+        db = _connect(path)
+        try:
+            db.execute("pragma wal_autocheckpoint = 0")
+            with transaction(db):
+                return _insert_curve(db, row)
+        finally:
+            db.conn.close()
+    except sqlite3.Error as error:
+        raise said(path, error) from error
+
+
+def _meta(db: sqlite_utils.Database, key: str) -> Any:
+    row = db.execute("select value from meta where key = ?", [key]).fetchone()
+    return row[0] if row else None
+
+
+def _set_meta(db: sqlite_utils.Database, key: str, value: Any) -> None:
+    db.execute("insert or replace into meta values (?, ?)", [key, value])
+
+
+def _grouped(cursor: Iterator[Any]) -> Iterator[tuple[tuple[int, int], list[tuple[int, float]]]]:
+    """Rows (block, series, at_ms, value) in order, by the first two."""
+    key: tuple[int, int] | None = None
+    points: list[tuple[int, float]] = []
+    for block, series, at_ms, value in cursor:
+        if key != (block, series):
+            if key is not None:
+                yield key, points
+            key, points = (block, series), []
+        points.append((at_ms, value))
+    if key is not None:
+        yield key, points
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

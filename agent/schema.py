@@ -1,0 +1,115 @@
+"""The tables of the agent's store, step by step, and the views that plain SQL reads them by.
+
+Whatever grows is keyed by time first: writing is appending, forgetting is deleting at the front,
+and pages stay full. A question about one series walks the blocks of time (`agent.recall`), one
+look-up each. What is still being added to lies in a table `…_open` in the order it came, and moves
+to its place in one go when its block is over: a batch touches a few pages, not one per series.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x53464954  # "SFIT": `file` and we know whose database it is
+RAW_BLOCK_S = 600
+HOUR_S = 3600
+
+# A value that equals the minute's last one is null, and so are mean, min and max of a counter:
+# constant series and counters are half of all rows, and take half the bytes so.
+_VALUES = """
+    n integer not null, mean real, min real, max real, last real, increase real, counts text"""
+_READ_VALUES = """
+    n, coalesce(mean, last) as mean, coalesce(min, last) as min, coalesce(max, last) as max,
+    last, increase, counts, bounds"""
+
+_FIRST = (
+    "create table meta(key text primary key, value) without rowid",
+    # gpus: a JSON list of UUIDs; of a server, those it runs on
+    """create table sources(id integer primary key, name text not null unique, service text,
+       gpus text not null default '[]')""",
+    # labels: a JSON object; bounds: of a histogram, a JSON list whose last is null for +inf
+    """create table series(id integer primary key, source integer not null, name text not null,
+       labels text not null, bounds text not null default '',
+       unique(source, name, labels, bounds))""",
+    # raw readings as they come, and packed by agent.chunks, block = unix_s // 600; a block that was
+    # packed twice (a clock set back, a restart) has parts
+    "create table raw_open(at_ms integer not null, series integer not null, value real not null)",
+    """create table raw(block integer not null, series integer not null, part integer not null,
+       points blob not null, primary key(block, series, part)) without rowid""",
+    # hour = unix_s // 3600, minute = 0 … 59; a minute lived through twice has parts
+    f"""create table minute_open(hour integer not null, minute integer not null,
+       series integer not null, part integer not null, {_VALUES},
+       primary key(hour, minute, series, part)) without rowid""",
+    f"""create table minute(hour integer not null, series integer not null,
+       minute integer not null, part integer not null, {_VALUES},
+       primary key(hour, series, minute, part)) without rowid""",
+    f"""create table hour(hour integer not null, series integer not null, {_VALUES},
+       primary key(hour, series)) without rowid""",
+    # finished = 0: the minute went on when this was written
+    """create table minute_source(hour integer not null, source integer not null,
+       minute integer not null, part integer not null, covered_s real not null,
+       resets integer not null, marks text, finished integer not null,
+       primary key(hour, source, minute, part)) without rowid""",
+    """create table hour_source(hour integer not null, source integer not null,
+       covered_s real not null, resets integer not null, marks text,
+       primary key(hour, source)) without rowid""",
+    """create table events(id integer primary key, at_unix_s real not null, kind text not null,
+       source text, text text not null, data text)""",
+    "create index events_at on events(at_unix_s)",
+    """create table fingerprints(id integer primary key, source text not null,
+       since_unix_s real not null, fingerprint text not null, data text not null)""",
+    "create index fingerprints_of on fingerprints(source, since_unix_s)",
+    """create table curves(id integer primary key, key text not null unique,
+       received_unix_s real not null, source text, started_at text not null, url text not null,
+       model text not null, engine text, levels integer not null, simulated integer not null,
+       sweep text not null)""",
+    """create table assessments(id integer primary key, at_unix_s real not null,
+       scope text not null, finding text not null, verdict text not null)""",
+    "create index assessments_of on assessments(scope, at_unix_s)",
+    f"""create view minutes as
+       select sources.name as source, series.name as name, labels, part,
+         hour * 3600 + minute * 60 as start_unix_s, {_READ_VALUES}
+       from (select hour, minute, series, part, n, mean, min, max, last, increase, counts
+               from minute
+             union all
+             select hour, minute, series, part, n, mean, min, max, last, increase, counts
+               from minute_open) as kept
+       join series on series.id = kept.series join sources on sources.id = series.source""",
+    f"""create view hours as
+       select sources.name as source, series.name as name, labels,
+         hour * 3600 as start_unix_s, {_READ_VALUES}
+       from hour join series on series.id = hour.series
+       join sources on sources.id = series.source""",
+    """create view minutes_covered as
+       select name as source, hour * 3600 + minute * 60 as start_unix_s, part, covered_s, resets,
+         marks, finished
+       from minute_source join sources on sources.id = source""",
+    """create view recent as
+       select sources.name as source, series.name as name, labels, at_ms / 1000.0 as at_unix_s,
+         value
+       from raw_open join series on series.id = raw_open.series
+       join sources on sources.id = series.source""",
+)
+
+# Forward only: a step that was released is never changed, a new one is put behind it.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+
+# A minute's rows go to their place, and its hour is made of them; both may be done again.
+MOVE_MINUTES = """
+    insert or replace into minute
+      (hour, series, minute, part, n, mean, min, max, last, increase, counts)
+    select hour, series, minute, part, n, mean, min, max, last, increase, counts
+    from minute_open where hour = :hour order by series, minute, part"""
+ROLL_HOUR = """
+    insert or replace into hour (hour, series, n, mean, min, max, last, increase)
+    select hour, series, n, nullif(mean, last), nullif(min, last), nullif(max, last), last, increase
+    from (select hour, series, sum(n) as n,
+            iif(count(increase) = count(*), null, sum(coalesce(mean, last) * n) / sum(n)) as mean,
+            iif(count(increase) = count(*), null, min(coalesce(min, last))) as min,
+            iif(count(increase) = count(*), null, max(coalesce(max, last))) as max,
+            sum(increase) as increase,
+            (select last from minute as l where l.hour = m.hour and l.series = m.series
+             order by l.minute desc, l.part desc limit 1) as last
+          from minute as m where hour = :hour and counts is null group by series)"""
+ROLL_SOURCES = """
+    insert or replace into hour_source (hour, source, covered_s, resets, marks)
+    select hour, source, sum(covered_s), sum(resets), group_concat(marks, ' ')
+    from minute_source where hour = :hour group by source"""

@@ -26,8 +26,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -60,8 +61,10 @@ SPARE_SHARE = 0.02
 VACUUM_PAGES = 512
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
 
-_DAMAGED = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
-_FULL = 13  # SQLITE_FULL
+# SQLite's result codes, the low byte says the kind: https://www.sqlite.org/rescode.html
+_DAMAGED = (11, 26)  # CORRUPT, NOTADB
+_FULL = (13, 778)  # FULL, IOERR_WRITE (a limit on the size of files)
+_OF_THE_JOB = (1, 19, 20, 25)  # ERROR (wrong SQL), CONSTRAINT, MISMATCH, RANGE
 
 T = TypeVar("T")
 Job = Callable[[sqlite_utils.Database], Any]
@@ -160,9 +163,9 @@ def _connect(path: Path) -> sqlite_utils.Database:
 
 def _prepare(db: sqlite_utils.Database, path: Path) -> None:
     """A new or older database gets what it lacks. Raises StoreError for one that is not ours."""
-    is_new = _pragma(db, "page_count") == 0
-    if is_new:
-        db.execute("pragma auto_vacuum = incremental")  # cannot be set later
+    if db.execute("select count(*) from sqlite_master").fetchone()[0] == 0:
+        db.execute("pragma auto_vacuum = incremental")
+        db.execute("vacuum")  # takes that over, where a killed process had begun the file
     elif _pragma(db, "application_id") != schema.APPLICATION_ID:
         raise StoreError(f"{path} is a database of something else: give the agent another db")
     db.execute("pragma journal_mode = wal")
@@ -218,7 +221,12 @@ def said(path: Path, error: Exception) -> StoreError:
 
 
 def _is_damage(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return _code(error) & 0xFF in _DAMAGED or str(error).startswith("quick_check")
+
+
+def _code(error: Exception) -> int:
+    """SQLite's result code; 1 (a plain error) of what Python's module says itself."""
+    return int(getattr(error, "sqlite_errorcode", 1))
 
 
 # ---------------------------------------------------------------------------------------- history
@@ -256,7 +264,10 @@ class History:
         self._error: str | None = None
         self._oldest_s: float | None = None  # in the batch that is being written
         self._upkeep_due_s = 0.0
-        self._forget_cached()
+        self._packed_before = 0
+        # the minute that each source is still in: (start, part)
+        self._unfinished: dict[str, tuple[int, int]] = {}
+        self._forget_ids()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.path)
@@ -296,7 +307,7 @@ class History:
             self._bound()
 
     def add_minute(self, minute: Minute, *, finished: bool = True) -> None:
-        """A minute of one source. One that is not finished is replaced when it is handed over again.
+        """A minute of one source. An unfinished one is replaced when it comes again.
 
         A finished one is never replaced: the same minute again (a clock set back) is another part.
         """
@@ -437,24 +448,30 @@ class History:
         if isinstance(item, _Minute):
             self._counts["minutes"] += 1
         else:
-            item.future.set_exception(StoreError(f"database {self.path}: not written: {why}"))
+            _settle(item.future, StoreError(f"database {self.path}: not written: {why}"))
 
     # --------------------------------------------------------------------------- opening, closing
 
     def _open(self) -> None:
+        """Raises StoreError; a damaged file of ours is set aside instead."""
         try:
-            self._db = _connect(self.path)
-            try:
-                _prepare(self._db, self.path)
-            except BaseException:
-                self._db.conn.close()
-                raise
+            self._use_file()
         except sqlite3.Error as error:
             if not (_is_damage(error) and self._was_ours()):
                 raise said(self.path, error) from error
             self._set_aside(str(error))
         except OSError as error:
             raise said(self.path, error) from error
+
+    def _use_file(self) -> None:
+        self._forget_ids()
+        self._db = _connect(self.path)
+        try:
+            _prepare(self._db, self.path)
+            self._inode = self.path.stat().st_ino
+        except BaseException:
+            self._db.conn.close()
+            raise
 
     def _was_ours(self) -> bool:
         """A file that no longer opens is set aside only if it says that it was ours once.
@@ -474,9 +491,7 @@ class History:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{end}").rename(f"{aside}{end}")
         self._counts["set_aside"] += 1
-        self._forget_cached()
-        self._db = _connect(self.path)
-        _prepare(self._db, self.path)
+        self._use_file()
         text = f"the store was damaged ({why}): set aside as {aside.name}, a new one begun"
         _insert_event(self._db, (self.timeline.now_s(), "store_damaged", None, text, None))
 
@@ -495,11 +510,17 @@ class History:
         self._begin()
         while True:
             with self._changed:
-                pause = RETRY_AFTER_S if self._error else COMMIT_EVERY_S
-                self._changed.wait_for(self._is_asked, pause)
+                if self._error:
+                    self._changed.wait_for(lambda: self._closing, RETRY_AFTER_S)
+                else:
+                    self._changed.wait_for(self._is_asked, COMMIT_EVERY_S)
                 closing, asked = self._closing, self._asked
+            self._look_after(self._look_at_clock)
             written = self._write_waiting()
-            self._keep_up()
+            if not closing and (self._shedding or time.monotonic() >= self._upkeep_due_s):
+                self._upkeep_due_s = time.monotonic() + UPKEEP_EVERY_S
+                for task in (self._look_at_file, self._look_at_disk, self.tidy):
+                    self._look_after(task)
             with self._changed:
                 if written:
                     self._written = asked
@@ -540,6 +561,7 @@ class History:
             self._oldest_s = min(ages, default=None)
         if not readings and not records:
             return True
+        unfinished = dict(self._unfinished)
         try:
             done = self._commit([item for _, item in readings], [item for _, item in records])
         except (sqlite3.Error, OSError) as error:
@@ -549,76 +571,72 @@ class History:
                 self._records = records + self._records
                 self._oldest_s = None
                 self._bound()
-            self._forget_cached()
+            self._unfinished = unfinished
+            self._forget_ids()
             self._recover(error)
             return False
         with self._changed:
             self._oldest_s = self._error = None
         for future, result in done:
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+            _settle(future, result)
         return True
 
     def _commit(
         self, readings: list[_Readings], records: list[_Minute | _Work]
     ) -> list[tuple[Future[Any], Any]]:
+        """One transaction; of the jobs in it, what they returned or raised."""
         done = []
         with transaction(self._db):
             for batch in readings:
-                self._write_readings(batch)
+                if isinstance(self._work(partial(self._write_readings, batch)), Exception):
+                    self._counts["readings"] += len(batch.readings)
             for record in records:
-                if isinstance(record, _Minute):
-                    self._write_minute(record)
-                else:
-                    done.append((record.future, self._work(record.job)))
+                if isinstance(record, _Work):
+                    done.append((record.future, self._work(partial(record.job, self._db))))
+                elif isinstance(self._work(partial(self._write_minute, record)), Exception):
+                    self._counts["minutes"] += 1
         return done
 
-    def _work(self, job: Job) -> Any:
-        """A job's result or its exception; SQLite's own trouble is the batch's."""
+    def _work(self, job: Callable[[], Any]) -> Any:
+        """A job's result, or what it raised, with its own writing undone.
+
+        SQLite's trouble with the file is not the job's, and is raised. What no table takes (a label
+        that is no Unicode, a number beyond 64 bits) must not hold up everything behind it.
+        """
         self._db.execute("savepoint job")
         try:
-            result = job(self._db)
-        except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
-            if not self._db.conn.in_transaction or error.sqlite_errorcode & 0xFF != 1:
-                raise
-            result = error
-        except sqlite3.Error:
-            raise
+            result = job()
         except Exception as error:
-            result = error
-        if isinstance(result, Exception):
+            if isinstance(error, sqlite3.Error) and _code(error) & 0xFF not in _OF_THE_JOB:
+                raise
             self._db.execute("rollback to job")
+            self._forget_ids()
+            result = error
         self._db.execute("release job")
         return result
 
     def _recover(self, error: Exception) -> None:
-        """What can be done about a failure; the batch is tried again afterwards."""
+        """What can be done about a failure; what failed is tried again afterwards."""
         self._counts["errors"] += 1
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("rollback")
         self._error = str(error)
-        is_checked = str(error).startswith("quick_check")
         try:
-            if _is_damage(error) or is_checked:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.conn.close()
+            if _is_damage(error):
+                self._db.conn.close()
                 self._set_aside(str(error))
                 _set_meta(self._db, "clean", 0)
-            elif getattr(error, "sqlite_errorcode", 0) & 0xFF == _FULL:
+            elif isinstance(error, sqlite3.ProgrammingError):  # closed: the last attempt failed
+                self._open()
+            elif _code(error) in _FULL:
                 self._shed_step()
-        except (sqlite3.Error, OSError) as worse:
+        except (sqlite3.Error, OSError, StoreError) as worse:
             self._error = str(worse)
 
     # ------------------------------------------------------------------------------ what is kept
 
-    def _forget_cached(self) -> None:
-        """Ids may be of a transaction that was undone, or of a file that is gone."""
-        self._series: dict[tuple[str, str, Labels, tuple[float, ...]], int | None] = {}
+    def _forget_ids(self) -> None:
+        """They may be of a transaction that was undone, or of a file that is gone."""
+        self._series: dict[tuple[str, str, Labels, tuple[float, ...]], int] = {}
         self._sources: dict[str, int] = {}
-        # the minute that each source is still in: (start, part)
-        self._unfinished: dict[str, tuple[int, int]] = {}
 
     def _source_id(self, name: str) -> int:
         if name not in self._sources:
@@ -699,18 +717,23 @@ class History:
 
     # -------------------------------------------------------------------------------------- upkeep
 
-    def _keep_up(self) -> None:
-        """What is not for every batch: clocks, free space, closing blocks and hours, forgetting."""
-        if time.monotonic() < self._upkeep_due_s and not self._shedding:
-            return
-        self._upkeep_due_s = time.monotonic() + UPKEEP_EVERY_S
+    def _look_after(self, task: Callable[[], None]) -> None:
+        """Upkeep that fails is counted and comes again."""
         try:
-            self._look_at_clock()
-            self._look_at_disk()
-            self.tidy()
+            task()
         except (sqlite3.Error, OSError) as error:
-            self._forget_cached()
+            self._forget_ids()
             self._recover(error)
+
+    def _look_at_file(self) -> None:
+        """A file that somebody removed or replaced takes nothing in: a new one is opened."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._inode:
+                return
+        self._db.conn.close()
+        self._use_file()
+        text = "the store's file was removed while it was written: what it held is gone"
+        _insert_event(self._db, (self.timeline.now_s(), "store_removed", None, text, None))
 
     def _look_at_clock(self) -> None:
         jumped_s = self.timeline.jumped_s()
@@ -761,6 +784,8 @@ class History:
 
     def _pack(self, before: int) -> None:
         """Raw rows of finished blocks become chunks, in the order they came."""
+        if before == self._packed_before:
+            return
         end_ms = before * schema.RAW_BLOCK_S * 1000
         cursor = self._db.execute(
             f"""select at_ms / {schema.RAW_BLOCK_S * 1000} as block, series, at_ms, value
@@ -771,8 +796,6 @@ class History:
         for key, points in _grouped(cursor):
             times, values = zip(*points, strict=True)
             rows.append((*key, chunks.pack(times, values)))
-        if not rows:
-            return
         with transaction(self._db):
             self._db.conn.executemany(
                 """insert into raw select ?1, ?2, coalesce(max(part), -1) + 1, ?3
@@ -780,6 +803,7 @@ class History:
                 rows,
             )
             self._db.execute("delete from raw_open where at_ms < ?", [end_ms])
+        self._packed_before = before
 
     def _close_hours(self, before: int) -> None:
         sql = "select distinct hour from minute_open where hour < ? order by hour"
@@ -957,6 +981,15 @@ def _grouped(cursor: Iterator[Any]) -> Iterator[tuple[tuple[int, int], list[tupl
         points.append((at_ms, value))
     if key is not None:
         yield key, points
+
+
+def _settle(future: Future[Any], result: Any) -> None:
+    """The one who waited may have stopped waiting."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 def _size(path: Path) -> int:

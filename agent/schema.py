@@ -49,7 +49,7 @@ _FIRST = (
        resets integer not null, marks text, finished integer not null,
        primary key(hour, source, minute, part)) without rowid""",
     """create table hour_source(hour integer not null, source integer not null,
-       covered_s real not null, resets integer not null, marks text,
+       covered_s real not null, resets integer not null,
        primary key(hour, source)) without rowid""",
     """create table events(id integer primary key, at_unix_s real not null, kind text not null,
        source text, text text not null, data text)""",
@@ -110,6 +110,6 @@ ROLL_HOUR = """
              order by l.minute desc, l.part desc limit 1) as last
           from minute as m where hour = :hour and counts is null group by series)"""
 ROLL_SOURCES = """
-    insert or replace into hour_source (hour, source, covered_s, resets, marks)
-    select hour, source, sum(covered_s), sum(resets), group_concat(marks, ' ')
+    insert or replace into hour_source (hour, source, covered_s, resets)
+    select hour, source, sum(covered_s), sum(resets)
     from minute_source where hour = :hour group by source"""

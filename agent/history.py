@@ -74,9 +74,9 @@ Labels = tuple[tuple[str, str], ...]
 class Settings(msgspec.Struct, frozen=True):
     """How long each tier is kept, and how much of the disk is left alone; None is for ever."""
 
-    raw_days: float | None = 7.0
-    minute_days: float | None = 90.0
-    hour_days: float | None = None
+    raw_s: float | None = 7.0 * DAY_S
+    minutes_s: float | None = 90.0 * DAY_S
+    hours_s: float | None = None
     free_bytes_min: int = 512 * 1024 * 1024
 
 
@@ -698,8 +698,18 @@ class History:
         )
         marks = json.dumps(minute.marks) if minute.marks else None
         self._db.execute(
-            "insert or replace into minute_source values (?, ?, ?, ?, ?, ?, ?, ?)",
-            [hour, source, at[1], part, minute.covered_s, minute.resets, marks, int(item.finished)],
+            "insert or replace into minute_source values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                hour,
+                source,
+                at[1],
+                part,
+                minute.covered_s,
+                _counted_s(minute),
+                minute.resets,
+                marks,
+                int(item.finished),
+            ],
         )
         if item.finished:
             self._unfinished.pop(minute.source, None)
@@ -824,25 +834,27 @@ class History:
             whole.extend([0] * (len(counts) - len(whole)))
             for at, count in enumerate(counts):
                 whole[at] += count
+        rows = [
+            (hour, series, round(sum(whole)), _text(_thousandths(whole)))
+            for series, whole in sums.items()
+        ]
         self._db.conn.executemany(
-            "insert or replace into hour(hour, series, n, counts) values (?, ?, ?, ?)",
-            [(hour, series, sum(whole), json.dumps(whole, separators=(",", ":")))
-             for series, whole in sums.items()],
-        )  # fmt: skip
+            "insert or replace into hour(hour, series, n, counts) values (?, ?, ?, ?)", rows
+        )
 
     def _forget(self, now_s: float) -> None:
         """One block or hour of each tier at a time, so that no batch waits long for it."""
         kept = self.settings
         tiers = (
-            ("raw", "block", schema.RAW_BLOCK_S, kept.raw_days),
-            ("minute", "hour", schema.HOUR_S, kept.minute_days),
-            ("minute_source", "hour", schema.HOUR_S, kept.minute_days),
-            ("hour", "hour", schema.HOUR_S, kept.hour_days),
-            ("hour_source", "hour", schema.HOUR_S, kept.hour_days),
+            ("raw", "block", schema.RAW_BLOCK_S, kept.raw_s),
+            ("minute", "hour", schema.HOUR_S, kept.minutes_s),
+            ("minute_source", "hour", schema.HOUR_S, kept.minutes_s),
+            ("hour", "hour", schema.HOUR_S, kept.hours_s),
+            ("hour_source", "hour", schema.HOUR_S, kept.hours_s),
         )
-        for table, key, block_s, days in tiers:
-            if days is not None:
-                limit = int(now_s - days * DAY_S) // block_s
+        for table, key, block_s, kept_s in tiers:
+            if kept_s is not None:
+                limit = int(now_s - kept_s) // block_s
                 self._db.execute(
                     f"delete from {table} where {key} = (select min({key}) from {table}) "
                     f"and {key} < ?",
@@ -880,12 +892,31 @@ def _value_row(value: MinuteValue) -> tuple[float | str | None, ...]:
 
 
 def _histogram_row(histogram: MinuteHistogram) -> tuple[float | str | None, ...]:
-    """Counts without the zeros behind the last one, whole numbers without a point."""
-    counts = [int(count) if count == int(count) else count for count in histogram.counts]
-    while counts and counts[-1] == 0:
-        counts.pop()
-    text = json.dumps(counts, separators=(",", ":"))
-    return (round(sum(counts)), None, None, None, None, None, text)
+    """Counts to a thousandth, without the zeros behind the last one.
+
+    What came between two samples is shared out over two minutes by time, with all digits of a
+    float; what rounding loses in a month is a tenth of a request.
+    """
+    counts = _thousandths(histogram.counts)
+    return (round(sum(counts)), None, None, None, None, None, _text(counts))
+
+
+def _thousandths(counts: Sequence[float]) -> list[float]:
+    rounded = [round(count, 3) for count in counts]
+    return [int(count) if count == int(count) else count for count in rounded]
+
+
+def _text(counts: list[float]) -> str:
+    end = next((n for n in range(len(counts), 0, -1) if counts[n - 1]), 0)
+    return json.dumps(counts[:end], separators=(",", ":"))
+
+
+def _counted_s(minute: Minute) -> float:
+    """The seconds that a minute's increases are of.
+
+    In a gap nothing was watched, but what a counter rose by meanwhile is known.
+    """
+    return max(minute.covered_s, 60.0) if "gap" in minute.marks else minute.covered_s
 
 
 def _insert_event(db: sqlite_utils.Database, row: Sequence[Any]) -> None:

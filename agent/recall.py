@@ -341,9 +341,9 @@ class Recall:
     ) -> list[tuple[int, int, float, float]]:
         """(bucket, series, sum, weight) from the minutes or hours of a source."""
         value, weight = (
-            ("sum(increase)", "sum(iif(increase is null, 0, covered_s))")
+            ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
             if is_counter
-            else ("sum(coalesce(mean, last) * n)", "sum(iif(last is null, 0, n))")
+            else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
         )
         tables = ("hour",) if tier == "hour" else ("minute", "minute_open")
         start = "k.hour * 3600" + ("" if tier == "hour" else " + k.minute * 60")
@@ -430,7 +430,7 @@ class Recall:
         return max(known, default=None)
 
     def minutes(self, source: str, from_s: float, to_s: float) -> Iterator[Minute]:
-        """The minutes of a source, in order; one that was lived through twice comes twice.
+        """The minutes of a source, in order; one that was lived through in parts comes in parts.
 
         Of a counter `mean`, `min` and `max` are `last`: they are not kept.
         """
@@ -593,8 +593,9 @@ def _binned(
     inside = (times >= from_ms) & (times < to_ms)
     where = np.searchsorted(edges_ms, times[inside], side="right") - 1
     n = edges_ms.size
-    sums = np.bincount(where, weights=values[inside], minlength=n)
-    return sums, np.bincount(where, minlength=n).astype(np.float64)
+    sums: chunks.Values = np.bincount(where, weights=values[inside], minlength=n)
+    numbers: chunks.Values = np.bincount(where, minlength=n).astype(np.float64)
+    return sums, numbers
 
 
 def _spread(

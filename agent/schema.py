@@ -43,13 +43,14 @@ _FIRST = (
        primary key(hour, series, minute, part)) without rowid""",
     f"""create table hour(hour integer not null, series integer not null, {_VALUES},
        primary key(hour, series)) without rowid""",
-    # finished = 0: the minute went on when this was written
+    # covered_s: watched; counted_s: what increases are of, gaps included; finished = 0: the minute
+    # went on when this was written
     """create table minute_source(hour integer not null, source integer not null,
        minute integer not null, part integer not null, covered_s real not null,
-       resets integer not null, marks text, finished integer not null,
+       counted_s real not null, resets integer not null, marks text, finished integer not null,
        primary key(hour, source, minute, part)) without rowid""",
     """create table hour_source(hour integer not null, source integer not null,
-       covered_s real not null, resets integer not null,
+       covered_s real not null, counted_s real not null, resets integer not null,
        primary key(hour, source)) without rowid""",
     """create table events(id integer primary key, at_unix_s real not null, kind text not null,
        source text, text text not null, data text)""",
@@ -102,7 +103,8 @@ ROLL_HOUR = """
     insert or replace into hour (hour, series, n, mean, min, max, last, increase)
     select hour, series, n, nullif(mean, last), nullif(min, last), nullif(max, last), last, increase
     from (select hour, series, sum(n) as n,
-            iif(count(increase) = count(*), null, sum(coalesce(mean, last) * n) / sum(n)) as mean,
+            iif(count(increase) = count(*), null,
+              sum(coalesce(mean, last) * max(n, 1)) / sum(max(n, 1))) as mean,
             iif(count(increase) = count(*), null, min(coalesce(min, last))) as min,
             iif(count(increase) = count(*), null, max(coalesce(max, last))) as max,
             sum(increase) as increase,
@@ -110,6 +112,6 @@ ROLL_HOUR = """
              order by l.minute desc, l.part desc limit 1) as last
           from minute as m where hour = :hour and counts is null group by series)"""
 ROLL_SOURCES = """
-    insert or replace into hour_source (hour, source, covered_s, resets)
-    select hour, source, sum(covered_s), sum(resets)
+    insert or replace into hour_source (hour, source, covered_s, counted_s, resets)
+    select hour, source, sum(covered_s), sum(counted_s), sum(resets)
     from minute_source where hour = :hour group by source"""

@@ -64,7 +64,7 @@ JOURNAL_BYTES_MAX = 16 * 1024 * 1024
 # SQLite's result codes, the low byte says the kind: https://www.sqlite.org/rescode.html
 _DAMAGED = (11, 26)  # CORRUPT, NOTADB
 _FULL = (13, 778)  # FULL, IOERR_WRITE (a limit on the size of files)
-_OF_THE_JOB = (1, 19, 20, 25)  # ERROR (wrong SQL), CONSTRAINT, MISMATCH, RANGE
+_OF_THE_JOB = (1, 6, 19, 20, 25)  # ERROR (wrong SQL), LOCKED, CONSTRAINT, MISMATCH, RANGE
 
 T = TypeVar("T")
 Job = Callable[[sqlite_utils.Database], Any]
@@ -248,6 +248,7 @@ class History:
         *,
         timeline: Timeline | None = None,
         free_bytes: Callable[[], int] | None = None,
+        upkeep_every_s: float = UPKEEP_EVERY_S,
     ) -> None:
         self.path = path or default_path()
         self.settings = settings or Settings()
@@ -263,7 +264,7 @@ class History:
         self._counts = {"readings": 0, "minutes": 0, "shed": 0, "errors": 0, "set_aside": 0}
         self._error: str | None = None
         self._oldest_s: float | None = None  # in the batch that is being written
-        self._upkeep_due_s = 0.0
+        self._upkeep_every_s, self._upkeep_due_s = upkeep_every_s, 0.0
         self._packed_before = 0
         # the minute that each source is still in: (start, part)
         self._unfinished: dict[str, tuple[int, int]] = {}
@@ -518,7 +519,7 @@ class History:
             self._look_after(self._look_at_clock)
             written = self._write_waiting()
             if not closing and (self._shedding or time.monotonic() >= self._upkeep_due_s):
-                self._upkeep_due_s = time.monotonic() + UPKEEP_EVERY_S
+                self._upkeep_due_s = time.monotonic() + self._upkeep_every_s
                 for task in (self._look_at_file, self._look_at_disk, self.tidy):
                     self._look_after(task)
             with self._changed:

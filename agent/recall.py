@@ -37,6 +37,9 @@ GAP_S = 300.0
 BUSY_TIMEOUT_S = 5.0
 
 
+Tier = Literal["raw", "minute", "hour"]
+
+
 class Recipe(NamedTuple):
     """A figure made of counters: an increase a second, or one increase over another."""
 
@@ -227,11 +230,9 @@ class Recall:
         sums: dict[tuple[int, int], tuple[float, float]] = {}
         for source in self._sources_of(name, which):
             for tier, begin, end in self._pieces(source, from_s, to_s, step):
-                rows = (
-                    self._raw(source, begin, end, step, is_counter)
-                    if tier == "raw"
-                    else self._rolled(tier, source, begin, end, step, is_counter)
-                )
+                rows = self._read(tier, source, begin, end, step, is_counter)
+                if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
+                    rows = self._read("minute", source, begin, end, step, is_counter)
                 for bucket, series, value, weight in rows:
                     had = sums.get((bucket, series), (0.0, 0.0))
                     sums[bucket, series] = (had[0] + value, had[1] + weight)
@@ -281,7 +282,7 @@ class Recall:
 
     def _pieces(
         self, source: _Source, from_s: float, to_s: float, step: int
-    ) -> Iterator[tuple[Literal["raw", "minute", "hour"], int, int]]:
+    ) -> Iterator[tuple[Tier, int, int]]:
         """(tier, begin, end) in whole seconds: which tier answers for which part of the window."""
         begin, end = math.floor(from_s), math.floor(to_s) + 1
         hours_end = self._hours_end(source, end)
@@ -330,16 +331,12 @@ class Recall:
         at_ms = self._number("select min(at_ms) from raw_open")
         return 2**53 if at_ms is None else int(at_ms) // 1000
 
-    def _rolled(
-        self,
-        tier: Literal["minute", "hour"],
-        source: _Source,
-        begin: int,
-        end: int,
-        step: int,
-        is_counter: bool,
+    def _read(
+        self, tier: Tier, source: _Source, begin: int, end: int, step: int, is_counter: bool
     ) -> list[tuple[int, int, float, float]]:
-        """(bucket, series, sum, weight) from the minutes or hours of a source."""
+        """(bucket, series, sum, weight) from one tier of a source."""
+        if tier == "raw":
+            return self._raw(source, begin, end, step, is_counter)
         value, weight = (
             ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
             if is_counter
@@ -593,7 +590,7 @@ def _binned(
     inside = (times >= from_ms) & (times < to_ms)
     where = np.searchsorted(edges_ms, times[inside], side="right") - 1
     n = edges_ms.size
-    sums: chunks.Values = np.bincount(where, weights=values[inside], minlength=n)
+    sums: chunks.Values = np.bincount(where, weights=values[inside], minlength=n).astype(np.float64)
     numbers: chunks.Values = np.bincount(where, minlength=n).astype(np.float64)
     return sums, numbers
 

@@ -663,7 +663,8 @@ class History:
                 "select id from series where source = ? and name = ? and labels = ? and bounds = ?",
                 row,
             ).fetchone()[0]
-        return self._series[key]
+        found = self._series[key]
+        return found if found <= schema.SERIES_ID_MAX else None
 
     def _write_readings(self, batch: _Readings) -> None:
         rows = [
@@ -724,7 +725,8 @@ class History:
             return part
         sql = """select coalesce(max(part), -1) + 1 from minute_source
                  where hour = ? and source = ? and minute = ?"""
-        return int(self._db.execute(sql, [at[0], source, at[1]]).fetchone()[0])
+        found = self._db.execute(sql, [at[0], source, at[1]]).fetchone()[0]
+        return min(int(found), schema.PART_MAX)
 
     # -------------------------------------------------------------------------------------- upkeep
 
@@ -776,12 +778,13 @@ class History:
         blocks = schema.HOUR_S // schema.RAW_BLOCK_S
         with transaction(self._db):
             shed = self._db.execute(
-                "delete from raw where block < (select min(block) from raw) + ?", [blocks]
+                "delete from raw where key < (((select min(key) from raw) >> 32) + ?) << 32",
+                [blocks],
             ).rowcount
             if not shed:
                 shed = self._db.execute("delete from raw_open").rowcount
         self._counts["shed"] += shed
-        self._db.execute("pragma incremental_vacuum").fetchall()
+        _vacuum(self._db)
         self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     def tidy(self) -> None:
@@ -806,11 +809,12 @@ class History:
         rows = []
         for key, points in _grouped(cursor):
             times, values = zip(*points, strict=True)
-            rows.append((*key, chunks.pack(times, values)))
+            rows.append((schema.key(*key), schema.PART_MAX, chunks.pack(times, values)))
         with transaction(self._db):
             self._db.conn.executemany(
-                """insert into raw select ?1, ?2, coalesce(max(part), -1) + 1, ?3
-                   from raw where block = ?1 and series = ?2""",
+                """insert or replace into raw(key, points)
+                   select min(coalesce(max(key) + 1, ?1), ?1 + ?2), ?3
+                   from raw where key between ?1 and ?1 + ?2""",
                 rows,
             )
             self._db.execute("delete from raw_open where at_ms < ?", [end_ms])
@@ -827,46 +831,47 @@ class History:
                 self._roll_histograms(hour)
 
     def _roll_histograms(self, hour: int) -> None:
-        sql = "select series, counts from minute where hour = ? and counts is not null"
+        sql = """select series, counts from minute
+                 where key between ? and ? and counts is not null"""
         sums: dict[int, list[float]] = {}
-        for series, text in self._db.execute(sql, [hour]).fetchall():
+        whole_hour = [schema.key(hour, 0), schema.key(hour + 1, 0) - 1]
+        for series, text in self._db.execute(sql, whole_hour).fetchall():
             counts = json.loads(text)
             whole = sums.setdefault(series, [])
             whole.extend([0] * (len(counts) - len(whole)))
             for at, count in enumerate(counts):
                 whole[at] += count
         rows = [
-            (hour, series, round(sum(whole)), _text(_thousandths(whole)))
+            (schema.key(hour, series), round(sum(whole)), _text(_thousandths(whole)))
             for series, whole in sums.items()
         ]
         self._db.conn.executemany(
-            "insert or replace into hour(hour, series, n, counts) values (?, ?, ?, ?)", rows
+            "insert or replace into hour(key, n, counts) values (?, ?, ?)", rows
         )
 
     def _forget(self, now_s: float) -> None:
         """One block or hour of each tier at a time, so that no batch waits long for it."""
         kept = self.settings
-        tiers = (
-            ("raw", "block", schema.RAW_BLOCK_S, kept.raw_s),
-            ("minute", "hour", schema.HOUR_S, kept.minutes_s),
-            ("minute_source", "hour", schema.HOUR_S, kept.minutes_s),
-            ("hour", "hour", schema.HOUR_S, kept.hours_s),
-            ("hour_source", "hour", schema.HOUR_S, kept.hours_s),
-        )
-        for table, key, block_s, kept_s in tiers:
-            if kept_s is not None:
-                limit = int(now_s - kept_s) // block_s
-                self._db.execute(
-                    f"delete from {table} where {key} = (select min({key}) from {table}) "
-                    f"and {key} < ?",
-                    [limit],
-                )
+        for table, block_s, kept_s in (
+            ("raw", schema.RAW_BLOCK_S, kept.raw_s),
+            ("minute", schema.HOUR_S, kept.minutes_s),
+            ("hour", schema.HOUR_S, kept.hours_s),
+        ):
+            if kept_s is None:
+                continue
+            limit = int(now_s - kept_s) // block_s
+            first = self._db.execute(f"select min(key) >> 32 from {table}").fetchone()[0]
+            if first is not None and first < limit:
+                end = schema.key(first + 1, 0)
+                self._db.execute(f"delete from {table} where key < ?", [end])
+            if table != "raw":
+                self._db.execute(f"delete from {table}_source where hour < ?", [limit])
 
     def _give_back(self) -> None:
         """Free pages beyond what will be used again go back to the disk, some at a time."""
         spare = _pragma(self._db, "page_count") * SPARE_SHARE + VACUUM_PAGES
         if _pragma(self._db, "freelist_count") > spare:
-            self._db.execute(f"pragma incremental_vacuum({VACUUM_PAGES})").fetchall()
+            _vacuum(self._db, VACUUM_PAGES)
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -990,6 +995,15 @@ def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> 
             db.conn.close()
     except sqlite3.Error as error:
         raise said(path, error) from error
+
+
+def _vacuum(db: sqlite_utils.Database, pages: int | None = None) -> None:
+    """Gives free pages back to the disk; None is all.
+
+    It is a statement without columns that has a row for each page, and Python's `execute` stops at
+    the first of those; a script is run to its end.
+    """
+    db.executescript(f"pragma incremental_vacuum({pages or 0})")
 
 
 def _meta(db: sqlite_utils.Database, key: str) -> Any:

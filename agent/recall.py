@@ -79,6 +79,30 @@ class Which(NamedTuple):
     gpu: str | None = None
 
 
+class _Place(NamedTuple):
+    """A table of minutes or hours: how its row `k` is found, and when that begins."""
+
+    table: str
+    on: str
+    start: str
+
+
+# The first of a series' keys in a block, to the last.
+_KEY = "(block.at << 32) + (s.id << 12)"
+_BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
+    """k.key between (block.at << 32) + (s.id << 12) and (block.at << 32) + (s.id << 12) + 4095"""
+)
+_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600"),)
+_MINUTES = (
+    _Place("minute", _BY_KEY, "(k.hour * 3600 + k.minute * 60)"),
+    _Place(
+        "minute_open",
+        "k.hour = block.at and k.series = s.id",
+        "(k.hour * 3600 + k.minute * 60)",
+    ),
+)
+
+
 class _Source(NamedTuple):
     id: int
     name: str
@@ -325,7 +349,7 @@ class Recall:
 
     def _raw_begin(self) -> int:
         """The first raw reading that is held, to the block; far away without any."""
-        block = self._number("select min(block) from raw")
+        block = self._number("select min(key) >> 32 from raw")
         if block is not None:
             return int(block) * schema.RAW_BLOCK_S
         at_ms = self._number("select min(at_ms) from raw_open")
@@ -342,26 +366,21 @@ class Recall:
             if is_counter
             else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
         )
-        tables = ("hour",) if tier == "hour" else ("minute", "minute_open")
-        start = "k.hour * 3600" + ("" if tier == "hour" else " + k.minute * 60")
-        same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
-        join = (
-            f"left join {tier}_source as c on c.hour = k.hour and c.source = {source.id} {same}"
-            if is_counter
-            else ""
-        )
-        ids = ", ".join(str(one) for one in source.series)
         rows: list[tuple[int, int, float, float]] = []
-        for table in tables:
+        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
+        for place in _HOURS if tier == "hour" else _MINUTES:
+            same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
+            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = ?3 {same}"
             sql = f"""
-                with recursive h(hour) as
-                  (select ?1 union all select hour + 1 from h where hour < ?2)
-                select {start} / {step} * {step} as bucket, k.series, {value}, {weight}
-                from h cross join {table} as k on k.hour = h.hour and k.series in ({ids}) {join}
-                where {start} >= ?3 and {start} < ?4
+                with recursive block(at) as
+                  (select ?1 union all select at + 1 from block where at < ?2)
+                select {place.start} / {step} * {step} as bucket, k.series, {value}, {weight}
+                from block cross join {_ids(source)} as s cross join {place.table} as k
+                  on {place.on} {covered if is_counter else ""}
+                where {place.start} >= ?4 and {place.start} < ?5
                 group by bucket, k.series"""
-            bounds = [begin // schema.HOUR_S, (end - 1) // schema.HOUR_S, begin, end]
-            rows += [row for row in self._rows(sql, bounds) if row[2] is not None]
+            found = self._rows(sql, [*hours, source.id, begin, end])
+            rows += [row for row in found if row[2] is not None]
         return rows
 
     def _raw(
@@ -385,14 +404,14 @@ class Recall:
         self, source: _Source, from_ms: int, to_ms: int
     ) -> Iterator[tuple[int, chunks.Times, chunks.Values]]:
         """Raw readings of a source, by series and pass, each in the order they came."""
-        ids = ", ".join(str(one) for one in source.series)
         block_ms = schema.RAW_BLOCK_S * 1000
         sql = f"""
-            with recursive b(block) as
-              (select max(?1, (select min(block) from raw))
-               union all select block + 1 from b where block < ?2)
-            select series, points from b cross join raw using (block) where series in ({ids})
-            order by series, block, part"""
+            with recursive block(at) as
+              (select max(?1, (select min(key) >> 32 from raw))
+               union all select at + 1 from block where at < ?2)
+            select series, points
+            from {_ids(source)} as s cross join block cross join raw as k on {_BY_KEY}
+            order by s.id, key"""
         collected: dict[int, list[tuple[chunks.Times, chunks.Values]]] = defaultdict(list)
         for series, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
             try:
@@ -400,7 +419,8 @@ class Recall:
             except ValueError as error:
                 raise StoreError(f"database {self.path}: {error}: it is damaged") from error
         sql = f"""select series, at_ms, value from raw_open
-                  where at_ms between ? and ? and series in ({ids}) order by series, rowid"""
+                  where at_ms between ? and ? and series in {_ids(source)}
+                  order by series, rowid"""
         rows = self._rows(sql, [from_ms, to_ms])
         for series in source.series:
             mine = [(at, value) for one, at, value in rows if one == series]
@@ -459,13 +479,19 @@ class Recall:
         to_s: float,
     ) -> Iterator[Minute]:
         rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
-        ids = ", ".join(str(one) for one in about) or "null"
-        for table in ("minute", "minute_open"):
+        whole_hour = [schema.key(heads[0][0], 0), schema.key(heads[0][0] + 1, 0) - 1]
+        for table, where in (
+            ("minute", "key between ?1 and ?2"),
+            ("minute_open", "hour = ?1 >> 32"),
+        ):
             sql = f"""select minute, part, series, n, coalesce(mean, last), coalesce(min, last),
                         coalesce(max, last), last, increase, counts
-                      from {table} where hour = ? and series in ({ids}) order by series"""
-            for minute, part, *row in self._rows(sql, [heads[0][0]]):
-                rows[minute, part].append(tuple(row))
+                      from {table} where {where} order by series"""
+            for minute, part, *row in self._rows(
+                sql, whole_hour if table == "minute" else whole_hour[:1]
+            ):
+                if row[0] in about:
+                    rows[minute, part].append(tuple(row))
         for hour, minute, part, covered_s, resets, marks in heads:
             start = hour * schema.HOUR_S + minute * 60
             if from_s <= start < to_s:
@@ -617,6 +643,11 @@ def _spread(
 
 
 # ------------------------------------------------------------------------------------------- rows
+
+
+def _ids(source: _Source) -> str:
+    """The ids of a source's series as a table."""
+    return f"(select id from series where id in ({', '.join(str(one) for one in source.series)}))"
 
 
 def _labels(text: str) -> tuple[tuple[str, str], ...]:

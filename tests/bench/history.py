@@ -1,6 +1,6 @@
 """`python -m tests.bench.history`: the store's size and question times, as Markdown tables.
 
-A week beside 8 GPUs (10 fields a second) and 4 servers (48 fields and 8 histograms every 5 s) is
+A week beside 8 GPUs (10 fields a second) and 4 servers (40 fields and 9 histograms every 5 s) is
 replayed at speed into a store in a temporary directory, minutes over a longer time than raw. The
 values walk as real ones do: temperatures in degrees, utilization in percent, power in milliwatts,
 counters that rise, some series that never change.
@@ -33,7 +33,7 @@ YEAR_DAYS = 365
 YEAR_BYTES_MAX, KEPT_A_DAY_MAX, QUESTION_S_MAX = 2e9, 5e6, 1.0
 
 BOUNDS = (*(0.001 * 2**n for n in range(20)), math.inf)
-HISTOGRAMS = ("ttft", "itl", "e2e", "queue", "prefill", "decode", "prompt", "output")
+HISTOGRAMS = ("ttft", "itl", "e2e", "queue", "prefill", "decode", "prompt", "output", "tpot")
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -102,7 +102,7 @@ def _server() -> list[Walk]:
         for name in HISTOGRAMS
         for end, step in (("sum", lambda d, v: v + d.random()), ("count", _rising(10)))
     ]
-    more = 48 - len(walks)
+    more = 40 - len(walks)
     return walks + [Walk(f"more_{n}", (), 0, _between(0, 200, 1)) for n in range(more)]
 
 

@@ -17,35 +17,34 @@ aside with its date in the name, and a new one begun. Each is an event in the st
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import platformdirs
 import sqlite_utils
 
-from agent import chunks, schema
-from agent.minutes import Minute, MinuteHistogram, MinuteValue
-from agent.model import Reading, StoreError, Sweep, UsageError, Verdict, encode
+from agent import database, rows, schema, tiers
+from agent.database import Lock, Locked, transaction
+from agent.minutes import Minute
+from agent.model import Reading, StoreError, Sweep, Verdict, encode
+from agent.rows import Labels
+from agent.tiers import Settings
 from agent.timeline import Timeline
 
-DAY_S = 86_400
 COMMIT_EVERY_S = 1.0
 RETRY_AFTER_S = 5.0
 UPKEEP_EVERY_S = 30.0
-BUSY_TIMEOUT_S = 5.0
 # An hour is closed so long after its end: its last minutes are still on their way.
 GRACE_S = 150
 # Nothing is forgotten until the wall clock has stood this long: a clock that is far ahead at boot
@@ -56,28 +55,9 @@ WAITING_READINGS_MAX = 60_000
 WAITING_RECORDS_MAX = 2_000
 # A page of labels that never repeat would make a series of each reading.
 SERIES_MAX = 20_000
-# Pages that deletions left are used again; only what exceeds this share goes back to the disk.
-SPARE_SHARE = 0.02
-VACUUM_PAGES = 512
-JOURNAL_BYTES_MAX = 16 * 1024 * 1024
-
-# SQLite's result codes, the low byte says the kind: https://www.sqlite.org/rescode.html
-_DAMAGED = (11, 26)  # CORRUPT, NOTADB
-_FULL = (13, 778)  # FULL, IOERR_WRITE (a limit on the size of files)
-_OF_THE_JOB = (1, 6, 19, 20, 25)  # ERROR (wrong SQL), LOCKED, CONSTRAINT, MISMATCH, RANGE
 
 T = TypeVar("T")
 Job = Callable[[sqlite_utils.Database], Any]
-Labels = tuple[tuple[str, str], ...]
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """How long each tier is kept, and how much of the disk is left alone; None is for ever."""
-
-    raw_s: float | None = 7.0 * DAY_S
-    minutes_s: float | None = 90.0 * DAY_S
-    hours_s: float | None = None
-    free_bytes_min: int = 512 * 1024 * 1024
 
 
 class State(msgspec.Struct, frozen=True):
@@ -119,114 +99,7 @@ def default_path() -> Path:
 # ------------------------------------------------------------------------------------------- lock
 
 
-class Lock:
-    """A file beside the database, held by the one process that writes; the system lets go of it.
-
-    Raises StoreError naming the other process.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self.path = database.with_name(database.name + "-lock")
-        self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            pid = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise Locked(
-                f"{database} is written by another agent, process {pid}: stop that one, or give "
-                "this one another db"
-            ) from error
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()
-
-
-class Locked(StoreError):
-    """Another agent writes to the store."""
-
-
 # ---------------------------------------------------------------------------------------- opening
-
-
-def _connect(path: Path) -> sqlite_utils.Database:
-    """A connection that writes; transactions are begun and ended by hand."""
-    connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-    )
-    return sqlite_utils.Database(connection)
-
-
-def _prepare(db: sqlite_utils.Database, path: Path) -> None:
-    """A new or older database gets what it lacks. Raises StoreError for one that is not ours."""
-    if db.execute("select count(*) from sqlite_master").fetchone()[0] == 0:
-        db.execute("pragma auto_vacuum = incremental")
-        db.execute("vacuum")  # takes that over, where a killed process had begun the file
-    elif _pragma(db, "application_id") != schema.APPLICATION_ID:
-        raise StoreError(f"{path} is a database of something else: give the agent another db")
-    db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = normal")
-    db.execute(f"pragma journal_size_limit = {JOURNAL_BYTES_MAX}")
-    version = _pragma(db, "user_version")
-    check_version(version, path)
-    for number in range(version, len(schema.MIGRATIONS)):
-        with transaction(db):
-            for statement in schema.MIGRATIONS[number]:
-                db.execute(statement)
-            db.execute(f"pragma application_id = {schema.APPLICATION_ID}")
-            db.execute(f"pragma user_version = {number + 1}")
-
-
-def check_version(version: int, path: Path) -> None:
-    """Raises StoreError for a database that a newer servefit wrote."""
-    newest = len(schema.MIGRATIONS)
-    if version > newest:
-        raise StoreError(
-            f"{path} was written by a newer servefit (schema {version}, this one knows {newest}): "
-            "update servefit, or give another db"
-        )
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite_utils.Database) -> Iterator[None]:
-    db.execute("begin immediate")
-    try:
-        yield
-        db.execute("commit")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # some failures end the transaction themselves
-            db.execute("rollback")
-        raise
-
-
-def _pragma(db: sqlite_utils.Database, name: str) -> int:
-    return int(db.execute(f"pragma {name}").fetchone()[0])
-
-
-def said(path: Path, error: Exception) -> StoreError:
-    """What SQLite or the system said, as one line with what to do."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    advice = "see to its permissions and to the space on its disk"
-    if "locked" in text or "busy" in text:
-        advice = "another program is writing to it: wait for that one"
-    elif "full" in text or "No space" in text:
-        advice = "free some space"
-    elif _is_damage(error):
-        advice = "it is damaged or not a database: move it away"
-    return StoreError(f"database {path}: {text}; {advice}, or give another db")
-
-
-def _is_damage(error: Exception) -> bool:
-    return _code(error) & 0xFF in _DAMAGED or str(error).startswith("quick_check")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's result code; 1 (a plain error) of what Python's module says itself."""
-    return int(getattr(error, "sqlite_errorcode", 1))
 
 
 # ---------------------------------------------------------------------------------------- history
@@ -273,7 +146,7 @@ class History:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.path)
         except OSError as error:
-            raise said(self.path, error) from error
+            raise database.said(self.path, error) from error
         try:
             self._open()
         except BaseException:
@@ -372,7 +245,7 @@ class History:
         The same run again replaces what was kept of it. Raises UsageError for one that says
         nothing of any load.
         """
-        row = _curve_row(sweep, source, self.timeline.now_s())
+        row = rows.curve_row(sweep, source, self.timeline.now_s())
         return self.submit(lambda db: _insert_curve(db, row))
 
     def add_assessment(self, scope: str, verdict: Verdict) -> Future[None]:
@@ -409,7 +282,7 @@ class History:
             waiting = [queue[0][0] for queue in (self._readings, self._records) if queue]
             waiting += [self._oldest_s] if self._oldest_s is not None else []
             return State(
-                bytes=sum(_size(Path(f"{self.path}{end}")) for end in ("", "-wal")),
+                bytes=sum(database.size(Path(f"{self.path}{end}")) for end in ("", "-wal")),
                 writer_lag_s=max(0.0, time.monotonic() - min(waiting)) if waiting else 0.0,
                 ready=self._ready,
                 shedding=self._shedding,
@@ -458,17 +331,17 @@ class History:
         try:
             self._use_file()
         except sqlite3.Error as error:
-            if not (_is_damage(error) and self._was_ours()):
-                raise said(self.path, error) from error
+            if not (database.is_damage(error) and self._was_ours()):
+                raise database.said(self.path, error) from error
             self._set_aside(str(error))
         except OSError as error:
-            raise said(self.path, error) from error
+            raise database.said(self.path, error) from error
 
     def _use_file(self) -> None:
         self._forget_ids()
-        self._db = _connect(self.path)
+        self._db = database.connect(self.path)
         try:
-            _prepare(self._db, self.path)
+            database.prepare(self._db, self.path)
             self._inode = self.path.stat().st_ino
         except BaseException:
             self._db.conn.close()
@@ -482,7 +355,7 @@ class History:
         with open(self.path, "rb") as file:
             head = file.read(100)
         ours = schema.APPLICATION_ID.to_bytes(4, "big")
-        return head[68:72] == ours or _size(Path(f"{self.path}-wal")) > 0
+        return head[68:72] == ours or database.size(Path(f"{self.path}-wal")) > 0
 
     def _set_aside(self, why: str) -> None:
         """The damaged file under another name, its log with it, and a new one in its place."""
@@ -498,11 +371,11 @@ class History:
 
     def _check(self) -> None:
         """After an unclean stop the whole file is looked at, before anything is added to it."""
-        if _meta(self._db, "clean") == 0:
+        if database.meta(self._db, "clean") == 0:
             answer = self._db.execute("pragma quick_check(1)").fetchone()[0]
             if answer != "ok":
                 raise sqlite3.DatabaseError(f"quick_check: {answer.splitlines()[-1]}")
-        _set_meta(self._db, "clean", 0)
+        database.set_meta(self._db, "clean", 0)
 
     # -------------------------------------------------------------------------------- the writer
 
@@ -547,7 +420,7 @@ class History:
             self._counts["readings"] += self._readings_waiting
         with contextlib.suppress(sqlite3.Error):
             if not self._error:
-                _set_meta(self._db, "clean", 1)
+                database.set_meta(self._db, "clean", 1)
         with contextlib.suppress(sqlite3.Error):
             self._db.conn.close()
         self._lock.release()
@@ -608,7 +481,10 @@ class History:
         try:
             result = job()
         except Exception as error:
-            if isinstance(error, sqlite3.Error) and _code(error) & 0xFF not in _OF_THE_JOB:
+            if (
+                isinstance(error, sqlite3.Error)
+                and database.code(error) & 0xFF not in database.OF_THE_STATEMENT
+            ):
                 raise
             self._db.execute("rollback to job")
             self._forget_ids()
@@ -621,14 +497,14 @@ class History:
         self._counts["errors"] += 1
         self._error = str(error)
         try:
-            if _is_damage(error):
+            if database.is_damage(error):
                 self._db.conn.close()
                 self._set_aside(str(error))
-                _set_meta(self._db, "clean", 0)
+                database.set_meta(self._db, "clean", 0)
             elif isinstance(error, sqlite3.ProgrammingError):  # closed: the last attempt failed
                 self._open()
-            elif _code(error) in _FULL:
-                self._shed_step()
+            elif database.code(error) in database.FULL:
+                self._counts["shed"] += tiers.shed(self._db)
         except (sqlite3.Error, OSError, StoreError) as worse:
             self._error = str(worse)
 
@@ -654,7 +530,12 @@ class History:
         if key not in self._series:
             if len(self._series) >= SERIES_MAX:
                 return None
-            row = [self._source_id(source), name, labels_text(labels), bounds_text(bounds)]
+            row = [
+                self._source_id(source),
+                name,
+                rows.labels_text(labels),
+                rows.bounds_text(bounds),
+            ]
             self._db.execute(
                 "insert or ignore into series(source, name, labels, bounds) values (?, ?, ?, ?)",
                 row,
@@ -667,13 +548,13 @@ class History:
         return found if found <= schema.SERIES_ID_MAX else None
 
     def _write_readings(self, batch: _Readings) -> None:
-        rows = [
+        points = [
             ((one.at_ns + batch.offset_ns) // 1_000_000, series, one.value)
             for one in batch.readings
             if (series := self._series_id(batch.source, one.name, one.labels)) is not None
         ]
-        self._counts["readings"] += len(batch.readings) - len(rows)
-        self._db.conn.executemany("insert into raw_open values (?, ?, ?)", rows)
+        self._counts["readings"] += len(batch.readings) - len(points)
+        self._db.conn.executemany("insert into raw_open values (?, ?, ?)", points)
 
     def _write_minute(self, item: _Minute) -> None:
         minute = item.minute
@@ -681,22 +562,22 @@ class History:
         hour, second = divmod(minute.start_unix_s, schema.HOUR_S)
         at = (hour, second // 60)
         part = self._part(minute, source, at)
-        rows = [
-            (*at, self._series_id(minute.source, one.name, one.labels), part, *_value_row(one))
+        lines = [
+            (*at, self._series_id(minute.source, one.name, one.labels), part, *rows.value_row(one))
             for one in minute.values
         ]
-        rows += [
+        lines += [
             (
                 *at,
                 self._series_id(minute.source, one.name, one.labels, one.bounds),
                 part,
-                *_histogram_row(one),
+                *rows.histogram_row(one),
             )
             for one in minute.histograms
         ]
         self._db.conn.executemany(
             "insert or replace into minute_open values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [row for row in rows if row[2] is not None],
+            [row for row in lines if row[2] is not None],
         )
         marks = json.dumps(minute.marks) if minute.marks else None
         self._db.execute(
@@ -707,7 +588,7 @@ class History:
                 at[1],
                 part,
                 minute.covered_s,
-                _counted_s(minute),
+                rows.counted_s(minute),
                 minute.resets,
                 marks,
                 int(item.finished),
@@ -767,198 +648,36 @@ class History:
             with contextlib.suppress(sqlite3.OperationalError):  # of all days
                 _insert_event(self._db, (self.timeline.now_s(), kind, None, text, None))
         if is_short:
-            self._shed_step()
+            self._counts["shed"] += tiers.shed(self._db)
 
     def _disk_free_bytes(self) -> int:
         disk = os.statvfs(self.path.parent)
         return disk.f_bavail * disk.f_frsize
 
-    def _shed_step(self) -> None:
-        """The oldest hour of raw goes, and its pages back to the disk."""
-        blocks = schema.HOUR_S // schema.RAW_BLOCK_S
-        with transaction(self._db):
-            shed = self._db.execute(
-                "delete from raw where key < (((select min(key) from raw) >> 32) + ?) << 32",
-                [blocks],
-            ).rowcount
-            if not shed:
-                shed = self._db.execute("delete from raw_open").rowcount
-        self._counts["shed"] += shed
-        _vacuum(self._db)
-        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
-
     def tidy(self) -> None:
         """Packs closed blocks, closes hours, and forgets one step of what is too old."""
         now_s = self.timeline.now_s()
-        self._pack(int(now_s - 10) // schema.RAW_BLOCK_S)
-        self._close_hours(int(now_s - GRACE_S) // schema.HOUR_S)
+        block = int(now_s - 10) // schema.RAW_BLOCK_S
+        if block != self._packed_before:
+            tiers.pack(self._db, block)
+            self._packed_before = block
+        tiers.close_hours(self._db, int(now_s - GRACE_S) // schema.HOUR_S)
         if self.timeline.steady_s() >= STEADY_S:
-            self._forget(now_s)
-        self._give_back()
-
-    def _pack(self, before: int) -> None:
-        """Raw rows of finished blocks become chunks, in the order they came."""
-        if before == self._packed_before:
-            return
-        end_ms = before * schema.RAW_BLOCK_S * 1000
-        cursor = self._db.execute(
-            f"""select at_ms / {schema.RAW_BLOCK_S * 1000} as block, series, at_ms, value
-                from raw_open where at_ms < ? order by block, series, rowid""",
-            [end_ms],
-        )
-        rows = []
-        for key, points in _grouped(cursor):
-            times, values = zip(*points, strict=True)
-            rows.append((schema.key(*key), schema.PART_MAX, chunks.pack(times, values)))
-        with transaction(self._db):
-            self._db.conn.executemany(
-                """insert or replace into raw(key, points)
-                   select min(coalesce(max(key) + 1, ?1), ?1 + ?2), ?3
-                   from raw where key between ?1 and ?1 + ?2""",
-                rows,
-            )
-            self._db.execute("delete from raw_open where at_ms < ?", [end_ms])
-        self._packed_before = before
-
-    def _close_hours(self, before: int) -> None:
-        sql = "select distinct hour from minute_open where hour < ? order by hour"
-        for (hour,) in self._db.execute(sql, [before]).fetchall():
-            with transaction(self._db):
-                self._db.execute(schema.MOVE_MINUTES, {"hour": hour})
-                self._db.execute("delete from minute_open where hour = ?", [hour])
-                self._db.execute(schema.ROLL_HOUR, {"hour": hour})
-                self._db.execute(schema.ROLL_SOURCES, {"hour": hour})
-                self._roll_histograms(hour)
-
-    def _roll_histograms(self, hour: int) -> None:
-        sql = """select series, counts from minute
-                 where key between ? and ? and counts is not null"""
-        sums: dict[int, list[float]] = {}
-        whole_hour = [schema.key(hour, 0), schema.key(hour + 1, 0) - 1]
-        for series, text in self._db.execute(sql, whole_hour).fetchall():
-            counts = json.loads(text)
-            whole = sums.setdefault(series, [])
-            whole.extend([0] * (len(counts) - len(whole)))
-            for at, count in enumerate(counts):
-                whole[at] += count
-        rows = [
-            (schema.key(hour, series), round(sum(whole)), _text(_thousandths(whole)))
-            for series, whole in sums.items()
-        ]
-        self._db.conn.executemany(
-            "insert or replace into hour(key, n, counts) values (?, ?, ?)", rows
-        )
-
-    def _forget(self, now_s: float) -> None:
-        """One block or hour of each tier at a time, so that no batch waits long for it."""
-        kept = self.settings
-        for table, block_s, kept_s in (
-            ("raw", schema.RAW_BLOCK_S, kept.raw_s),
-            ("minute", schema.HOUR_S, kept.minutes_s),
-            ("hour", schema.HOUR_S, kept.hours_s),
-        ):
-            if kept_s is None:
-                continue
-            limit = int(now_s - kept_s) // block_s
-            first = self._db.execute(f"select min(key) >> 32 from {table}").fetchone()[0]
-            if first is not None and first < limit:
-                end = schema.key(first + 1, 0)
-                self._db.execute(f"delete from {table} where key < ?", [end])
-            if table != "raw":
-                self._db.execute(f"delete from {table}_source where hour < ?", [limit])
-
-    def _give_back(self) -> None:
-        """Free pages beyond what will be used again go back to the disk, some at a time."""
-        spare = _pragma(self._db, "page_count") * SPARE_SHARE + VACUUM_PAGES
-        if _pragma(self._db, "freelist_count") > spare:
-            _vacuum(self._db, VACUUM_PAGES)
+            tiers.forget(self._db, self.settings, now_s)
+        tiers.give_back(self._db)
 
 
 # ------------------------------------------------------------------------------------------- rows
-
-
-def labels_text(labels: Labels) -> str:
-    return json.dumps(dict(labels), sort_keys=True)
-
-
-def bounds_text(bounds: tuple[float, ...]) -> str:
-    """JSON knows no infinity: the last bound is null."""
-    return json.dumps([None if one == float("inf") else one for one in bounds]) if bounds else ""
 
 
 def _is_bucket(reading: Reading) -> bool:
     return reading.name.endswith("_bucket")
 
 
-def _value_row(value: MinuteValue) -> tuple[float | str | None, ...]:
-    if value.increase is not None:
-        return (value.n, None, None, None, value.last, value.increase, None)
-    three = (None if one == value.last else one for one in (value.mean, value.min, value.max))
-    return (value.n, *three, value.last, None, None)
-
-
-def _histogram_row(histogram: MinuteHistogram) -> tuple[float | str | None, ...]:
-    """Counts to a thousandth, without the zeros behind the last one.
-
-    What came between two samples is shared out over two minutes by time, with all digits of a
-    float; what rounding loses in a month is a tenth of a request.
-    """
-    counts = _thousandths(histogram.counts)
-    return (round(sum(counts)), None, None, None, None, None, _text(counts))
-
-
-def _thousandths(counts: Sequence[float]) -> list[float]:
-    rounded = [round(count, 3) for count in counts]
-    return [int(count) if count == int(count) else count for count in rounded]
-
-
-def _text(counts: list[float]) -> str:
-    end = next((n for n in range(len(counts), 0, -1) if counts[n - 1]), 0)
-    return json.dumps(counts[:end], separators=(",", ":"))
-
-
-def _counted_s(minute: Minute) -> float:
-    """The seconds that a minute's increases are of.
-
-    In a gap nothing was watched, but what a counter rose by meanwhile is known.
-    """
-    return max(minute.covered_s, 60.0) if "gap" in minute.marks else minute.covered_s
-
-
 def _insert_event(db: sqlite_utils.Database, row: Sequence[Any]) -> None:
     db.execute(
         "insert into events(at_unix_s, kind, source, text, data) values (?, ?, ?, ?, ?)", row
     )
-
-
-def _curve_row(sweep: Sweep, source: str | None, now_s: float) -> dict[str, Any]:
-    _check_curve(sweep)
-    text = encode(sweep).decode()
-    return {
-        "key": sweep.run.id or "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-        "received_unix_s": now_s,
-        "source": source,
-        "started_at": sweep.run.started_at,
-        "url": sweep.target.url,
-        "model": sweep.target.model,
-        "engine": sweep.target.engine,
-        "levels": len(sweep.levels),
-        "simulated": int(sweep.run.simulated),
-        "sweep": text,
-    }
-
-
-def _check_curve(sweep: Sweep) -> None:
-    """A curve says of one load at least what came out. Raises UsageError."""
-    says = False
-    for number, level in enumerate(sweep.levels):
-        load = level.concurrency if level.concurrency is not None else level.offered_rps
-        rates = (level.output_tokens_per_s, level.request_throughput, level.total_tokens_per_s)
-        if any(one is not None and one < 0 for one in (load, *rates)):
-            raise UsageError(f"levels[{number}] has a negative load or rate")
-        says |= bool(load) and any(one is not None for one in rates)
-    if not says:
-        raise UsageError("no level has both a load (concurrency or offered_rps) and a throughput")
 
 
 def _insert_curve(db: sqlite_utils.Database, row: dict[str, Any]) -> int:
@@ -984,9 +703,9 @@ def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> 
         with History(path) as history:
             return history.add_curve(sweep, source).result(timeout=60)
     except Locked:
-        row = _curve_row(sweep, source, time.time())
+        row = rows.curve_row(sweep, source, time.time())
     try:
-        db = _connect(path)
+        db = database.connect(path)
         try:
             db.execute("pragma wal_autocheckpoint = 0")
             with transaction(db):
@@ -994,39 +713,7 @@ def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> 
         finally:
             db.conn.close()
     except sqlite3.Error as error:
-        raise said(path, error) from error
-
-
-def _vacuum(db: sqlite_utils.Database, pages: int | None = None) -> None:
-    """Gives free pages back to the disk; None is all.
-
-    It is a statement without columns that has a row for each page, and Python's `execute` stops at
-    the first of those; a script is run to its end.
-    """
-    db.executescript(f"pragma incremental_vacuum({pages or 0})")
-
-
-def _meta(db: sqlite_utils.Database, key: str) -> Any:
-    row = db.execute("select value from meta where key = ?", [key]).fetchone()
-    return row[0] if row else None
-
-
-def _set_meta(db: sqlite_utils.Database, key: str, value: Any) -> None:
-    db.execute("insert or replace into meta values (?, ?)", [key, value])
-
-
-def _grouped(cursor: Iterator[Any]) -> Iterator[tuple[tuple[int, int], list[tuple[int, float]]]]:
-    """Rows (block, series, at_ms, value) in order, by the first two."""
-    key: tuple[int, int] | None = None
-    points: list[tuple[int, float]] = []
-    for block, series, at_ms, value in cursor:
-        if key != (block, series):
-            if key is not None:
-                yield key, points
-            key, points = (block, series), []
-        points.append((at_ms, value))
-    if key is not None:
-        yield key, points
+        raise database.said(path, error) from error
 
 
 def _settle(future: Future[Any], result: Any) -> None:
@@ -1036,10 +723,3 @@ def _settle(future: Future[Any], result: Any) -> None:
             future.set_exception(result)
         else:
             future.set_result(result)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -23,7 +23,8 @@ import numpy as np
 import sqlite_utils
 
 from agent import chunks, schema
-from agent.history import check_version, default_path, said
+from agent.database import check_version, said
+from agent.history import default_path
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import StoreError, Sweep, UsageError, decode_sweep
@@ -90,8 +91,6 @@ class _Place(NamedTuple):
 # The first of a series' keys in a block, to the last.
 _KEY = "(block.at << 32) + (s.id << 12)"
 _BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
-    """k.key between (block.at << 32) + (s.id << 12) and (block.at << 32) + (s.id << 12) + 4095"""
-)
 _HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600"),)
 _MINUTES = (
     _Place("minute", _BY_KEY, "(k.hour * 3600 + k.minute * 60)"),

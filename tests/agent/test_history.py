@@ -23,9 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import schema
-from agent.history import History, Locked, Settings, import_curve
+from agent.database import Locked
+from agent.history import History, import_curve
 from agent.model import Confidence, Level, Run, StoreError, Sweep, UsageError, Verdict
 from agent.recall import Recall
+from agent.tiers import Settings
 from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store
 
 HOUR = 3600
@@ -350,7 +352,7 @@ def test_each_tier_is_kept_its_time(path: Path, clocks: Clocks) -> None:
 def test_what_is_forgotten_goes_back_to_the_disk(
     path: Path, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.history.VACUUM_PAGES", 5)
+    monkeypatch.setattr("agent.tiers.VACUUM_PAGES", 5)
     with store(path, clocks, settings=Settings(raw_s=HOUR)) as history:
         for n in range(40_000):
             if n % 100 == 0:
@@ -437,7 +439,7 @@ def test_a_curve_comes_in_beside_a_running_agent(path: Path, clocks: Clocks) -> 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.history.BUSY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("agent.database.BUSY_TIMEOUT_S", 0.3)
     monkeypatch.setattr("agent.history.RETRY_AFTER_S", 0.1)
 
 

@@ -17,7 +17,7 @@ def test_a_span(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1h", "1w", "h", "1e3", "nan", "9" * 400])
 def test_no_span(text: str) -> None:
-    with pytest.raises(UsageError, match="--last .*: write a time"):
+    with pytest.raises(UsageError, match=r"--last .*: write a time"):
         parse_span_s(text, "--last")
 
 
@@ -33,5 +33,5 @@ def test_an_instant(text: str, unix_s: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "noon", "-5", "nan", "inf", "1e30", "2026-13-01"])
 def test_no_instant(text: str) -> None:
-    with pytest.raises(UsageError, match="--from .*: write an instant"):
+    with pytest.raises(UsageError, match=r"--from .*: write an instant"):
         parse_instant_s(text, "--from")

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.history import DAY_S, History, Settings
+from agent.history import History
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import Reading
 from agent.recall import Recall
+from agent.tiers import DAY_S, Settings
 from agent.timeline import Timeline
 
 GPUS, SERVERS = 8, 4

@@ -683,7 +683,12 @@ def _insert_event(db: sqlite_utils.Database, row: Sequence[Any]) -> None:
 def _insert_curve(db: sqlite_utils.Database, row: dict[str, Any]) -> int:
     names = ", ".join(row)
     places = ", ".join(f":{name}" for name in row)
-    updates = ", ".join(f"{name} = excluded.{name}" for name in row if name != "key")
+    known = "coalesce(excluded.source, source)"  # whoever brings it again may not know whose it is
+    updates = ", ".join(
+        f"{name} = {known if name == 'source' else f'excluded.{name}'}"
+        for name in row
+        if name != "key"
+    )
     db.execute(
         f"insert into curves({names}) values ({places}) on conflict(key) do update set {updates}",
         row,
@@ -699,11 +704,12 @@ def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> 
     Raises StoreError, UsageError for a curve that says nothing.
     """
     path = path or default_path()
+    row = rows.curve_row(sweep, source, time.time())
     try:
         with History(path) as history:
             return history.add_curve(sweep, source).result(timeout=60)
     except Locked:
-        row = rows.curve_row(sweep, source, time.time())
+        pass
     try:
         db = database.connect(path)
         try:

@@ -112,7 +112,7 @@ def test_a_curve_is_imported_once(capsys: Command, tmp_path: Path, curve: Path) 
     with store(db, Clocks()):  # and beside a running agent
         assert agent(capsys, "import", str(curve), "--db", str(db))[0] == 0
     with Recall(db) as recall:
-        assert [(one["key"], one["source"]) for one in recall.curves()] == [("r1", None)]
+        assert [(one["key"], one["source"]) for one in recall.curves()] == [("r1", "chat")]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,7 @@ def test_a_curve_that_is_none(capsys: Command, tmp_path: Path, content: bytes, s
     code, out, err = agent(capsys, "import", str(file), "--db", str(db))
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith(f"agent: {file}: ")
+    assert not db.exists()
     assert said in err
 
 

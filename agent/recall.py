@@ -189,11 +189,13 @@ class Recall:
         """A metric of the catalogue, or a recipe, between two instants (unix, s).
 
         `step_s`: without one, about POINTS_WANTED points. Steps are multiples of the tier's own
-        (1 s, 1 min, 1 h) and begin at multiples of themselves; one without data is left out.
+        (1 s, 1 min, 1 h) and begin at multiples of themselves, the first at or before `from_s`; one
+        without data is left out.
         Raises UsageError for what is no metric, server, service, window or step.
         """
         which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
+        from_s = from_s // step * step
         recipe = RECIPES.get(metric)
         if recipe is None:
             about = CATALOGUE.get(metric)

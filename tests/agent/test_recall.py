@@ -121,6 +121,12 @@ def test_a_window_runs_to_the_newest_reading(path: Path) -> None:
         assert recall.newest_unix_s(NOON - 1) is None
 
 
+def test_the_first_step_holds_the_windows_beginning(kept: Path) -> None:
+    with Recall(kept) as recall:
+        points = recall.series("requests_running", NOON + 1800, NOON + 7000, 3600).points
+    assert points == [(NOON, 24.0), (NOON + 3600, 24.0)]
+
+
 def test_minutes_answer_where_raw_was_shed(path: Path) -> None:
     clocks = Clocks()
     with store(path, clocks) as history:

@@ -6,11 +6,16 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from agent import __version__
 from agent.failures import guarded
+
+if TYPE_CHECKING:
+    from agent.model import Sweep
+    from agent.recall import Series
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -66,7 +71,7 @@ def assess(
     form: str,
 ) -> None:
     """Judge a measured curve, against an expected load where one is given."""
-    from agent.model import UsageError, decode_sweep, encode
+    from agent.model import UsageError, encode
     from agent.sizing.curve import analyse, parse_slo
     from agent.sizing.judge import judge
     from agent.words import printable, verdict_lines
@@ -78,9 +83,7 @@ def assess(
         if demand is not None and not math.isfinite(demand):
             raise UsageError(f"{option} {demand}: write a finite number above 0")
     try:
-        sweep = decode_sweep(sys.stdin.buffer.read() if curve == "-" else Path(curve).read_bytes())
-    except OSError as error:
-        raise UsageError(f"--curve {curve}: {error.strerror}") from error
+        sweep = _read_sweep(curve)
     except UsageError as error:
         raise UsageError(f"--curve {curve}: {error}") from error
     targets = parse_slo(slo) if slo else sweep.slo
@@ -142,6 +145,123 @@ def check(file: str) -> None:
     checked = load(file)
     click.echo(f"# {file} as it takes effect. Secrets stand in their files and are not shown.")
     click.echo(render(checked), nl=False)
+
+
+_DB = click.option(
+    "--db",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The agent's store.  [default: agent.db in your data directory]",
+)
+
+
+@cli.command()
+@click.argument("metric")
+@click.option("--last", metavar="TIME", help="The window up to the newest sample.  [default: 1h]")
+@click.option("--from", "begin", metavar="INSTANT", help="ISO 8601 or unix seconds.")
+@click.option("--to", "end", metavar="INSTANT", help="Likewise.  [default: the newest sample]")
+@click.option("--step", metavar="TIME", help="Time a point stands for.  [default: 1/300 of all]")
+@click.option("--server", metavar="NAME", help="Of this server alone.  [default: all together]")
+@click.option("--service", metavar="NAME", help="Of all servers of this service.")
+@click.option("--gpu", metavar="UUID", help="Of this GPU alone.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="For people or for programs.",
+)
+@_DB
+def query(
+    metric: str,
+    last: str | None,
+    begin: str | None,
+    end: str | None,
+    step: str | None,
+    server: str | None,
+    service: str | None,
+    gpu: str | None,
+    form: str,
+    db: Path | None,
+) -> None:
+    """A series from the store, while the agent writes or without it.
+
+    \b
+    agent query output_tokens_per_s --last 24h
+    agent query kv_usage_ratio --server chat --last 30d --step 1h --format csv
+    """
+    import time
+
+    from agent.model import UsageError
+    from agent.recall import Recall
+    from agent.when import parse_instant_s, parse_span_s
+
+    if last is not None and begin is not None:
+        raise UsageError("--last and --from both say where the window begins: give one")
+    span_s = parse_span_s(last or "1h", "--last")
+    step_s = parse_span_s(step, "--step") if step is not None else None
+    with Recall(db) as recall:
+        to_s = parse_instant_s(end, "--to") if end else recall.newest_unix_s(time.time())
+        if to_s is None:
+            raise UsageError(f"{recall.path} holds no sample yet: is the agent running?")
+        from_s = parse_instant_s(begin, "--from") if begin else max(0.0, to_s - span_s)
+        series = recall.series(
+            metric, from_s, to_s, step_s, server=server, service=service, gpu=gpu
+        )
+    _print_series(series, form)
+
+
+def _print_series(series: Series, form: str) -> None:
+    from agent.model import encode
+    from agent.when import utc
+    from agent.words import printable
+
+    if form == "json":
+        click.echo(encode(series).decode())
+        return
+    if form == "csv":
+        click.echo(f"unix_s,{series.metric}")
+        for at, value in series.points:
+            click.echo(f"{at:.0f},{value!r}")
+        return
+    click.echo(printable(f"{series.metric}, {series.unit}"))
+    for at, value in series.points:
+        click.echo(f"{utc(at)}  {value:>14,.6g}")
+    if not series.points:
+        click.echo("no samples in this window")
+
+
+@cli.command("import")
+@click.argument("file", metavar="SWEEP.json")
+@click.option("--server", metavar="NAME", help="The server, as the agent names it.")
+@_DB
+def import_(file: str, server: str | None, db: Path | None) -> None:
+    """Bring a measured curve into the store, from the file that loadgen --json wrote.
+
+    The same run again replaces what was kept of it.
+    """
+    from agent.history import import_curve
+    from agent.model import UsageError
+    from agent.words import printable
+
+    try:
+        sweep = _read_sweep(file)
+        number = import_curve(db, sweep, server)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    of = f" of {sweep.target.model}" if sweep.target.model else ""
+    click.echo(printable(f"curve {number}{of}: {len(sweep.levels)} levels"))
+
+
+def _read_sweep(file: str) -> Sweep:
+    """A sweep from a file, or `-` for standard input. Raises UsageError."""
+    from agent.model import UsageError, decode_sweep
+
+    try:
+        return decode_sweep(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise UsageError(str(error.strerror)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

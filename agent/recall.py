@@ -1,0 +1,677 @@
+"""Questions to the agent's store, by a connection that only reads, while the agent writes.
+
+A series is answered from the coarsest tier that is still as fine as the step, from a coarser one
+where the finer was forgotten, and from a finer one for the newest, which no minute or hour holds
+yet: a window runs to the newest reading. Counters are told as rates, over the time they were
+really watched; ratios of several servers or GPUs are averaged, amounts added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import sqlite_utils
+
+from agent import chunks, schema
+from agent.database import check_version, said
+from agent.history import default_path
+from agent.metrics import CATALOGUE
+from agent.minutes import Minute, MinuteHistogram, MinuteValue
+from agent.model import StoreError, Sweep, UsageError, decode_sweep
+
+POINTS_WANTED = 300
+POINTS_MAX = 50_000
+# A reading stands for what follows it so long, where the step is finer than the sampling.
+STALE_S = 15.0
+# A counter's increase over a longer silence is nobody's: not spread over it.
+GAP_S = 300.0
+BUSY_TIMEOUT_S = 5.0
+
+
+Tier = Literal["raw", "minute", "hour"]
+
+
+class Recipe(NamedTuple):
+    """A figure made of counters: an increase a second, or one increase over another."""
+
+    counter: str
+    over: str | None
+    unit: str
+    scale: float = 1.0
+
+
+RECIPES: dict[str, Recipe] = {
+    "requests_per_s": Recipe("requests_finished_total", None, "{request}/s"),
+    "prompt_tokens_per_s": Recipe("prompt_tokens_total", None, "{token}/s"),
+    "output_tokens_per_s": Recipe("output_tokens_total", None, "{token}/s"),
+    "preemptions_per_s": Recipe("preemptions_total", None, "{request}/s"),
+    "prefix_hit_ratio": Recipe("prefix_cache_hits_total", "prefix_cache_queries_total", "1"),
+    "energy_j_per_output_token": Recipe("gpu_energy_j", "output_tokens_total", "J/{token}"),
+    **{
+        f"{stage}_mean_ms": Recipe(f"{stage}_seconds_sum", f"{stage}_seconds_count", "ms", 1000.0)
+        for stage in ("queue", "prefill", "decode", "ttft", "itl", "e2e")
+    },
+}
+
+
+class Series(msgspec.Struct, frozen=True):
+    """What `/api/v1/series` answers: (unix_s of the step's beginning, value), in order of time."""
+
+    metric: str
+    unit: str
+    points: list[tuple[float, float]]
+
+
+class Which(NamedTuple):
+    """Whose series are meant; null is everybody's."""
+
+    server: str | None = None
+    service: str | None = None
+    gpu: str | None = None
+
+
+class _Place(NamedTuple):
+    """A table of minutes or hours: how its row `k` is found, and when that begins."""
+
+    table: str
+    on: str
+    start: str
+
+
+# The first of a series' keys in a block, to the last.
+_KEY = "(block.at << 32) + (s.id << 12)"
+_BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
+_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600"),)
+_MINUTES = (
+    _Place("minute", _BY_KEY, "(k.hour * 3600 + k.minute * 60)"),
+    _Place(
+        "minute_open",
+        "k.hour = block.at and k.series = s.id",
+        "(k.hour * 3600 + k.minute * 60)",
+    ),
+)
+
+
+class _Source(NamedTuple):
+    id: int
+    name: str
+    series: tuple[int, ...]
+
+
+# (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
+_Sums = dict[tuple[int, int], tuple[float, float]]
+
+
+class Recall:
+    """The store at `path`, read only. Raises StoreError where there is none, or none of ours.
+
+    One thread at a time; close it, or leave its context.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or default_path()
+        if not self.path.exists():
+            raise StoreError(
+                f"no agent has written {self.path}: start `agent run`, or give another --db"
+            )
+        with self._guarded():
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=BUSY_TIMEOUT_S,
+                check_same_thread=False,
+            )
+            self._db = sqlite_utils.Database(connection)
+            try:
+                self._check()
+            except BaseException:
+                connection.close()
+                raise
+
+    def __enter__(self) -> Recall:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.conn.close()
+
+    def _check(self) -> None:
+        if self._number("pragma application_id") != schema.APPLICATION_ID:
+            raise StoreError(f"{self.path} is not an agent's store: give another --db")
+        version = self._number("pragma user_version") or 0
+        check_version(int(version), self.path)
+        if version < len(schema.MIGRATIONS):
+            raise StoreError(
+                f"{self.path} was written by an older servefit: start `agent run` once, which "
+                "brings it up to date"
+            )
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise said(self.path, error) from error
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._guarded():
+            return self._db.execute(sql, parameters).fetchall()
+
+    def _number(self, sql: str, parameters: Sequence[Any] = ()) -> float | None:
+        rows = self._rows(sql, parameters)
+        return rows[0][0] if rows else None
+
+    # ------------------------------------------------------------------------------------- series
+
+    def series(
+        self,
+        metric: str,
+        from_s: float,
+        to_s: float,
+        step_s: float | None = None,
+        *,
+        server: str | None = None,
+        service: str | None = None,
+        gpu: str | None = None,
+    ) -> Series:
+        """A metric of the catalogue, or a recipe, between two instants (unix, s).
+
+        `step_s`: without one, about POINTS_WANTED points. Steps are multiples of the tier's own
+        (1 s, 1 min, 1 h) and begin at multiples of themselves, the first at or before `from_s`; one
+        without data is left out.
+        Raises UsageError for what is no metric, server, service, window or step.
+        """
+        which = Which(server, service, gpu)
+        step = _step(from_s, to_s, step_s)
+        from_s = from_s // step * step
+        recipe = RECIPES.get(metric)
+        if recipe is None:
+            about = CATALOGUE.get(metric)
+            if about is None:
+                raise UsageError(_unknown("metric", metric, [*CATALOGUE, *RECIPES]))
+            if about.kind == "counter":
+                recipe = Recipe(metric, None, f"{about.unit}/s")
+        if recipe is None:
+            points = self._gauge(metric, from_s, to_s, step, which)
+            return Series(metric, CATALOGUE[metric].unit, points)
+        points = self._recipe(recipe, from_s, to_s, step, which)
+        return Series(metric, recipe.unit, points)
+
+    def _gauge(
+        self, metric: str, from_s: float, to_s: float, step: int, which: Which
+    ) -> list[tuple[float, float]]:
+        sums = self._sums(metric, from_s, to_s, step, which)
+        table: dict[int, dict[int, float]] = defaultdict(dict)
+        for (bucket, series), (value, weight) in sums.items():
+            if weight:
+                table[bucket][series] = value / weight
+        if step < STALE_S:
+            _carry(table, step)
+        combine = _COMBINED[combination(metric)]
+        return [(bucket, combine(list(table[bucket].values()))) for bucket in sorted(table)]
+
+    def _recipe(
+        self, recipe: Recipe, from_s: float, to_s: float, step: int, which: Which
+    ) -> list[tuple[float, float]]:
+        """Rates of several series add up; a quotient is of the summed increases."""
+        increases, rates = self._increases(recipe.counter, from_s, to_s, step, which)
+        if recipe.over is None:
+            return [(at, rates[at] * recipe.scale) for at in sorted(rates)]
+        others, _ = self._increases(recipe.over, from_s, to_s, step, which)
+        return [
+            (at, increases[at] / others[at] * recipe.scale)
+            for at in sorted(increases)
+            if others.get(at, 0) > 0
+        ]
+
+    def _increases(
+        self, counter: str, from_s: float, to_s: float, step: int, which: Which
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """By step: what a counter rose by in all its series, and by how much a second."""
+        increases: dict[int, float] = defaultdict(float)
+        rates: dict[int, float] = defaultdict(float)
+        sums = self._sums(counter, from_s, to_s, step, which)
+        for (bucket, _), (increase, seconds) in sums.items():
+            if seconds > 0:
+                increases[bucket] += increase
+                rates[bucket] += increase / seconds
+        return increases, rates
+
+    def _sums(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Sums:
+        """Every tier's share of the window, source by source, added up by step."""
+        is_counter = CATALOGUE[name].kind == "counter"
+        sums: dict[tuple[int, int], tuple[float, float]] = {}
+        for source in self._sources_of(name, which):
+            for tier, begin, end in self._pieces(source, from_s, to_s, step):
+                rows = self._read(tier, source, begin, end, step, is_counter)
+                if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
+                    rows = self._read("minute", source, begin, end, step, is_counter)
+                for bucket, series, value, weight in rows:
+                    had = sums.get((bucket, series), (0.0, 0.0))
+                    sums[bucket, series] = (had[0] + value, had[1] + weight)
+        return sums
+
+    # ----------------------------------------------------------------------------------- whose
+
+    def _sources_of(self, name: str, which: Which) -> list[_Source]:
+        """The series of a name that are meant, by their sources. Raises UsageError."""
+        owners = self._owners(which)
+        gpus = {which.gpu} if which.gpu else self._gpus_of(owners)
+        of_gpu = name.startswith("gpu_")
+        found: dict[tuple[int, str], list[int]] = defaultdict(list)
+        sql = """select sources.id, sources.name, series.id, labels
+                 from series join sources on sources.id = source where series.name = ?"""
+        for source, source_name, series, labels in self._rows(sql, [name]):
+            if of_gpu and gpus is not None and json.loads(labels).get("gpu") not in gpus:
+                continue
+            if not of_gpu and owners is not None and source_name not in owners:
+                continue
+            found[source, source_name].append(series)
+        return [_Source(*key, tuple(series)) for key, series in sorted(found.items())]
+
+    def _owners(self, which: Which) -> dict[str, list[str]] | None:
+        """The sources of a server or service, each with its GPUs; None for everybody."""
+        if which.server is None and which.service is None:
+            return None
+        rows = self._rows("select name, service, gpus from sources")
+        owners = {
+            name: json.loads(gpus)
+            for name, service, gpus in rows
+            if which.server in (None, name) and which.service in (None, service)
+        }
+        if not owners:
+            kind = "server" if which.server is not None else "service"
+            known = {row[0 if kind == "server" else 1] for row in rows} - {None}
+            asked = which.server if which.server is not None else which.service
+            raise UsageError(_unknown(kind, str(asked), sorted(known)))
+        return owners
+
+    @staticmethod
+    def _gpus_of(owners: dict[str, list[str]] | None) -> set[str] | None:
+        """The GPUs of servers; None where all are meant."""
+        return None if owners is None else {gpu for gpus in owners.values() for gpu in gpus}
+
+    # ------------------------------------------------------------------------------------ tiers
+
+    def _pieces(
+        self, source: _Source, from_s: float, to_s: float, step: int
+    ) -> Iterator[tuple[Tier, int, int]]:
+        """(tier, begin, end) in whole seconds: which tier answers for which part of the window."""
+        begin, end = math.floor(from_s), math.floor(to_s) + 1
+        hours_end = self._hours_end(source, end)
+        minutes_begin, minutes_end = self._minutes_held(source, end) or (hours_end, hours_end)
+        if step >= schema.HOUR_S:
+            hours_until, minutes_until = hours_end, minutes_end
+        elif step >= 60:
+            hours_until, minutes_until = min(minutes_begin, hours_end), minutes_end
+        else:
+            hours_until = min(minutes_begin, hours_end)
+            minutes_until = min(self._raw_begin(), minutes_end)
+        hours_until, minutes_until = min(hours_until, end), min(minutes_until, end)
+        minutes_from = max(begin, hours_until)
+        if hours_until > begin:
+            yield "hour", begin, hours_until
+        if minutes_until > minutes_from:
+            yield "minute", minutes_from, minutes_until
+        raw_from = max(minutes_from, minutes_until)
+        if end > raw_from:
+            yield "raw", raw_from, end
+
+    def _hours_end(self, source: _Source, before_s: int) -> int:
+        """The end of a source's last hour that begins before an instant; 0 without one."""
+        sql = """select hour from hour_source where source = ? and hour < ?
+                 order by hour desc limit 1"""
+        hour = self._number(sql, [source.id, math.ceil(before_s / schema.HOUR_S)])
+        return 0 if hour is None else (int(hour) + 1) * schema.HOUR_S
+
+    def _minutes_held(self, source: _Source, before_s: int) -> tuple[int, int] | None:
+        """From the beginning of the first minute to the end of the last that is finished."""
+        sql = """select hour * 3600 + minute * 60 as start from minute_source
+                 where source = ? and hour < ? and start < ? and (finished or ?)
+                 order by hour {0}, minute {0} limit 1"""
+        window = [source.id, math.ceil(before_s / schema.HOUR_S), before_s]
+        first = self._number(sql.format("asc"), [*window, 1])
+        last = self._number(sql.format("desc"), [*window, 0])
+        if first is None:
+            return None
+        return int(first), int(first) if last is None else int(last) + 60
+
+    def _raw_begin(self) -> int:
+        """The first raw reading that is held, to the block; far away without any."""
+        block = self._number("select min(key) >> 32 from raw")
+        if block is not None:
+            return int(block) * schema.RAW_BLOCK_S
+        at_ms = self._number("select min(at_ms) from raw_open")
+        return 2**53 if at_ms is None else int(at_ms) // 1000
+
+    def _read(
+        self, tier: Tier, source: _Source, begin: int, end: int, step: int, is_counter: bool
+    ) -> list[tuple[int, int, float, float]]:
+        """(bucket, series, sum, weight) from one tier of a source."""
+        if tier == "raw":
+            return self._raw(source, begin, end, step, is_counter)
+        value, weight = (
+            ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
+            if is_counter
+            else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
+        )
+        rows: list[tuple[int, int, float, float]] = []
+        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
+        for place in _HOURS if tier == "hour" else _MINUTES:
+            same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
+            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = ?3 {same}"
+            sql = f"""
+                with recursive block(at) as
+                  (select ?1 union all select at + 1 from block where at < ?2)
+                select {place.start} / {step} * {step} as bucket, k.series, {value}, {weight}
+                from block cross join {_ids(source)} as s cross join {place.table} as k
+                  on {place.on} {covered if is_counter else ""}
+                where {place.start} >= ?4 and {place.start} < ?5
+                group by bucket, k.series"""
+            found = self._rows(sql, [*hours, source.id, begin, end])
+            rows += [row for row in found if row[2] is not None]
+        return rows
+
+    def _raw(
+        self, source: _Source, begin: int, end: int, step: int, is_counter: bool
+    ) -> list[tuple[int, int, float, float]]:
+        """The same from raw readings; a counter's increase is spread between two readings."""
+        first = begin // step * step
+        edges_ms = np.arange(first, end + step, step, dtype=np.int64) * 1000
+        found: dict[tuple[int, int], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        early = begin - 60 if is_counter else begin
+        for series, times, values in self._points(source, early * 1000, end * 1000):
+            sums = _spread if is_counter else _binned
+            whole, weights = sums(times, values, edges_ms, begin * 1000, end * 1000)
+            for at in np.flatnonzero(weights > 0):
+                key = (int(edges_ms[at]) // 1000, series)
+                had = found[key]
+                found[key] = (had[0] + float(whole[at]), had[1] + float(weights[at]))
+        return [(*key, *sums) for key, sums in found.items()]
+
+    def _points(
+        self, source: _Source, from_ms: int, to_ms: int
+    ) -> Iterator[tuple[int, chunks.Times, chunks.Values]]:
+        """Raw readings of a source, by series and pass, each in the order they came."""
+        block_ms = schema.RAW_BLOCK_S * 1000
+        sql = f"""
+            with recursive block(at) as
+              (select max(?1, (select min(key) >> 32 from raw))
+               union all select at + 1 from block where at < ?2)
+            select series, points
+            from {_ids(source)} as s cross join block cross join raw as k on {_BY_KEY}
+            order by s.id, key"""
+        collected: dict[int, list[tuple[chunks.Times, chunks.Values]]] = defaultdict(list)
+        for series, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
+            try:
+                collected[series].append(chunks.unpack(data))
+            except ValueError as error:
+                raise StoreError(f"database {self.path}: {error}: it is damaged") from error
+        sql = f"""select series, at_ms, value from raw_open
+                  where at_ms between ? and ? and series in {_ids(source)}
+                  order by series, rowid"""
+        rows = self._rows(sql, [from_ms, to_ms])
+        for series in source.series:
+            mine = [(at, value) for one, at, value in rows if one == series]
+            if mine:
+                at, value = zip(*mine, strict=True)
+                collected[series].append((np.array(at, np.int64), np.array(value, np.float64)))
+        for series, parts in collected.items():
+            times, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            falls = np.flatnonzero(np.diff(times) < 0) + 1  # the clock was set back: another pass
+            for some_times, some_values in zip(
+                np.split(times, falls), np.split(values, falls), strict=True
+            ):
+                yield series, some_times, some_values
+
+    # ------------------------------------------------------------------------------- other things
+
+    def newest_unix_s(self, before_s: float) -> float | None:
+        """The newest reading or minute up to an instant; None of an empty store."""
+        at_ms = self._number("select max(at_ms) from raw_open where at_ms <= ?", [before_s * 1000])
+        sql = """select hour * 3600 + minute * 60 from minute_source where hour <= ?
+                 and hour * 3600 + minute * 60 <= ? order by hour desc, minute desc limit 1"""
+        minute = self._number(sql, [before_s // schema.HOUR_S, before_s])
+        known = [one for one in (at_ms and at_ms / 1000, minute) if one is not None]
+        return max(known, default=None)
+
+    def minutes(self, source: str, from_s: float, to_s: float) -> Iterator[Minute]:
+        """The minutes of a source, in order; one that was lived through in parts comes in parts.
+
+        Of a counter `mean`, `min` and `max` are `last`: they are not kept.
+        """
+        sql = """select sources.id from sources where name = ?"""
+        id_ = self._number(sql, [source])
+        if id_ is None:
+            return
+        about = {
+            series: (name, _labels(labels), _bounds(bounds))
+            for series, name, labels, bounds in self._rows(
+                "select id, name, labels, bounds from series where source = ?", [id_]
+            )
+        }
+        sql = """select hour, minute, part, covered_s, resets, marks from minute_source
+                 where hour between ? and ? and source = ? order by hour, minute, part"""
+        first, last = int(from_s // schema.HOUR_S), int(to_s // schema.HOUR_S)
+        heads: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        for hour, *head in self._rows(sql, [first, last, id_]):
+            heads[hour].append((hour, *head))
+        for hour in sorted(heads):
+            yield from self._minutes_of_hour(source, heads[hour], about, from_s, to_s)
+
+    def _minutes_of_hour(
+        self,
+        source: str,
+        heads: list[tuple[Any, ...]],
+        about: dict[int, tuple[Any, ...]],
+        from_s: float,
+        to_s: float,
+    ) -> Iterator[Minute]:
+        rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
+        whole_hour = [schema.key(heads[0][0], 0), schema.key(heads[0][0] + 1, 0) - 1]
+        for table, where in (
+            ("minute", "key between ?1 and ?2"),
+            ("minute_open", "hour = ?1 >> 32"),
+        ):
+            sql = f"""select minute, part, series, n, coalesce(mean, last), coalesce(min, last),
+                        coalesce(max, last), last, increase, counts
+                      from {table} where {where} order by series"""
+            for minute, part, *row in self._rows(
+                sql, whole_hour if table == "minute" else whole_hour[:1]
+            ):
+                if row[0] in about:
+                    rows[minute, part].append(tuple(row))
+        for hour, minute, part, covered_s, resets, marks in heads:
+            start = hour * schema.HOUR_S + minute * 60
+            if from_s <= start < to_s:
+                mine = rows[minute, part]
+                yield Minute(
+                    source,
+                    start,
+                    tuple(_value(about[row[0]], row) for row in mine if row[-1] is None),
+                    tuple(_histogram(about[row[0]], row) for row in mine if row[-1] is not None),
+                    covered_s,
+                    resets,
+                    tuple(json.loads(marks)) if marks else (),
+                )
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Every source with its service and GPUs."""
+        rows = self._rows("select name, service, gpus from sources order by name")
+        return [
+            {"name": name, "service": service, "gpus": json.loads(gpus)}
+            for name, service, gpus in rows
+        ]
+
+    def events(self, from_s: float, to_s: float) -> list[dict[str, Any]]:
+        """Marks between two instants, in order of time."""
+        sql = """select at_unix_s, kind, source, text, data from events
+                 where at_unix_s between ? and ? order by at_unix_s, id"""
+        return [
+            {"at_unix_s": at, "kind": kind, "source": source, "text": text,
+             "data": json.loads(data) if data else None}
+            for at, kind, source, text, data in self._rows(sql, [from_s, to_s])
+        ]  # fmt: skip
+
+    def fingerprints(self, source: str) -> list[dict[str, Any]]:
+        """What a server was, oldest first."""
+        sql = """select since_unix_s, fingerprint, data from fingerprints
+                 where source = ? order by id"""
+        return [
+            {"since_unix_s": since, "fingerprint": fingerprint, "data": json.loads(data)}
+            for since, fingerprint, data in self._rows(sql, [source])
+        ]
+
+    def curves(self) -> list[dict[str, Any]]:
+        """The curves, newest first, without the sweeps themselves."""
+        names = (
+            "id, key, received_unix_s, source, started_at, url, model, engine, levels, simulated"
+        )
+        rows = self._rows(f"select {names} from curves order by received_unix_s desc, id desc")
+        return [dict(zip(names.split(", "), row, strict=True)) for row in rows]
+
+    def curve(self, id_: int) -> Sweep:
+        """One curve, whole. Raises UsageError where there is none of that id."""
+        rows = self._rows("select sweep from curves where id = ?", [id_])
+        if not rows:
+            raise UsageError(f"no curve {id_} in {self.path}")
+        return decode_sweep(rows[0][0].encode())
+
+    def assessments(self, scope: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """What was concluded, newest first."""
+        sql = """select at_unix_s, scope, finding, verdict from assessments
+                 where scope = ?1 or ?1 is null order by at_unix_s desc, id desc limit ?2"""
+        return [
+            {"at_unix_s": at, "scope": scope, "finding": finding, "verdict": json.loads(verdict)}
+            for at, scope, finding, verdict in self._rows(sql, [scope, limit])
+        ]
+
+
+# ------------------------------------------------------------------------------------------ steps
+
+
+def _step(from_s: float, to_s: float, step_s: float | None) -> int:
+    """Whole seconds; from a minute on whole minutes, from an hour on whole hours."""
+    if not (math.isfinite(from_s) and math.isfinite(to_s) and 0 <= from_s < to_s < 2**33):
+        raise UsageError(
+            f"a window from {from_s:g} to {to_s:g}: write two unix times, the earlier first"
+        )
+    if step_s is not None and not (math.isfinite(step_s) and step_s > 0):
+        raise UsageError(f"a step of {step_s:g} s: write one above 0")
+    step = step_s or (to_s - from_s) / POINTS_WANTED
+    own = next(tier for tier in (schema.HOUR_S, 60, 1) if step >= tier or tier == 1)
+    whole = math.ceil(step / own) * own
+    if (to_s - from_s) / whole > POINTS_MAX:
+        raise UsageError(
+            f"a step of {whole} s makes more than {POINTS_MAX:,} points: write a longer one"
+        )
+    return whole
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+def combination(metric: str) -> Literal["mean", "max", "sum"]:
+    """How a gauge of several servers or GPUs becomes one figure."""
+    if metric.endswith(("_ratio", "_hz", "_mhz")):
+        return "mean"
+    if metric.endswith(("_c", "_throttled", "_unix_s")):
+        return "max"
+    return "sum"
+
+
+_COMBINED: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda values: math.fsum(values) / len(values),
+    "max": max,
+    "sum": math.fsum,
+}
+
+
+def _carry(table: dict[int, dict[int, float]], step: int) -> None:
+    """Fills the steps between a series' readings with the one before: sums are of all series."""
+    last: dict[int, tuple[int, float]] = {}
+    for bucket in range(min(table, default=0), max(table, default=0) + 1, step):
+        real = table.get(bucket, {})
+        carried = {one: value for one, (at, value) in last.items() if bucket - at <= STALE_S}
+        last.update({one: (bucket, value) for one, value in real.items()})
+        if carried or real:
+            table[bucket] = carried | real
+
+
+def _binned(
+    times: chunks.Times, values: chunks.Values, edges_ms: chunks.Times, from_ms: int, to_ms: int
+) -> tuple[chunks.Values, chunks.Values]:
+    """Sums and numbers of the readings by step."""
+    inside = (times >= from_ms) & (times < to_ms)
+    where = np.searchsorted(edges_ms, times[inside], side="right") - 1
+    n = edges_ms.size
+    sums: chunks.Values = np.bincount(where, weights=values[inside], minlength=n).astype(np.float64)
+    numbers: chunks.Values = np.bincount(where, minlength=n).astype(np.float64)
+    return sums, numbers
+
+
+def _spread(
+    times: chunks.Times, values: chunks.Values, edges_ms: chunks.Times, from_ms: int, to_ms: int
+) -> tuple[chunks.Values, chunks.Values]:
+    """What a counter rose by in each step, and the seconds it was watched.
+
+    Between two readings it is taken to rise evenly; a fall is a reset, and what it shows then has
+    come since. Nothing is known of a gap longer than GAP_S.
+    """
+    steps_ms = np.diff(times).astype(np.float64)
+    rises = np.diff(values)
+    rises = np.where(rises < 0, values[1:], rises)
+    known = steps_ms <= GAP_S * 1000
+    zero = np.zeros(1)
+    risen = np.concatenate((zero, np.cumsum(np.where(known, rises, 0.0))))
+    watched_s = np.concatenate((zero, np.cumsum(np.where(known, steps_ms, 0.0)))) / 1000
+    cuts = np.clip(np.append(edges_ms, edges_ms[-1] + 1), from_ms, to_ms)
+    rise: chunks.Values = np.diff(np.interp(cuts, times, risen))
+    seconds: chunks.Values = np.diff(np.interp(cuts, times, watched_s))
+    return rise, seconds
+
+
+# ------------------------------------------------------------------------------------------- rows
+
+
+def _ids(source: _Source) -> str:
+    """The ids of a source's series as a table."""
+    return f"(select id from series where id in ({', '.join(str(one) for one in source.series)}))"
+
+
+def _labels(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(json.loads(text).items()))
+
+
+def _bounds(text: str) -> tuple[float, ...]:
+    return tuple(math.inf if one is None else one for one in json.loads(text)) if text else ()
+
+
+def _value(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteValue:
+    name, labels, _ = about
+    _, n, mean, least, most, last, increase, _ = row
+    return MinuteValue(name, labels, n, mean, least, most, last, increase)
+
+
+def _histogram(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteHistogram:
+    name, labels, bounds = about
+    counts = json.loads(row[-1])
+    whole = tuple(float(count) for count in counts) + (0.0,) * (len(bounds) - len(counts))
+    return MinuteHistogram(name, labels, bounds, whole)
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"no {kind} {name!r}" + (f", nearest is {near[0]!r}" if near else "")

@@ -1,0 +1,204 @@
+"""Series: every tier says the same, whole windows are answered, and nonsense in one line."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.metrics import CATALOGUE
+from agent.model import UsageError
+from agent.recall import RECIPES, Recall, _spread, combination
+from tests.agent.recorded import NOON, Clocks, counter, gauge, minute, store
+
+TOKENS = "output_tokens_total"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.db"
+
+
+def fill(path: Path, *, hours: int, tail_s: int = 0) -> Clocks:
+    """Two servers of one service and one GPU each: 10 tokens/s, 400 W; the second twice of both.
+
+    `tail_s` more are not in a minute yet.
+    """
+    clocks, total = Clocks(), [0.0, 0.0]
+    with store(path, clocks) as history:
+        history.add_source("a", service="chat", gpus=["g0"])
+        history.add_source("b", service="chat", gpus=["g1"])
+        history.add_source("c", service="other")
+        for second in range(0, hours * 3600 + tail_s, 5):
+            for n, name in enumerate("ab"):
+                readings = [
+                    clocks.reading(TOKENS, total[n]),
+                    clocks.reading("kv_usage_ratio", 0.2 * (n + 1)),
+                    clocks.reading("requests_running", 8.0 * (n + 1)),
+                ]
+                history.add_readings(name, readings)
+                watts, joules = 400.0 * (n + 1), 400.0 * (n + 1) * second
+                power = clocks.reading("gpu_power_w", watts, gpu=f"g{n}")
+                energy = clocks.reading("gpu_energy_j", joules, gpu=f"g{n}")
+                history.add_readings("nvml", [power, energy])
+                total[n] += 50.0 * (n + 1)
+            clocks.pass_s(5)
+            done = second + 5
+            if done % 60 == 0 and done <= hours * 3600:
+                start = NOON + done - 60
+                for n, name in enumerate("ab"):
+                    values = [
+                        counter(TOKENS, total[n], 600.0 * (n + 1)),
+                        gauge("kv_usage_ratio", 0.2 * (n + 1)),
+                        gauge("requests_running", 8.0 * (n + 1)),
+                    ]
+                    history.add_minute(minute(start, values, source=name))
+                gpus = [
+                    one
+                    for n in (0, 1)
+                    for one in (
+                        gauge("gpu_power_w", 400.0 * (n + 1), gpu=f"g{n}"),
+                        counter("gpu_energy_j", done * 400.0, 24_000.0 * (n + 1), gpu=f"g{n}"),
+                    )
+                ]
+                history.add_minute(minute(start, gpus, source="nvml"))
+                assert history.flush()
+        assert history.flush()
+    return clocks
+
+
+@pytest.mark.parametrize("step", [5, 15, 60, 300, 3600])
+@pytest.mark.parametrize(
+    ("metric", "whose", "expected"),
+    [
+        ("output_tokens_per_s", {}, 30.0),
+        (TOKENS, {"server": "b"}, 20.0),
+        ("output_tokens_per_s", {"service": "chat"}, 30.0),
+        ("output_tokens_per_s", {"service": "other"}, None),
+        ("kv_usage_ratio", {}, 0.3),
+        ("requests_running", {}, 24.0),
+        ("gpu_power_w", {}, 1200.0),
+        ("gpu_power_w", {"server": "a"}, 400.0),
+        ("gpu_power_w", {"gpu": "g1"}, 800.0),
+        ("energy_j_per_output_token", {}, 40.0),
+        ("energy_j_per_output_token", {"server": "b"}, 40.0),
+    ],
+)
+def test_every_tier_says_the_same(
+    kept: Path, metric: str, whose: dict[str, str], expected: float | None, step: int
+) -> None:
+    with Recall(kept) as recall:
+        series = recall.series(metric, NOON, NOON + 2 * 3600 + 899, step, **whose)
+    if expected is None:
+        assert series.points == []
+        return
+    starts = [at for at, _ in series.points]
+    every = list(range(NOON, NOON + 2 * 3600 + 900, step))
+    assert starts in (every, every[:-1])  # of a counter's last reading no increase is known yet
+    whole = series.points[: len(every) - 1]
+    assert [value for _, value in whole] == pytest.approx([expected] * len(whole), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two closed hours, ten minutes of a third, five minutes that no minute holds yet."""
+    path = tmp_path_factory.mktemp("kept") / "agent.db"
+    fill(path, hours=2, tail_s=900)
+    return path
+
+
+def test_a_window_runs_to_the_newest_reading(path: Path) -> None:
+    clocks = fill(path, hours=0, tail_s=35)
+    with Recall(path) as recall:
+        newest = recall.newest_unix_s(clocks.wall_ns / 1e9)
+        assert newest == NOON + 30
+        points = recall.series("requests_running", NOON, newest, 5).points
+        assert points[-1] == (NOON + 30, 24.0)
+        assert recall.newest_unix_s(NOON - 1) is None
+
+
+def test_the_first_step_holds_the_windows_beginning(kept: Path) -> None:
+    with Recall(kept) as recall:
+        points = recall.series("requests_running", NOON + 1800, NOON + 7000, 3600).points
+    assert points == [(NOON, 24.0), (NOON + 3600, 24.0)]
+
+
+def test_minutes_answer_where_raw_was_shed(path: Path) -> None:
+    clocks = Clocks()
+    with store(path, clocks) as history:
+        history.add_minute(minute(NOON, [gauge("requests_running", 3)]), finished=False)
+        assert history.flush()
+        with Recall(path) as recall:
+            assert recall.series("requests_running", NOON, NOON + 30, 60).points == [(NOON, 3)]
+
+
+def test_a_gaps_increase_is_of_the_whole_minute(path: Path) -> None:
+    with store(path, Clocks()) as history:
+        one = minute(NOON, [counter(TOKENS, 99, 120)], covered_s=12, marks=("gap",))
+        history.add_minute(one)
+    with Recall(path) as recall:
+        assert recall.series(TOKENS, NOON, NOON + 59, 60).points == [(NOON, 2.0)]
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=40),
+    st.lists(st.integers(1, 20), min_size=39, max_size=39),
+    st.integers(1, 30),
+)
+def test_a_counters_increase_is_spread_without_loss(
+    values: list[int], gaps: list[int], step: int
+) -> None:
+    """Whatever the steps, their increases add up; a fall is a reset, which counts from 0."""
+    times = np.array([0, *itertools.accumulate(gaps)][: len(values)], np.int64) * 1000
+    expected = sum(b - a if b >= a else b for a, b in itertools.pairwise(values))
+    end = int(times[-1]) // 1000
+    edges = np.arange(0, end + step, step, dtype=np.int64) * 1000
+    rises, seconds = _spread(times, np.array(values, float), edges, 0, end * 1000)
+    assert rises.sum() == pytest.approx(expected)
+    assert seconds.sum() == pytest.approx(end)
+    assert seconds.max(initial=0) <= step + 1e-9
+
+
+def test_what_comes_after_a_long_silence_is_nobodys() -> None:
+    times, values = np.array([0, 10, 1000, 1010]) * 1000, np.array([0.0, 5, 5000, 5005])
+    edges = np.arange(0, 1020, 10, dtype=np.int64) * 1000
+    rises, seconds = _spread(times, values, edges, 0, 1_020_000)
+    assert (rises.sum(), seconds.sum()) == (10, 20)
+
+
+def test_every_metric_has_a_combination_and_every_recipe_its_counters() -> None:
+    for recipe in RECIPES.values():
+        for name in (recipe.counter, recipe.over):
+            assert name is None or CATALOGUE[name].kind == "counter"
+    assert combination("kv_usage_ratio") == "mean"
+    assert combination("gpu_temperature_c") == "max"
+    assert combination("gpu_power_w") == "sum"
+    assert not RECIPES.keys() & CATALOGUE.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "whose", "said"),
+    [
+        (("kv_usage", 0, 10), {}, "no metric 'kv_usage', nearest is 'kv_usage_ratio'"),
+        (("kv_usage_ratio", 0, 10), {"server": "cat"}, "no server 'cat', nearest is 'chat'"),
+        (("kv_usage_ratio", 0, 10), {"service": "x"}, "no service 'x'"),
+        (("kv_usage_ratio", 10, 10), {}, "a window from 10 to 10"),
+        (("kv_usage_ratio", 0, float("inf")), {}, "a window"),
+        (("kv_usage_ratio", float("nan"), 1), {}, "a window"),
+        (("kv_usage_ratio", 0, 10, 0), {}, "a step of 0 s"),
+        (("kv_usage_ratio", 0, 10, float("nan")), {}, "a step of nan"),
+        (("kv_usage_ratio", 0, 10**9, 1), {}, "more than 50,000 points"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    path: Path, arguments: tuple[str, float, float], whose: dict[str, str], said: str
+) -> None:
+    with store(path, Clocks()) as history:
+        history.add_source("chat", service=None)
+    with Recall(path) as recall, pytest.raises(UsageError, match=said) as refused:
+        recall.series(*arguments, **whose)
+    assert "\n" not in str(refused.value)

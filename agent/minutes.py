@@ -499,7 +499,7 @@ class Minutes:
     def _new(self, one: Reading, at_ns: int, marks: set[str]) -> _Scalar | _Bucket | None:
         bound = _bound(one)
         metric = CATALOGUE.get(one.name)
-        if bound is None and metric is None:
+        if bound is None and (metric is None or one.name.endswith("_bucket")):
             self.unknown += 1
             return None
         if len(self._places) >= self._series_max and not self._sweep(at_ns):

@@ -53,7 +53,10 @@ def test_they_are_found_where_make_peers_puts_them(
 
 
 def test_a_childs_memory_is_that_of_all_its_processes() -> None:
-    """Two that hold 100 MB each, longer than the watch looks away."""
+    """Two that hold 100 MB each, longer than the watch looks away.
+
+    No upper bound: the peak that a child has at its beginning is that of whoever tests here.
+    """
     hold = "import time; held = b'x' * (100 << 20); time.sleep(2)"
     code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}"
-    assert 200 < child.run([sys.executable, "-c", code]).rss_mb < 400
+    assert child.run([sys.executable, "-c", code]).rss_mb > 200

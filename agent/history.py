@@ -350,7 +350,7 @@ class History:
     def _was_ours(self) -> bool:
         """A file that no longer opens is set aside only if it says that it was ours once.
 
-        SQLite's name at its beginning or our application id, 68 bytes behind it.
+        That is our application id in its head, or a log of SQLite's beside it.
         """
         with open(self.path, "rb") as file:
             head = file.read(100)
@@ -612,10 +612,10 @@ class History:
     # -------------------------------------------------------------------------------------- upkeep
 
     def _look_after(self, task: Callable[[], None]) -> None:
-        """Upkeep that fails is counted and comes again."""
+        """Upkeep that fails, whatever the reason, is counted and comes again: writing goes on."""
         try:
             task()
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._forget_ids()
             self._recover(error)
 

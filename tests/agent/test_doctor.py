@@ -23,6 +23,7 @@ from agent.doctor import (
     exit_code,
     lines,
 )
+from agent.facts import PORTS
 
 GPU = GpuFacts("NVIDIA H200", "GPU-5c8e3a77-1", persistence=True, processes=(4711,), mig=False)
 SERVER = ServerFacts("http://127.0.0.1:8000/metrics", "chat", "", "vllm", (), 51_000, 0.02)
@@ -208,9 +209,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_readme_shows_what_the_doctor_says() -> None:
-    problem = "http://127.0.0.1:30000/metrics: HTTP 404, there is no metrics page at this address"
-    facts = with_server(problem=problem, engine="sglang")
-    gpus = msgspec.structs.replace(facts.gpus, driver="580.65.06", gpus=(GPU,) * 8)
-    checks = examine(msgspec.structs.replace(facts, gpus=gpus))
-    shown = [check for check in checks if check.name in ("software", "gpu", "server chat")]
-    assert "\n".join(lines(shown)) in README.read_text("utf-8")
+    gpus = msgspec.structs.replace(WELL.gpus, gpus=(), hardware=(), problem=NO_GPU)
+    checks = examine(with_facts(gpus=gpus, servers=(), ports=PORTS, config=""))
+    shown = [check for check in checks if check.name in ("software", "config", "gpu", "server")]
+    *said, _to_mend = lines(shown)
+    assert "\n".join(said) in README.read_text("utf-8")

@@ -561,6 +561,27 @@ def test_a_file_that_is_removed_is_begun_anew(path: Path, clocks: Clocks) -> Non
     assert events(path) == ["store_removed"]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_file_that_is_replaced_by_anothers(path: Path, clocks: Clocks) -> None:
+    """It is not written to; what was handed over waits for a place."""
+    theirs = path.with_name("theirs.db")
+    with contextlib.closing(sqlite3.connect(theirs)) as db:
+        db.execute("create table letters(text)")
+    with store(path, clocks) as history:
+        assert history.flush()
+        theirs.rename(path)
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink()
+        history.flush()
+        history.add_minute(minute(NOON, [gauge("requests_running", 1)]))
+        assert not history.flush(1)
+        assert "something else" in (history.state().error or "")
+        assert rows(path, "select name from sqlite_master") == [("letters",)]
+        path.unlink()
+        assert history.flush()
+    assert rows(path, "select count(*) from minutes") == [(1,)]
+
+
 def test_schemas_older_and_newer(
     path: Path, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,9 +137,10 @@ def test_reasoning_is_counted_and_timed_apart_as_far_as_the_level(counts: bool, 
         assert level.tokens is not None
         expected = (64, 40) if counts else (32, 16)
         assert (level.tokens.output, level.tokens.reasoning) == expected
-        assert 0.02 <= (level.ttft_ms.p50 or 0) / 1e3 < 0.04
+        # The server's own timers are a millisecond coarse.
+        assert 19 <= (level.ttft_ms.p50 or 0) < 40
         thought_ms = (level.ttfo_ms.p50 or 0) - (level.ttft_ms.p50 or 0)
-        assert 40 <= thought_ms < 60
+        assert 38 <= thought_ms < 60
         assert level.itl_ms.n == 3 * level.ttft_ms.n > 0
 
     play(main())

@@ -34,6 +34,7 @@ from agent.minutes import Labels, Minute
 from agent.model import Reading, Served, ServefitError, StoreError, TargetGpu
 from agent.notify import notify, watchdog_s
 from agent.owners import Owned, owned
+from agent.recall import Recall
 from agent.receiver import EnergyShare, Receiver
 from agent.samplers import Sampler
 from agent.samplers.host import HostSampler
@@ -52,7 +53,7 @@ OWNERS_EVERY_S = 10.0  # as often as the driver is asked for its processes
 DETAILS_EVERY_S = 10.0
 DCGM_EVERY_S_MIN = 5.0  # a page of a hundred kB, which changes every 30 s unless told otherwise
 AGAIN_EVERY_S = 30.0  # for a part that could not begin
-FIRST_VERDICT_S = 60.0  # after the start; the next ones as configured
+FIRST_VERDICT_S = 15.0  # after the start, where none is kept that is young enough
 READY_WITHIN_S = 1.5  # for the first samples; a source that is slow holds up no start
 STOP_WITHIN_S = 10.0
 THREADS_MAX = 4
@@ -132,7 +133,7 @@ class Daemon:
             (self._look_at_owners, lambda: OWNERS_EVERY_S, 0.0),
             (self._export, every_s, 1.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
-            (self._assess, lambda: self._config.assess.every_s, FIRST_VERDICT_S),
+            (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
         ]
         if alive_s is not None:
             jobs.append((self._tell_alive, lambda: alive_s / 3, 0.0))
@@ -337,6 +338,13 @@ class Daemon:
             log.info("%s: %s", one.scope, one.verdict.summary)
             if self._delivery is not None:
                 await self._delivery.verdict(one.verdict, one.scope, began_ns)
+
+    def _next_verdict_s(self) -> float:
+        """How long until a verdict is due: a restart is no reason for another one."""
+        newest_s = 0.0
+        with contextlib.suppress(StoreError), Recall(self._history.path) as recall:
+            newest_s = max((one["at_unix_s"] for one in recall.assessments(limit=1)), default=0.0)
+        return max(FIRST_VERDICT_S, newest_s + self._config.assess.every_s - time.time())
 
     async def _look_at_owners(self) -> None:
         """Which GPUs each server is on; processes come and go."""

@@ -1,7 +1,8 @@
-"""`agent run` as a user runs it: a process of its own, its configuration in a file."""
+"""`agent run` as a user runs it: a process of its own, its configuration in a file; and a page."""
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
@@ -121,3 +122,41 @@ def server(name: str, url: str, interval: str = "1s", more: str = "") -> str:
 def memory_bytes(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Page:
+    """A vLLM page whose counter rises by 7 tokens with each look; it can go away."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.is_there = True
+        page = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not page.is_there:
+                    self.send_error(503)
+                    return
+                page.looks += 1
+                body = page.text().encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def text(self) -> str:
+        labels = '{model_name="tiny",engine="0"}'
+        return (
+            f"vllm:num_requests_running{labels} 3\n"
+            f"vllm:num_requests_waiting{labels} 0\n"
+            f"vllm:kv_cache_usage_perc{labels} 0.25\n"
+            f"vllm:generation_tokens_total{labels} {7 * self.looks}\n"
+            f"vllm:prompt_tokens_total{labels} {11 * self.looks}\n"
+        )

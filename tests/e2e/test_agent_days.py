@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.command import environment
-from tests.e2e.running_agent import RunningAgent, server
+from tests.e2e.running_agent import Page, RunningAgent, server
 from tests.nvml_standin import compiled
 
 NO_GPU = '[gpu]\nsource = "none"\n'
-
-
-class Page:
-    """A vLLM page whose counter rises by 7 tokens with each look; it can go away."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-        self.is_there = True
-        page = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if not page.is_there:
-                    self.send_error(503)
-                    return
-                page.looks += 1
-                body = page.text().encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def text(self) -> str:
-        labels = '{model_name="tiny",engine="0"}'
-        return (
-            f"vllm:num_requests_running{labels} 3\n"
-            f"vllm:num_requests_waiting{labels} 0\n"
-            f"vllm:kv_cache_usage_perc{labels} 0.25\n"
-            f"vllm:generation_tokens_total{labels} {7 * self.looks}\n"
-            f"vllm:prompt_tokens_total{labels} {11 * self.looks}\n"
-        )
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    one = Page()
-    thread = threading.Thread(target=one.http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield one
-    one.http.shutdown()
-    one.http.server_close()
-    thread.join()
 
 
 def test_three_kills_lose_no_token(tmp_path: Path, page: Page) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXCHANGES = 3  # of which the quickest tells the clocks' difference
-EXCHANGE_S = 10.0
+EXCHANGE_S = 15.0  # an agent gives up reading its store after 10
 PATIENCE_S = 12.0  # for a sample from after a level's end: two of a server's usual intervals
 HURRY_S = 2.0  # the same once the user wants an end
 POLL_S = 0.5
@@ -37,11 +37,11 @@ MARGIN_S = 15.0  # before a level: its first sample lies at most an interval bef
 PIECE_S = 600.0  # of readings in one answer
 AHEAD_S = 1.0  # the newest sample may be newer than our reckoning of the agent's clock
 JUMP_S = 1.0  # more than two clocks drift apart in a level
-ANSWER_BYTES_MAX = 32 * 1024 * 1024
+ANSWER_BYTES_MAX = 64 * 1024 * 1024  # an agent's own bound is 40 MB
 NAMES_SHOWN = 5
 
 Instant = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # unix, s
-Row = tuple[Instant, str, dict[str, str], float]
+Row = tuple[Instant, str, dict[str, str], float | None]  # null: no number
 
 
 class AgentError(TargetError):
@@ -200,8 +200,11 @@ class Agent:
                 "to": f"{(until_ns + self._ahead_ns) / 1e9:.3f}",
             }
             answer = await self._get(session, "readings", _Readings, query)
-            here = (self._reading(*row) for row in answer.readings if self._wants(*row[1:3]))
-            found += (one for one in here if start_ns <= one.at_ns < until_ns)
+            for unix_s, name, labels, value in answer.readings:
+                at_ns = round(unix_s * 1e9) - self._ahead_ns
+                inside = start_ns <= at_ns < until_ns
+                if inside and value is not None and self._wants(name, labels):
+                    found.append(Reading(at_ns, name, value, tuple(sorted(labels.items()))))
             start_ns = until_ns
         return sorted(found, key=lambda one: one.at_ns)
 
@@ -214,10 +217,6 @@ class Agent:
         if name in GPU_SERIES:
             return any(gpu.uuid == labels.get("gpu") for gpu in self.gpus)
         return self.gives_server and name in SERVER_SERIES
-
-    def _reading(self, unix_s: float, name: str, labels: dict[str, str], value: float) -> Reading:
-        at_ns = round(unix_s * 1e9) - self._ahead_ns
-        return Reading(at_ns, name, value, tuple(sorted(labels.items())))
 
     # ------------------------------------------------------------------------------ at the end
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import sqlite3
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
@@ -39,7 +38,7 @@ STALE_S = 15.0
 # A counter's increase over a longer silence is nobody's: not spread over it.
 GAP_S = 300.0
 BUSY_TIMEOUT_S = 5.0
-_STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at the clock
+_STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at `give_up`
 
 
 Tier = Literal["raw", "minute", "hour"]
@@ -119,11 +118,13 @@ _Sums = dict[tuple[int, int], tuple[float, float]]
 class Recall:
     """The store at `path`, read only. Raises StoreError where there is none, or none of ours.
 
-    One thread at a time; close it, or leave its context. After `deadline`, an instant of
-    time.monotonic(), whatever is asked, or still being answered, is given up with a StoreError.
+    One thread at a time; close it, or leave its context. `give_up` is asked again and again while
+    SQLite works; once it says yes, that question and all others end with a StoreError.
     """
 
-    def __init__(self, path: Path | None = None, *, deadline: float | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, give_up: Callable[[], bool] | None = None
+    ) -> None:
         self.path = path or default_path()
         if not self.path.exists():
             raise StoreError(
@@ -137,8 +138,7 @@ class Recall:
                 check_same_thread=False,
             )
             self._db = sqlite_utils.Database(connection)
-            if deadline is not None:
-                connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+            connection.set_progress_handler(give_up, _STEPS)
             try:
                 self._check()
             except BaseException:

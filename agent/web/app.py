@@ -331,7 +331,7 @@ class _Pages:
         default: str,
         answer: Callable[[Recall, answers.Now, answers.Asked, float], object],
     ) -> web.Response:
-        """A minute that ends while the store is read might be counted twice: then it is read again."""
+        """A minute that ends while the store is read might count twice: then it is read again."""
         given = _query(request, "server", "service", "window")
         asked = answers.Asked(given["server"], given["service"])
         window_s = answers.window_s(given["window"], default)

@@ -474,13 +474,12 @@ class Recall:
         """
         sql = """select series.id, sources.name, series.name, labels
                  from series join sources on sources.id = source order by series.id"""
-        about = {
-            series: (name, labels)
-            for series, owner, name, text in self._rows(sql)
-            if (gpu := (labels := json.loads(text)).get("gpu")) is not None
-            and (gpus is None or gpu in gpus)
-            or owner == source
-        }
+        about: dict[int, tuple[str, dict[str, str]]] = {}
+        for series, owner, name, text in self._rows(sql):
+            labels = json.loads(text)
+            gpu = labels.get("gpu")
+            if owner == source or (gpu is not None and (gpus is None or gpu in gpus)):
+                about[series] = (name, labels)
         found: list[tuple[int, chunks.Times, chunks.Values]] = []
         from_ms, to_ms = math.ceil(from_s * 1000), math.floor(to_s * 1000)
         for series, times, values in self._points(_Source(0, "", tuple(about)), from_ms, to_ms):

@@ -163,9 +163,7 @@ def _until(minute: Minute, end_s: float) -> Minute:
         return minute
     share = seconds / minute.covered_s
     values = tuple(
-        one
-        if one.increase is None
-        else msgspec.structs.replace(one, increase=one.increase * share)
+        one if one.increase is None else msgspec.structs.replace(one, increase=one.increase * share)
         for one in minute.values
     )
     return msgspec.structs.replace(minute, values=values, covered_s=seconds)

@@ -56,13 +56,13 @@ class Curves(msgspec.Struct, frozen=True):
 
 
 class Now(NamedTuple):
-    """What the running agent alone knows, at one moment."""
+    """What the running agent alone knows, at one moment. Of samples only windows ask."""
 
     unix_s: float
     servers: Sequence[ServerStatus]
-    intervals_s: Mapping[str, float]  # how often each server is sampled
-    newest_unix_s: Mapping[str, float]  # when each source was sampled last
-    open_minutes: Sequence[Minute]
+    intervals_s: Mapping[str, float] = {}  # how often each server is sampled
+    newest_unix_s: Mapping[str, float] = {}  # when each source was sampled last
+    open_minutes: Sequence[Minute] = ()
 
 
 class Asked(NamedTuple):

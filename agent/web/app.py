@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from aiohttp import ContentCoding, web
+from aiohttp import web
+from aiohttp.web_response import ContentCoding
 
 from agent.config import host_port, is_loopback
 from agent.exporters import prometheus
@@ -44,6 +45,7 @@ BODY_BYTES_MAX = 16 * 1024 * 1024
 BODY_TIMEOUT_S = 60.0
 QUERY_CHARS_MAX = 2048
 GZIP_BYTES_MIN = 1400  # below, it fits a packet as it is
+GZIP_IN_THREAD_BYTES = 64 * 1024  # 1 ms
 TRIES = 3
 LIMIT_MAX = 1000
 STATIC = Path(__file__).parent / "static"
@@ -73,7 +75,7 @@ def application(
     Belongs to the event loop of `live`.
     """
     pages = _Pages(live, token, deadline_s)
-    app = web.Application(middlewares=[_told, pages.guarded], client_max_size=BODY_BYTES_MAX)
+    app = web.Application(middlewares=[_compressed, _told, pages.guarded], client_max_size=BODY_BYTES_MAX)
     for path, handler in {
         "/": pages.index,
         "/livez": pages.livez,
@@ -129,6 +131,17 @@ class Site:
 
 
 @web.middleware
+async def _compressed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, bytes | bytearray) and len(body) >= GZIP_BYTES_MIN:
+        response.headers["Vary"] = "Accept-Encoding"
+        if _wants_gzip(request):
+            response.enable_compression(ContentCoding.gzip)
+    return response
+
+
+@web.middleware
 async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong is JSON with one line."""
     try:
@@ -166,7 +179,7 @@ def _json(body: bytes | bytearray, status: int = 200) -> web.Response:
         body=body,
         status=status,
         content_type="application/json",
-        zlib_executor_size=GZIP_BYTES_MIN,
+        zlib_executor_size=GZIP_IN_THREAD_BYTES,
     )
 
 
@@ -174,13 +187,6 @@ async def _with_headers(request: web.Request, response: web.StreamResponse) -> N
     response.headers.update(HEADERS)
     if not request.path.startswith("/static/"):
         response.headers["Cache-Control"] = "no-store"
-    is_long = isinstance(response, web.Response) and len(_bytes(response)) >= GZIP_BYTES_MIN
-    if is_long and _wants_gzip(request):
-        response.enable_compression(ContentCoding.gzip)
-
-
-def _bytes(response: web.Response) -> bytes | bytearray:
-    return response.body if isinstance(response.body, bytes | bytearray) else b""
 
 
 def _wants_gzip(request: web.Request) -> bool:
@@ -307,7 +313,7 @@ class _Pages:
         return web.Response(
             body=prometheus.page(self._live.batches(), form),
             headers={"Content-Type": prometheus.CONTENT_TYPE[form]},
-            zlib_executor_size=GZIP_BYTES_MIN,
+            zlib_executor_size=GZIP_IN_THREAD_BYTES,
         )
 
     async def index(self, request: web.Request) -> web.Response:
@@ -336,7 +342,7 @@ class _Pages:
         asked = answers.Asked(given["server"], given["service"])
         window_s = answers.window_s(given["window"], default)
         for _ in range(TRIES):
-            now = self._now()
+            now = self._now_with_samples()
             body = await self._ask(
                 lambda recall, now=now: encode(answer(recall, now, asked, window_s)), flush=True
             )
@@ -410,18 +416,22 @@ class _Pages:
     # ------------------------------------------------------------------------------------- threads
 
     def _now(self) -> answers.Now:
-        live, status = self._live, self._live.status()
-        timeline = live.history.timeline
+        status = self._live.status()
+        return answers.Now(status.now_unix_s, status.servers)
+
+    def _now_with_samples(self) -> answers.Now:
+        live = self._live
         newest = {
-            batch.source: timeline.unix_ms(max(one.at_ns for one in batch.readings)) / 1000
+            batch.source: max(one.at_ns for one in batch.readings)
             for batch in live.batches()
             if batch.readings
         }
-        return answers.Now(
-            unix_s=status.now_unix_s,
-            servers=status.servers,
+        return self._now()._replace(
             intervals_s={one.name: one.interval_s for one in live.config.server},
-            newest_unix_s=newest,
+            newest_unix_s={
+                source: live.history.timeline.unix_ms(at_ns) / 1000
+                for source, at_ns in newest.items()
+            },
             open_minutes=tuple(live.open_minutes()),
         )
 

@@ -22,6 +22,7 @@ from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdi
 from agent.samplers.watched import SamplerStatus
 from agent.web import answers
 from agent.web.app import BODY_BYTES_MAX, Site, application
+from agent.when import utc
 from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store
 
 TOKEN = "s3cret-ünlike"
@@ -326,7 +327,7 @@ async def test_a_page_of_our_own_may_hand_a_curve_over(planted: Planted) -> None
 
 
 async def test_a_series_is_what_agent_query_says(planted: Planted) -> None:
-    window = f"from={NOON}&to=2026-09-21T14:09:59Z&step=1m"
+    window = f"from={NOON}&to={utc(NOON + 599)}&step=1m"
     async with asking(planted) as client:
         status, said = await client.get(
             f"/api/v1/series?metric=output_tokens_per_s&server=code&service=&{window}"
@@ -521,7 +522,7 @@ async def test_a_token_is_needed_where_one_is_configured(planted: Planted) -> No
                 {"Authorization": "Bearer"},
                 {"Authorization": f"Bearer {TOKEN}x"},
                 {"Authorization": f"Basic {TOKEN}"},
-                {"Authorization": "Bearer \udcff"},
+                {"Authorization": "Bearer ÿ"},
             ):
                 async with client.session.get(path, headers=wrong) as answer:
                     assert answer.status == 401
@@ -656,7 +657,7 @@ async def test_a_defect_tells_where_and_not_what(
     assert TOKEN not in said["error"]
 
 
-# ------------------------------------------------------------------------------------------ the site
+# ---------------------------------------------------------------------------------------- the site
 
 
 async def test_an_address_that_is_taken_is_one_line(planted: Planted) -> None:
@@ -673,7 +674,7 @@ async def test_an_address_that_is_taken_is_one_line(planted: Planted) -> None:
 @pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:70000"])
 async def test_an_address_that_is_none_is_one_line(planted: Planted, listen: str) -> None:
     site = Site()
-    with pytest.raises(UsageError, match="write it as 127.0.0.1:9477"):
+    with pytest.raises(UsageError, match=r"write it as 127\.0\.0\.1:9477"):
         await site.start(application(planted, token=None), listen)
 
 

@@ -35,6 +35,7 @@ from agent.words import printable
 
 T = TypeVar("T")
 _Given = dict[str, str | None]
+_OfWindow = Callable[[Recall, answers.Now, answers.Asked, float], object]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 DEADLINE_S = 10.0  # of an answer from the store
@@ -75,7 +76,9 @@ def application(
     Belongs to the event loop of `live`.
     """
     pages = _Pages(live, token, deadline_s)
-    app = web.Application(middlewares=[_compressed, _told, pages.guarded], client_max_size=BODY_BYTES_MAX)
+    app = web.Application(
+        middlewares=[_compressed, _told, pages.guarded], client_max_size=BODY_BYTES_MAX
+    )
     for path, handler in {
         "/": pages.index,
         "/livez": pages.livez,
@@ -335,20 +338,26 @@ class _Pages:
         self,
         request: web.Request,
         default: str,
-        answer: Callable[[Recall, answers.Now, answers.Asked, float], object],
+        answer: _OfWindow,
     ) -> web.Response:
         """A minute that ends while the store is read might count twice: then it is read again."""
         given = _query(request, "server", "service", "window")
         asked = answers.Asked(given["server"], given["service"])
         window_s = answers.window_s(given["window"], default)
         for _ in range(TRIES):
-            now = self._now_with_samples()
-            body = await self._ask(
-                lambda recall, now=now: encode(answer(recall, now, asked, window_s)), flush=True
-            )
+            now, body = await self._answered(answer, asked, window_s)
             if _begun(now.open_minutes) == _begun(self._live.open_minutes()):
                 break
         return _json(body)
+
+    async def _answered(
+        self, answer: _OfWindow, asked: answers.Asked, window_s: float
+    ) -> tuple[answers.Now, bytes]:
+        now = self._now_with_samples()
+        body = await self._ask(
+            lambda recall: encode(answer(recall, now, asked, window_s)), flush=True
+        )
+        return now, body
 
     async def series(self, request: web.Request) -> web.Response:
         given = _query(request, "metric", "from", "to", "step", "server", "service", "gpu")
@@ -409,7 +418,10 @@ class _Pages:
             await self._ask(lambda recall: answers.whose(recall, now, asked))
         body = await _body(request)
         sweep = await self._within(self._run(lambda: decode_sweep(body)))
-        id_ = await self._within(asyncio.wrap_future(self._live.history.add_curve(sweep, server)))
+        history = self._live.history
+        kept = history.add_curve(sweep, server)
+        await self._within(self._run(lambda: history.flush(FLUSH_S)))
+        id_ = await self._within(asyncio.wrap_future(kept))
         said = {"id": id_, "levels": len(sweep.levels), "model": sweep.target.model}
         return _json(encode(said))
 
@@ -463,11 +475,15 @@ class _Pages:
 
 
 async def _body(request: web.Request) -> bytes:
+    if (request.content_length or 0) > BODY_BYTES_MAX:
+        raise _Refusal(413, f"more than {BODY_BYTES_MAX} bytes")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
         raise _Refusal(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _Refusal(413, f"more than {BODY_BYTES_MAX} bytes") from None
     except (web.RequestPayloadError, OSError) as error:
         raise _Refusal(400, f"the body is broken: {type(error).__name__}") from None
 

@@ -205,8 +205,8 @@ def test_minutes_of_some_series_are_those_minutes_with_less_in_them(kept: Path) 
         some = list(recall.minutes(*window, names={TOKENS}))
         none = list(recall.minutes(*window, names=()))
         assert recall.gpu_sources() == ["nvml"]
-    assert len(every) == 75
-    assert [len(one.values) for one in every] == [3] * 75
+    assert len(every) == 70
+    assert [len(one.values) for one in every] == [3] * 70
     for whole, part, empty in zip(every, some, none, strict=True):
         values = tuple(one for one in whole.values if one.name == TOKENS)
         assert part == msgspec.structs.replace(whole, values=values)

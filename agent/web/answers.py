@@ -263,7 +263,8 @@ def readings(recall: Recall, now: Now, asked: Asked, begin: str, end: str) -> by
         if number * _PIECE >= READINGS_MAX:
             raise UsageError(f"more than {READINGS_MAX:,} readings: ask for less time at once")
         body += b"," * bool(number) + encode(piece)[1:-1]
-    return body + b"]}"
+    body += b"]}"
+    return body
 
 
 def window_s(text: str | None, default: str) -> float:

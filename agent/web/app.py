@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,7 +109,10 @@ class Site:
 
     async def start(self, app: web.Application, listen: str) -> str:
         """Listens on `host:port`, port 0 for any; gives the URL. Raises UsageError."""
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        # aiohttp logs a traceback for each request that is no HTTP, which anybody can send.
+        silent = logging.getLogger(f"{__name__}.http")
+        silent.disabled = True
+        self._runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1.0)
         await self._runner.setup()
         try:
             host, port = host_port(listen)
@@ -470,7 +474,9 @@ class _Pages:
             return await asyncio.wait_for(answer, self._deadline_s)
         except TimeoutError:
             raise _Refusal(
-                503, f"busy: no answer within {self._deadline_s:g} s", Retry_After="5"
+                503,
+                f"busy: no answer within {self._deadline_s:g} s; ask again, or for less",
+                Retry_After="5",
             ) from None
 
 

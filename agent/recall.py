@@ -14,7 +14,7 @@ import json
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,8 @@ STALE_S = 15.0
 # A counter's increase over a longer silence is nobody's: not spread over it.
 GAP_S = 300.0
 BUSY_TIMEOUT_S = 5.0
-
+# A source that says one of these is an inference server.
+SAID_BY_SERVERS = ("requests_running", "output_tokens_total")
 
 Tier = Literal["raw", "minute", "hour"]
 
@@ -447,10 +448,17 @@ class Recall:
         known = [one for one in (at_ms and at_ms / 1000, minute) if one is not None]
         return max(known, default=None)
 
-    def minutes(self, source: str, from_s: float, to_s: float) -> Iterator[Minute]:
+    def minutes(
+        self,
+        source: str,
+        from_s: float,
+        to_s: float,
+        names: Collection[str] | None = None,
+    ) -> Iterator[Minute]:
         """The minutes of a source, in order; one that was lived through in parts comes in parts.
 
-        Of a counter `mean`, `min` and `max` are `last`: they are not kept.
+        `names`: only of these metrics; the others are not read. Of a counter `mean`, `min` and
+        `max` are `last`: they are not kept.
         """
         sql = """select sources.id from sources where name = ?"""
         id_ = self._number(sql, [source])
@@ -461,6 +469,7 @@ class Recall:
             for series, name, labels, bounds in self._rows(
                 "select id, name, labels, bounds from series where source = ?", [id_]
             )
+            if names is None or name in names
         }
         sql = """select hour, minute, part, covered_s, resets, marks from minute_source
                  where hour between ? and ? and source = ? order by hour, minute, part"""
@@ -480,19 +489,17 @@ class Recall:
         to_s: float,
     ) -> Iterator[Minute]:
         rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
-        whole_hour = [schema.key(heads[0][0], 0), schema.key(heads[0][0] + 1, 0) - 1]
-        for table, where in (
-            ("minute", "key between ?1 and ?2"),
-            ("minute_open", "hour = ?1 >> 32"),
+        ids = f"(select id from series where id in ({', '.join(map(str, about))}))"
+        for found in (
+            f"{ids} as s cross join minute as k on {_BY_KEY}",
+            f"minute_open as k on k.hour = block.at and k.series in {ids}",
         ):
-            sql = f"""select minute, part, series, n, coalesce(mean, last), coalesce(min, last),
-                        coalesce(max, last), last, increase, counts
-                      from {table} where {where} order by series"""
-            for minute, part, *row in self._rows(
-                sql, whole_hour if table == "minute" else whole_hour[:1]
-            ):
-                if row[0] in about:
-                    rows[minute, part].append(tuple(row))
+            sql = f"""with block(at) as (select ?)
+                      select k.minute, k.part, k.series, n, coalesce(mean, last),
+                        coalesce(min, last), coalesce(max, last), last, increase, counts
+                      from block cross join {found} order by k.series"""
+            for minute, part, *row in self._rows(sql, [heads[0][0]]):
+                rows[minute, part].append(tuple(row))
         for hour, minute, part, covered_s, resets, marks in heads:
             start = hour * schema.HOUR_S + minute * 60
             if from_s <= start < to_s:
@@ -506,6 +513,26 @@ class Recall:
                     resets,
                     tuple(json.loads(marks)) if marks else (),
                 )
+
+    def speakers(self, *metrics: str) -> list[str]:
+        """The sources that ever said one of these metrics."""
+        marks = ", ".join("?" * len(metrics))
+        sql = f"""select distinct sources.name from series join sources on sources.id = source
+                  where series.name in ({marks}) order by sources.name"""
+        return [name for (name,) in self._rows(sql, metrics)]
+
+    def servers(
+        self, server: str | None = None, service: str | None = None
+    ) -> dict[str, list[str]]:
+        """The inference servers that are meant, each with its GPUs; all, where none is named.
+
+        Raises UsageError for a server or service that there is not.
+        """
+        owners = self._owners(Which(server, service))
+        if owners is None:
+            known = set(self.speakers(*SAID_BY_SERVERS))
+            owners = {one["name"]: one["gpus"] for one in self.sources() if one["name"] in known}
+        return owners
 
     def sources(self) -> list[dict[str, Any]]:
         """Every source with its service and GPUs."""

@@ -114,9 +114,10 @@ def judge(
 ) -> Verdict:
     """The verdict of a curve, against a declared or an observed demand where there is one.
 
-    Of a unit that is declared and observed the larger counts. With both units the one that takes more of its capacity decides. Without an SLO the
-    capacity is the knee, or the saturation throughput for a request rate, and latency is not
-    judged. `target` and `endpoint` only go into the command that would confirm the verdict.
+    Of a unit that is declared and observed the larger counts. Of two units the one that takes more
+    of its capacity decides. Without an SLO the capacity is the knee, or the saturation throughput
+    for a request rate, and latency is not judged. `target` and `endpoint` only go into the command
+    that would confirm the verdict.
     """
     observed = observed or Observed({}, {})
     demand = dict(observed.demand)

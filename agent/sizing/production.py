@@ -221,7 +221,9 @@ def _idle(scene: Scene, judged: Verdict | None) -> Verdict | None:
     weeks = pattern.covered_s >= needs.covered_min * WEEK_S
     return Verdict(
         finding="IDLE",
-        summary=f"Hardly used: in {100 * busy:.2g} % of {scene.seen} a request was in flight{drawn}.",
+        summary=(
+            f"Hardly used: in {100 * busy:.2g} % of {scene.seen} a request was in flight{drawn}."
+        ),
         confidence=Confidence(
             "high" if weeks else "medium",
             "nothing found" if weeks else f"{scene.seen} observed, no whole week",

@@ -95,10 +95,11 @@ def _pair(prompt: float | None, output: float | None) -> str:
 
 
 def text(one: Sheet) -> list[str]:
-    """For a terminal: a line each."""
-    lines = [one.title, *verdict_lines(one.verdict)]
+    """For a terminal: a line each, the finding first."""
+    lines = verdict_lines(one.verdict)
     lines += [f"rests on: {line}" for line in one.verdict.rests_on]
     lines += [f"{name}: {value}" for name, value in one.evidence]
+    lines.append(f"of: {one.title}")
     return [printable(line) for line in lines]
 
 

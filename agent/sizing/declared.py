@@ -11,7 +11,7 @@ import msgspec
 
 from agent.model import UsageError
 
-FORM = '{"window_s": …, "requests_per_s": {"mean": …, "peak": …}, "concurrency": {"mean": …, "p99": …}}'
+FORM = '{"requests_per_s": {"mean": …, "peak": …}, "concurrency": {"mean": …, "p99": …, "max": …}}'
 
 
 class Load(msgspec.Struct, frozen=True):

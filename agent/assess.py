@@ -154,6 +154,8 @@ def assess_each(
     service as a whole, so that it is not asked of each of its replicas. Raises UsageError for a
     name that is not known, and where there is no server at all.
     """
+    if server is not None and service is not None:
+        raise UsageError("--server and --service: give one of them, an assessment is of either")
     urls = {one.name: one.url for one in config.server}
     declared = {one.name: one.slo or config.slo.targets for one in config.server}
     expect = config.assess.expect_concurrency if expect_concurrency is None else expect_concurrency
@@ -473,7 +475,7 @@ def _observed(scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...]
 
 
 def _rates_compare(choice: _Choice, seen: Pattern) -> bool:
-    alike = choice.sweep is None or lengths_alike(choice.sweep, *_means(seen))
+    alike = choice.sweep is not None and lengths_alike(choice.sweep, *_means(seen))
     return bool(alike) and all(one.request_throughput is not None for one in choice.levels)
 
 

@@ -435,6 +435,7 @@ def _capacity_dict(case: Case, cap: Capacity) -> dict[str, Any]:
         "saturated": case.curve.saturated,
         "knee": msgspec.to_builtins(knee) if knee else None,
         "limit": case.curve.limit,
+        "held": {unit: _capacity(case, unit).lo for unit in case.demand},
     }
 
 

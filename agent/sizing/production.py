@@ -21,6 +21,7 @@ import numpy as np
 
 from agent.model import Confidence, Reason, Recommendation, Slo, Verdict
 from agent.sizing.curve import format_slo
+from agent.sizing.judge import UNIT_NAMES, Unit
 from agent.sizing.pattern import Distribution, Pattern
 from agent.sizing.window import Window
 from agent.stats import Floats, merged, quantile
@@ -279,26 +280,22 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
     """So much is in hand that a smaller configuration may do."""
     if judged is None or scene.trains or scene.curve != "measured":
         return None
-    held = judged.capacity.get("lo")
-    most = _most(scene, judged)
-    if judged.finding != "RIGHT_SIZED" or not held or most is None:
+    if judged.finding != "RIGHT_SIZED" or (fullest := _fullest(scene, judged)) is None:
         return None
-    share = (scene.replicas - 1) / scene.replicas if scene.replicas > 1 else 0.5
-    ratio = most / (held * share)
+    unit, most, held, ratio = fullest
     if ratio >= scene.needs.over_ratio_max:
         return None
     smaller = f"{scene.replicas - 1} replica(s)" if scene.replicas > 1 else "half of it"
-    unit = "concurrent requests" if judged.capacity["unit"] == "concurrency" else "requests/s"
     each = " a replica" if scene.replicas > 1 else ""
     numbers = (
-        f"at most {most:.3g} {unit}{each} were ever seen in {scene.seen}, {held:.3g} are surely"
-        f" held: {smaller} would be {100 * ratio:.0f} % full at that peak"
+        f"at most {most:.3g} {UNIT_NAMES[unit]}{each} were ever seen in {scene.seen}, {held:.3g}"
+        f" are surely held: {smaller} would be {100 * ratio:.0f} % full at that peak"
     )
     lacking = _lacking(scene)
     if lacking:
         return _thin(scene, judged, f"So far it looks over-sized, but nothing is to be taken away"
                      f" yet: {numbers}.", lacking)  # fmt: skip
-    evidence = {"most": most, "held_lo": held, "share_kept": share, "ratio_hi": ratio}
+    evidence = {"unit": unit, "most": most, "held_lo": held, "ratio_hi": ratio}
     replicas = scene.replicas > 1
     return msgspec.structs.replace(
         judged,
@@ -319,7 +316,7 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
             ),
             saving_lo=1 / scene.replicas if replicas else None,
             saving_hi=1 / scene.replicas if replicas else None,
-            confirm_with=judged.recommendation and judged.recommendation.confirm_with,
+            confirm_with=_sweep(scene),
             overturned_by="a larger peak, longer prompts or answers, or a replica that fails",
         ),
     )  # fmt: skip
@@ -392,7 +389,7 @@ def _insufficient(scene: Scene, judged: Verdict | None) -> Verdict | None:
     elif any(_broke(scene, hour) for hour in scene.hours):
         why = "the SLO was broken, but nothing waited: what breaks it is not shown"
     else:
-        why = "too few hours show on which side of the SLO it is"
+        why = "too few hours, or buckets too coarse, to show on which side of the SLO it is"
     return _thin(scene, judged, f"Production alone cannot tell: {why}.", missing)
 
 
@@ -449,15 +446,32 @@ def _lacking(scene: Scene) -> list[str]:
     return [*lines, *scene.doubts]
 
 
-def _most(scene: Scene, judged: Verdict) -> float | None:
-    """The largest demand ever seen, or declared, of one replica, in the capacity's unit."""
-    if judged.capacity.get("unit") == "rps":
+def _fullest(scene: Scene, judged: Verdict) -> tuple[Unit, float, float, float] | None:
+    """How full the smaller configuration would be at the largest demand ever seen, or declared.
+
+    (unit, demand and surely held load of one replica now, share of what would be left); of the
+    unit that is fullest, and null where one of them is not known to be held.
+
+    Smaller is one replica less; of a single server half of it, until a smaller one is measured.
+    """
+    share = (scene.replicas - 1) / scene.replicas if scene.replicas > 1 else 0.5
+    found: list[tuple[Unit, float, float, float]] = []
+    held: dict[Unit, float | None] = judged.capacity.get("held", {})
+    for unit, load in held.items():
+        most = _most(scene, unit)
+        if not load or most is None:
+            return None
+        found.append((unit, most, load, most / (load * share)))
+    return max(found, key=lambda one: one[3], default=None)
+
+
+def _most(scene: Scene, unit: Unit) -> float | None:
+    """The largest demand on one replica that was seen in the window, or is declared."""
+    if unit == "rps":
         seen = scene.pattern.requests_per_s.peak
         return None if seen is None else seen / scene.replicas
     seen = scene.pattern.concurrency.max
-    if seen is None:
-        return None
-    return max(seen, scene.expect_concurrency or 0.0) / scene.replicas
+    return None if seen is None else max(seen, scene.expect_concurrency or 0.0) / scene.replicas
 
 
 def _counts(scene: Scene, hour: Hour) -> bool:
@@ -466,8 +480,9 @@ def _counts(scene: Scene, hour: Hour) -> bool:
 
 
 def _kept_in(scene: Scene, hour: Hour) -> bool:
+    """Whether every target was surely kept, wherever in its bucket the statistic lies."""
     return all(
-        one is not None and one.value < target.bound_ms
+        one is not None and one.hi is not None and one.hi <= target.bound_ms
         for target, one in zip(scene.slo, hour.said, strict=True)
     )
 

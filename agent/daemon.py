@@ -43,6 +43,7 @@ from agent.sources import AGENT, GPU, HOST, Group, Own, Source, joules
 from agent.tiers import Settings
 
 if TYPE_CHECKING:
+    from agent.assess import Assessment
     from agent.exporters.delivery import Delivery
 
 log = logging.getLogger("servefit")
@@ -103,12 +104,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""
-        from agent.web.app import Site
+        from agent.web.app import Site, application
 
         self._handle_signals()
-        site = Site(self, self._token())
+        site = Site()
         try:
-            url = await site.start(self._config.agent.listen)
+            app = application(self, token=self._token())
+            url = await site.start(app, self._config.agent.listen)
             log.info("servefit %s: %s, store %s", __version__, url, self._history.path)
             await self._reconcile()
             await self._until_ready()
@@ -326,18 +328,19 @@ class Daemon:
             await self._delivery.metrics(self.batches())
 
     async def _assess(self) -> None:
-        """One verdict for each server, and for each service of several."""
-        from agent.assess import assess_all
-
-        began_ns = time.time_ns()
-        minutes = self.open_minutes()
-        for one in await asyncio.to_thread(
-            assess_all, self._history.path, self._config, minutes, time.time()
-        ):
+        """A verdict on each server, and on each service of several."""
+        began_ns, minutes = time.time_ns(), self.open_minutes()
+        for one in await asyncio.to_thread(self._assessments, minutes):
             self._history.add_assessment(one.scope, one.verdict)
             log.info("%s: %s", one.scope, one.verdict.summary)
             if self._delivery is not None:
                 await self._delivery.verdict(one.verdict, one.scope, began_ns)
+
+    def _assessments(self, minutes: Sequence[Minute]) -> list[Assessment]:
+        from agent.assess import assess_each
+
+        with Recall(self._history.path) as recall:
+            return assess_each(recall, self._config, open_minutes=minutes, now_s=time.time())
 
     def _next_verdict_s(self) -> float:
         """How long until a verdict is due: a restart is no reason for another one."""

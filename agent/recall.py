@@ -39,7 +39,8 @@ STALE_S = 15.0
 GAP_S = 300.0
 BUSY_TIMEOUT_S = 5.0
 _STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at `give_up`
-
+# A source that says one of these is an inference server.
+SAID_BY_SERVERS = ("requests_running", "output_tokens_total")
 
 Tier = Literal["raw", "minute", "hour"]
 
@@ -574,11 +575,25 @@ class Recall:
         window = [math.ceil(from_s * 1000), math.ceil(to_s * 1000)]
         return [dict(zip(names, row, strict=True)) for row in self._rows(sql, [*window, source])]
 
-    def gpu_sources(self) -> list[str]:
-        """The sources that GPUs' power or energy is read from."""
-        sql = """select distinct sources.name from series join sources on sources.id = source
-                 where series.name in ('gpu_energy_j', 'gpu_power_w') order by sources.name"""
-        return [name for (name,) in self._rows(sql)]
+    def speakers(self, *metrics: str) -> list[str]:
+        """The sources that ever said one of these metrics."""
+        marks = ", ".join("?" * len(metrics))
+        sql = f"""select distinct sources.name from series join sources on sources.id = source
+                  where series.name in ({marks}) order by sources.name"""
+        return [name for (name,) in self._rows(sql, metrics)]
+
+    def servers(
+        self, server: str | None = None, service: str | None = None
+    ) -> dict[str, list[str]]:
+        """The inference servers that are meant, each with its GPUs; all, where none is named.
+
+        Raises UsageError for a server or service that there is not.
+        """
+        owners = self._owners(Which(server, service))
+        if owners is None:
+            known = set(self.speakers(*SAID_BY_SERVERS))
+            owners = {one["name"]: one["gpus"] for one in self.sources() if one["name"] in known}
+        return owners
 
     def sources(self) -> list[dict[str, Any]]:
         """Every source with its service and GPUs."""

@@ -127,7 +127,7 @@ def observed_pattern(recall: Recall, now: Now, asked: Asked, window_s: float) ->
     """What was asked of the servers, and the energy of their GPUs where it is known which."""
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
-    for source in recall.gpu_sources():
+    for source in recall.speakers("gpu_energy_j", "gpu_power_w"):
         window.add_all(recall.minutes(source, window.origin_unix_s, window.end_unix_s, GPU))
     of_gpus = (one for one in now.open_minutes if one.source not in about.names)
     return pattern(window.add_all(_until(one, window.end_unix_s) for one in of_gpus))

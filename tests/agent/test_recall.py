@@ -204,7 +204,7 @@ def test_minutes_of_some_series_are_those_minutes_with_less_in_them(kept: Path) 
         every = list(recall.minutes(*window))
         some = list(recall.minutes(*window, names={TOKENS}))
         none = list(recall.minutes(*window, names=()))
-        assert recall.gpu_sources() == ["nvml"]
+        assert recall.speakers("gpu_energy_j", "gpu_power_w") == ["nvml"]
     assert len(every) == 70
     assert [len(one.values) for one in every] == [3] * 70
     for whole, part, empty in zip(every, some, none, strict=True):

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.web_response import ContentCoding
@@ -57,6 +56,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Server": "servefit",
 }
 
 
@@ -290,12 +290,12 @@ class _Pages:
         """A page in a browser has no token, and without one must not write."""
         if self._token is not None:
             return
-        origin = request.headers.get("Origin")
         if not is_loopback(self._listen):
             raise _Refusal(403, "beyond the loopback a curve is taken with a token only")
         if request.content_type != "application/json":
             raise _Refusal(415, "send the curve as Content-Type: application/json")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        origin, host = request.headers.get("Origin"), request.headers.get("Host")
+        if origin is not None and origin.rpartition("://")[2] != host:
             raise _Refusal(403, "a page of another origin may not write here")
 
     # -------------------------------------------------------------------------------------- health

@@ -303,6 +303,7 @@ async def test_which_curve_is_taken_for_a_servers(
         ("?server=chat", b"{}", {"Content-Type": "text/plain"}, 415, "application/json"),
         ("?server=chat", b"{}", JSON | {"Origin": "http://evil.example"}, 403, "origin"),
         ("?server=chat", b"{}", JSON | {"Origin": "null"}, 403, "origin"),
+        ("?server=chat", b"{}", JSON | {"Origin": "http://[bad"}, 403, "origin"),
         ("?server=chat", b" " * (BODY_BYTES_MAX + 1), JSON, 413, "more than 16777216"),
         ("?server=chat", gzip.compress(bytes(BODY_BYTES_MAX + 1)), GZIP, 413, "more than"),
         ("?server=chat", b"half a gzip", GZIP, 400, ""),

@@ -133,7 +133,7 @@ class Daemon:
         alive_s = watchdog_s()
         jobs: list[tuple[Callable[[], Part], Callable[[], float], float]] = [
             (self._look_at_owners, lambda: OWNERS_EVERY_S, 0.0),
-            (self._export, every_s, 1.0),
+            (self._export, every_s, 0.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
             (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
         ]
@@ -199,7 +199,8 @@ class Daemon:
             async with asyncio.timeout(STOP_WITHIN_S):
                 if self._receiver is not None:
                     await self._receiver.close()
-                await self._export()
+                await self._sources.halt()
+                await self._export()  # the newest of all, which nothing follows
                 await self._sources.stop()
                 if self._delivery is not None:
                     await self._delivery.close()

@@ -179,6 +179,13 @@ class Group:
         task = asyncio.create_task(source.run(), name=source.name)
         self._tasks[source.name] = (source, task)
 
+    async def halt(self) -> None:
+        """Samples no more; what was sampled last can still be asked."""
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def stop(self, names: Iterable[str] | None = None) -> None:
         """Ends some sources, or all; what each goes on from is handed over."""
         chosen = list(self._tasks if names is None else names)

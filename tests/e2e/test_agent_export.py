@@ -99,7 +99,7 @@ def test_a_verdict_arrives_as_a_span(exporting: Exporting, phoenix: Phoenix) -> 
         return [one for one in found if one["attributes"].get("servefit.source") == name]
 
     [span] = agent.until(spans, 60, "has sent no verdict")
-    [kept] = agent.get(f"/api/v1/assessments?server={name}")
+    [kept] = agent.until(lambda: agent.get(f"/api/v1/assessments?server={name}"), 5, "keeps none")
     assert span["name"] == "assessment"
     assert span["attributes"]["servefit.finding"] == kept["finding"]
     assert agent.stop() == 0

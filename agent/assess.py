@@ -375,12 +375,19 @@ def _known_by(
     """A curve of another server by name is of that one, whatever model it serves."""
     if row["source"] is not None:
         return "server" if row["source"] in asked.servers else None
-    address = urlsplit(row["url"]).netloc
-    if address and address in {
-        *asked.servers, *(urlsplit(asked.urls.get(name, "")).netloc for name in asked.servers)
-    }:  # fmt: skip
+    address = _address(row["url"])
+    own = {*asked.servers, *(_address(asked.urls.get(name, "")) for name in asked.servers)}
+    if address and address in own:
         return "url"
     return "model" if model is not None and row["model"] in model.split(",") else None
+
+
+def _address(url: str) -> str:
+    """Host and port, without a user's name; empty where a file's URL is none."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError:
+        return ""
 
 
 def _unfit(
@@ -412,7 +419,8 @@ def _dated(
         limits.append((1, "the curve is of this model, but perhaps of another machine"))
         notes.append("whether the curve is of this server: `agent import FILE --server NAME`")
     how = {"server": "of this server", "url": "of this address", "model": "of this model"}
-    where = f" ({sweep.target.url})" if sweep.target.url else ""
+    address = _address(sweep.target.url)
+    where = f" at {address}" if address else ""
     note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known as {how[found.by]}"
     used = CurveUsed("measured", row["id"], found.by, utc(measured_s), note)
     return _Choice(used, sweep.levels, sweep, tuple(notes), tuple(limits))

@@ -180,6 +180,8 @@ def test_nothing_was_observed(box: Box) -> None:
         ({"target": {"model": "n"}}, None, None, None),
         ({}, None, "model", "whether the curve is of this server"),
         ({"target": {"url": "http://here:1"}}, None, "url", None),
+        ({"target": {"url": "http://me:secret@here:1/"}}, None, "url", None),
+        ({"target": {"url": "http://[", "model": "n"}}, None, None, None),
         ({"target": {"gpus": [TargetGpu("H100", "g1")]}}, "chat", "server", None),
         ({"target": {"gpus": [TargetGpu("H100", "g9")]}}, "chat", None, "on other GPUs"),
     ],
@@ -192,6 +194,7 @@ def test_only_a_curve_that_fits_is_used(
     assert found.curve.by == used
     assert found.curve.kind == ("passive" if used is None else "measured")
     lines = " ".join(found.verdict.missing)
+    assert "secret" not in " ".join(found.verdict.rests_on)
     assert said is None or said in lines
 
 

@@ -93,6 +93,7 @@ class Scene(msgspec.Struct, frozen=True):
     replicas: int = 1
     expect_concurrency: float | None = None
     trains: bool = False
+    simulated: bool = False
     weekend_s: float = 0.0
     doubts: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -180,8 +181,10 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
     The first rule that has its evidence decides; in order of precedence.
     """
     verdict = next(found for rule in RULES if (found := rule(scene, judged)) is not None)
+    prefix = "Simulated: " if scene.simulated and "Simulated: " not in verdict.summary else ""
     return msgspec.structs.replace(
         verdict,
+        summary=f"{prefix}{verdict.summary}",
         demand={**verdict.demand, **_demand(scene)},
         rests_on=[*scene.rests_on, *verdict.rests_on, *_shortened(scene)],
         stability=_stability(scene.pattern) or verdict.stability,

@@ -119,6 +119,7 @@ def assess(
         replicas=replicas,
         expect_concurrency=expect_concurrency,
         trains=trains,
+        simulated=bool(choice.sweep and choice.sweep.run.simulated),
         weekend_s=production.weekend_s(window),
         doubts=doubts,
         missing=(*choice.notes, *notes),
@@ -159,8 +160,18 @@ def assess_each(
     urls = {one.name: one.url for one in config.server}
     declared = {one.name: one.slo or config.slo.targets for one in config.server}
     expect = config.assess.expect_concurrency if expect_concurrency is None else expect_concurrency
+    is_named = server is not None or service is not None
+    scopes = _scopes(recall)
+    if is_named:
+        mine = [one for one in scopes if (one.server, one.service) == (server, service)]
+        scopes = mine or [_Scope(server, service)]
+    if not scopes:
+        raise UsageError(
+            f"{recall.path} knows no inference server yet: `agent run --config FILE` observes them"
+        )
     found = []
-    for scope in [_Scope(server, service)] if server or service else _scopes(recall):
+    for scope in scopes:
+        is_part = scope.is_replica and not (is_named and expect_concurrency is not None)
         members = recall.servers(scope.server, scope.service)
         own = next((declared[name] for name in sorted(members) if name in declared), None)
         targets = slo if slo is not None else (config.slo.targets if own is None else own)
@@ -171,7 +182,7 @@ def assess_each(
                 service=scope.service,
                 window_s=config.assess.window_s if window_s is None else window_s,
                 slo=targets,
-                expect_concurrency=None if scope.is_replica else expect,
+                expect_concurrency=None if is_part else expect,
                 trains=config.assess.trains,
                 open_minutes=open_minutes,
                 now_s=now_s,
@@ -189,10 +200,6 @@ class _Scope(NamedTuple):
 
 def _scopes(recall: Recall) -> list[_Scope]:
     servers = recall.servers()
-    if not servers:
-        raise UsageError(
-            f"{recall.path} knows no inference server yet: `agent run --config FILE` observes them"
-        )
     services: dict[str, list[str]] = defaultdict(list)
     for one in recall.sources():
         if one["service"] is not None and one["name"] in servers:
@@ -375,12 +382,19 @@ def _known_by(
     """A curve of another server by name is of that one, whatever model it serves."""
     if row["source"] is not None:
         return "server" if row["source"] in asked.servers else None
-    address = urlsplit(row["url"]).netloc
-    if address and address in {
-        *asked.servers, *(urlsplit(asked.urls.get(name, "")).netloc for name in asked.servers)
-    }:  # fmt: skip
+    address = _address(row["url"])
+    own = {*asked.servers, *(_address(asked.urls.get(name, "")) for name in asked.servers)}
+    if address and address in own:
         return "url"
     return "model" if model is not None and row["model"] in model.split(",") else None
+
+
+def _address(url: str) -> str:
+    """Host and port, without a user's name; empty where a file's URL is none."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError:
+        return ""
 
 
 def _unfit(
@@ -411,9 +425,10 @@ def _dated(
     if found.by == "model":
         limits.append((1, "the curve is of this model, but perhaps of another machine"))
         notes.append("whether the curve is of this server: `agent import FILE --server NAME`")
-    how = {"server": "of this server", "url": "of this address", "model": "of this model"}
-    where = f" ({sweep.target.url})" if sweep.target.url else ""
-    note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known as {how[found.by]}"
+    how = {"server": "its server's name", "url": "its address", "model": "its model alone"}
+    address = _address(sweep.target.url)
+    where = f" at {address}" if address else ""
+    note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known by {how[found.by]}"
     used = CurveUsed("measured", row["id"], found.by, utc(measured_s), note)
     return _Choice(used, sweep.levels, sweep, tuple(notes), tuple(limits))
 
@@ -446,7 +461,7 @@ def _judged(scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...]) 
         scene.slo,
         expect_concurrency=None if expect is None else expect / scene.replicas,
         observed=_observed(scene, choice, limits),
-        simulated=bool(choice.sweep and choice.sweep.run.simulated),
+        simulated=scene.simulated,
         target=scene.target,
         endpoint=choice.sweep.workload.endpoint if choice.sweep else "chat",
     )

@@ -12,6 +12,7 @@ room for the largest demand ever sampled on the smaller configuration; else it i
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -92,6 +93,7 @@ class Scene(msgspec.Struct, frozen=True):
     replicas: int = 1
     expect_concurrency: float | None = None
     trains: bool = False
+    simulated: bool = False
     weekend_s: float = 0.0
     doubts: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -179,8 +181,10 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
     The first rule that has its evidence decides; in order of precedence.
     """
     verdict = next(found for rule in RULES if (found := rule(scene, judged)) is not None)
+    prefix = "Simulated: " if scene.simulated and "Simulated: " not in verdict.summary else ""
     return msgspec.structs.replace(
         verdict,
+        summary=f"{prefix}{verdict.summary}",
         demand={**verdict.demand, **_demand(scene)},
         rests_on=[*scene.rests_on, *verdict.rests_on, *_shortened(scene)],
         stability=_stability(scene.pattern) or verdict.stability,
@@ -327,7 +331,7 @@ def _too_short(scene: Scene, judged: Verdict | None) -> Verdict | None:
     if judged is not None and judged.demand.get("declared"):
         return None
     need_s, pattern = scene.needs.right_s, scene.pattern
-    if not pattern.concurrency.max:
+    if not (pattern.concurrency.max or pattern.requests or pattern.output_tokens):
         line = (
             f"requests: nothing was asked in {scene.seen} (IDLE takes {span(scene.needs.idle_s)})"
         )
@@ -351,6 +355,8 @@ def _kept(scene: Scene, judged: Verdict | None) -> Verdict | None:
     is_long = scene.pattern.covered_s >= scene.needs.right_s
     if not scene.slo or len(counted) < scene.needs.hours_min or not is_long:
         return None
+    if scene.expect_concurrency is not None and judged is None:
+        return None  # more is expected than was asked, and no level tells of it
     if not all(_kept_in(scene, hour) for hour in counted):
         return None
     peak = max(hour.concurrency for hour in counted)
@@ -380,7 +386,9 @@ def _kept(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 def _insufficient(scene: Scene, judged: Verdict | None) -> Verdict | None:
     missing = [_sweep_line(scene)]
-    if not scene.slo:
+    if scene.expect_concurrency is not None:
+        why = f"no level tells of the {scene.expect_concurrency:g} requests that are expected"
+    elif not scene.slo:
         missing.append("an SLO ([slo] targets, or --slo): what production has to keep")
         why = "neither a measured curve nor an SLO says what it may be held against"
     elif not any(_counts(scene, hour) for hour in scene.hours):
@@ -471,7 +479,10 @@ def _most(scene: Scene, unit: Unit) -> float | None:
         seen = scene.pattern.requests_per_s.peak
         return None if seen is None else seen / scene.replicas
     seen = scene.pattern.concurrency.max
-    return None if seen is None else max(seen, scene.expect_concurrency or 0.0) / scene.replicas
+    if seen is None:
+        return None
+    share = max(seen, scene.expect_concurrency or 0.0) / scene.replicas
+    return max(share, 1.0)  # a request is whole, and may come and go between two samples
 
 
 def _counts(scene: Scene, hour: Hour) -> bool:
@@ -535,7 +546,7 @@ def _utc(hour: Hour) -> str:
 
 def _sweep(scene: Scene) -> str:
     slo = f" --slo '{format_slo(scene.slo)}'" if scene.slo else ""
-    return f"loadgen sweep {scene.target}{slo} --agent AGENT_URL"
+    return f"loadgen sweep {shlex.quote(scene.target)}{slo} --agent AGENT_URL"
 
 
 def _sweep_line(scene: Scene) -> str:

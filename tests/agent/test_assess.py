@@ -49,7 +49,11 @@ def served(
 def sweep(**more: Any) -> Sweep:
     target = {"url": "http://gpu:8000", "model": "m", **more.pop("target", {})}
     workload = Workload(input_tokens=200, output_tokens=100)
-    run = Run(id=more.pop("id", "r1"), started_at="2026-01-01T00:00:00Z")
+    run = Run(
+        id=more.pop("id", "r1"),
+        started_at="2026-01-01T00:00:00Z",
+        simulated=more.pop("simulated", False),
+    )
     return Sweep(
         run=run, target=Target(**target), **{"workload": workload, "levels": SWEEP, **more}
     )
@@ -139,6 +143,14 @@ def test_too_much_of_it_in_a_shortened_window(box: Box) -> None:
     assert "14 more day(s)" in usual.missing[0]
 
 
+def test_what_a_simulation_measured_says_so_in_every_finding(box: Box) -> None:
+    path = box.serve(2.0, model="m").curve("chat", simulated=True).done()
+    for needs in (Needs(), Needs(over_s=3600.0)):
+        summary = ask(path, needs=needs).verdict.summary
+        assert summary.startswith("Simulated: ")
+        assert summary.count("Simulated") == 1
+
+
 def test_without_a_curve_it_says_how_to_get_one(box: Box) -> None:
     found = ask(box.serve(8.0, minutes=90).done(), slo=[], urls={"chat": "http://gpu:8000"})
     assert found.verdict.finding == "INSUFFICIENT_DATA"
@@ -180,6 +192,8 @@ def test_nothing_was_observed(box: Box) -> None:
         ({"target": {"model": "n"}}, None, None, None),
         ({}, None, "model", "whether the curve is of this server"),
         ({"target": {"url": "http://here:1"}}, None, "url", None),
+        ({"target": {"url": "http://me:secret@here:1/"}}, None, "url", None),
+        ({"target": {"url": "http://[", "model": "n"}}, None, None, None),
         ({"target": {"gpus": [TargetGpu("H100", "g1")]}}, "chat", "server", None),
         ({"target": {"gpus": [TargetGpu("H100", "g9")]}}, "chat", None, "on other GPUs"),
     ],
@@ -192,6 +206,7 @@ def test_only_a_curve_that_fits_is_used(
     assert found.curve.by == used
     assert found.curve.kind == ("passive" if used is None else "measured")
     lines = " ".join(found.verdict.missing)
+    assert "secret" not in " ".join(found.verdict.rests_on)
     assert said is None or said in lines
 
 
@@ -328,6 +343,9 @@ def test_each_server_and_each_service_of_several(box: Box) -> None:
     )
     with Recall(path) as recall:
         found = assess_each(recall, config, now_s=END + 5.0)
+        (part,) = assess_each(recall, config, server="a", now_s=END + 5.0)
+        (told,) = assess_each(recall, config, server="a", expect_concurrency=70.0, now_s=END + 5.0)
+    assert (part.verdict.demand["declared"], told.verdict.demand["declared"]) == (False, True)
     assert [one.scope for one in found] == ["a", "b", "c", "d", "service:chat"]
     assert "SLO ttft:p95<100ms" in found[2].verdict.rests_on
     assert "SLO ttft:p95<500ms" in found[0].verdict.rests_on

@@ -145,6 +145,27 @@ def test_a_gaps_increase_is_of_the_whole_minute(path: Path) -> None:
         assert recall.series(TOKENS, NOON, NOON + 59, 60).points == [(NOON, 2.0)]
 
 
+def test_minutes_of_some_metrics_alone(kept: Path) -> None:
+    """The same values as among all of them, whether their hour is over or not."""
+    with Recall(kept) as recall:
+        whole = list(recall.minutes("a", NOON, NOON + 9000))
+        some = list(recall.minutes("a", NOON, NOON + 9000, {TOKENS, "no_such"}))
+    assert len(whole) == len(some) == 120
+    for one, other in zip(whole, some, strict=True):
+        assert [value for value in one.values if value.name == TOKENS] == list(other.values)
+        assert (one.start_unix_s, one.covered_s) == (other.start_unix_s, other.covered_s)
+
+
+def test_who_serves_and_who_speaks(kept: Path) -> None:
+    with Recall(kept) as recall:
+        assert recall.servers() == {"a": ["g0"], "b": ["g1"]}  # c never spoke, nvml serves nobody
+        assert recall.servers(service="other") == {"c": []}
+        assert recall.servers("b", "chat") == {"b": ["g1"]}
+        assert recall.speakers("gpu_power_w", "kv_usage_ratio") == ["a", "b", "nvml"]
+        with pytest.raises(UsageError, match="no server 'd'"):
+            recall.servers("d")
+
+
 @given(
     st.lists(st.integers(0, 50), min_size=2, max_size=40),
     st.lists(st.integers(1, 20), min_size=39, max_size=39),

@@ -103,6 +103,7 @@ def days(n: float, running: float, **more: Any) -> list[Minute]:
         ([*days(14, 5), hour(336, 5, most=7)], {}, "RIGHT_SIZED"),  # its peak would
         (days(14, 5, requests_rejected_total=2.0), {}, "INSUFFICIENT_DATA"),
         (days(14, 12), {"replicas": 2}, "OVER_SIZED"),  # 12 of 16 on one
+        (days(14, 1e-9), {"replicas": 20}, "OVER_SIZED"),
         (days(14, 14), {"replicas": 2}, "RIGHT_SIZED"),
         (days(14, 80), {"replicas": 2}, "UNDER_SIZED"),
         ([hour(0, 12)], {}, "RIGHT_SIZED"),
@@ -139,6 +140,7 @@ BROKEN = [hour(at, 9, waiting=4, ttft=SLOW) for at in range(3)]
         (days(1, 3), {"slo": ()}, "INSUFFICIENT_DATA"),
         ([hour(0, 3), hour(1, 3)], {}, "INSUFFICIENT_DATA"),
         (days(60, 0.1, ttft=(40.0, 0, 0, 0, 0)), {}, "RIGHT_SIZED"),  # never OVER_SIZED
+        (days(1, 3), {"expect_concurrency": 9}, "INSUFFICIENT_DATA"),
         (days(1, 0), {}, "IDLE"),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ from agent.config import Config
 from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Slo, Sweep, UsageError, Verdict
 from agent.recall import Recall
+from agent.samplers.dialects import SIMULATED
 from agent.sizing import curve as curves
 from agent.sizing import production
 from agent.sizing.declared import Demand
@@ -119,7 +120,7 @@ def assess(
         replicas=replicas,
         expect_concurrency=expect_concurrency,
         trains=trains,
-        simulated=bool(choice.sweep and choice.sweep.run.simulated),
+        simulated=bool(choice.sweep and choice.sweep.run.simulated) or _is_simulated(recall, asked),
         weekend_s=production.weekend_s(window),
         doubts=doubts,
         missing=(*choice.notes, *notes),
@@ -331,6 +332,11 @@ def _choose(
     kind: Literal["passive", "none"] = "passive" if levels else "none"
     note = f"the passive curve, {passive.note}" if levels else f"no curve: {passive.note}"
     return _Choice(CurveUsed(kind, note=note), levels, None, tuple(notes), _steadiness(passive))
+
+
+def _is_simulated(recall: Recall, asked: _Asked) -> bool:
+    newest = [found[-1]["data"] for name in asked.servers if (found := recall.fingerprints(name))]
+    return any(SIMULATED in data.items() for data in newest)
 
 
 def _steadiness(passive: Passive) -> tuple[tuple[int, str], ...]:

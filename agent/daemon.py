@@ -468,6 +468,7 @@ class Daemon:
             service=server.service,
             engine=page.engine if page else None,
             model=dict(page.fingerprint).get("model") if page else None,
+            simulated=bool(page and page.simulated),
             gpus=gpus,
             gpus_by=by,
             slo=server.slo or self._config.slo.targets,
@@ -511,6 +512,7 @@ class Daemon:
             "service": server.service,
             "address": host.hostname,
             "port": str(_port(server.url)),
+            "simulated": "1" if sampler.simulated else None,
         }
         return tuple((name, value) for name, value in known.items() if value)
 

@@ -47,6 +47,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     service: str | None
     engine: str | None = None
     model: str | None = None
+    simulated: bool = False  # its page says that no hardware is behind it
     gpus: tuple[str, ...] = ()  # UUIDs
     gpus_by: GpusBy = "unknown"
     slo: tuple[Slo, ...] = ()

@@ -915,6 +915,7 @@ _AGGREGATES: dict[Aggregate, Callable[[list[float]], float]] = {
 
 _NO_SETTING = frozenset(("engine", "le", "worker_id", "dp_rank", "tp_rank", "pp_rank"))
 PAIRS_MAX = 200
+SIMULATED = ("servefit.simulated", "1")  # in the fingerprint of a server without hardware
 
 
 def fingerprint(samples: Iterable[Sample], dialect: Dialect) -> tuple[tuple[str, str], ...]:

@@ -35,6 +35,7 @@ _ASK = {
     "Accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
     "Accept-Encoding": "identity",
 }
+SIMULATED_HEADER = "X-Servefit-Simulated"
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's names for these two formats
 
 # Of an exchange, TimeoutError included; ValueError and RecursionError: JSON that is none.
@@ -75,6 +76,7 @@ class ServerSampler:
         self.dialect: Dialect | None = None  # of the newest page
         self.engine: str | None = None  # its name
         self.fingerprint: tuple[tuple[str, str], ...] = ()  # model and settings; see dialects
+        self.simulated = False  # whether the newest page says that its engine is
         self.malformed = 0  # lines that could not be read, ever
         self.duplicates = 0  # lines that repeat a series of their page, ever
         self.page_bytes = 0  # size of the newest page, decompressed
@@ -192,6 +194,7 @@ class ServerSampler:
         async with self._connected().get(self.url, allow_redirects=False) as response:
             at_ns = time.monotonic_ns()
             self._check_status(response)
+            self.simulated = response.headers.get(SIMULATED_HEADER) == "1"
             async with aclosing(_pieces(response, self._max_bytes)) as pieces:
                 async for piece in pieces:
                     size += len(piece)
@@ -272,7 +275,8 @@ class ServerSampler:
             names = ", ".join(name[:60] for name in sorted(found)[:5])
             raise SamplerError(f"{self._shown}: speaks of {names}, but not of {self._model}")
         self.dialect, self.engine = dialect, dialect.name
-        self.fingerprint = dialects.fingerprint(samples, dialect)
+        told = (dialects.SIMULATED,) if self.simulated else ()
+        self.fingerprint = (*dialects.fingerprint(samples, dialect), *told)
         taken = dialects.readings(samples, dialect, at_ns, self._model, buckets=self._full)
         self.parse_s = time.thread_time() - began
         return taken

@@ -54,9 +54,9 @@ def index_html(status: Status) -> str:
 
 def _server(one: ServerStatus) -> str:
     pattern = escape("/api/v1/pattern?" + urlencode({"server": one.name, "window": "1h"}))
-    about = " · ".join(
-        _text(part) for part in (shown_url(one.url), one.engine, one.model) if part is not None
-    )
+    simulated = "simulated" if one.simulated else None
+    parts = (shown_url(one.url), one.engine, one.model, simulated)
+    about = " · ".join(_text(part) for part in parts if part is not None)
     return f'<li><a href="{pattern}">{_text(one.name)}</a> – {about}</li>'
 
 

@@ -151,6 +151,11 @@ def test_what_a_simulation_measured_says_so_in_every_finding(box: Box) -> None:
         assert summary.count("Simulated") == 1
 
 
+def test_what_a_simulated_server_showed_says_so(box: Box) -> None:
+    box.serve(2.0, minutes=5).history.add_fingerprint("chat", "x", {"servefit.simulated": "1"})
+    assert ask(box.done()).verdict.summary.startswith("Simulated: ")
+
+
 def test_without_a_curve_it_says_how_to_get_one(box: Box) -> None:
     found = ask(box.serve(8.0, minutes=90).done(), slo=[], urls={"chat": "http://gpu:8000"})
     assert found.verdict.finding == "INSUFFICIENT_DATA"

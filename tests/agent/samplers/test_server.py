@@ -521,3 +521,13 @@ async def test_dynamo_under_another_name_is_read_from_the_first_page() -> None:
     assert {one.name: one.value for one in first}["requests_running"] == 9
     assert sampler.engine == "dynamo"
     assert len(asked) == 3
+
+
+async def test_a_server_without_hardware_is_known_by_its_fingerprint() -> None:
+    for headers, told in ((None, False), ({"x-servefit-simulated": "1"}, True)):
+        async with serving(page(BUSY, headers=headers)) as url:
+            sampler = ServerSampler(url)
+            await sampler.sample()
+            await sampler.close()
+        assert sampler.simulated is told
+        assert (("servefit.simulated", "1") in sampler.fingerprint) is told

@@ -132,6 +132,21 @@ def doctor(file: str | None, urls: tuple[str, ...], as_json: bool) -> int:
 
 
 @cli.command()
+@click.option("--config", "file", metavar="FILE", help="The agent's configuration.")
+@click.option("--url", "urls", multiple=True, metavar="URL", help="A server; may be repeated.")
+def run(file: str | None, urls: tuple[str, ...]) -> None:
+    """Stay beside production: sample, keep, export, judge, until it is stopped.
+
+    Without a server in the configuration or --url, those that answer on this machine's usual ports
+    are observed. SIGHUP reads the configuration again, SIGTERM ends the agent. What happens is said
+    on stderr, a line each.
+    """
+    from agent import daemon
+
+    daemon.run(file, urls)
+
+
+@cli.command()
 @click.option(
     "--url",
     default="http://127.0.0.1:9477",

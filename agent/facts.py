@@ -24,6 +24,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -158,7 +159,7 @@ _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 _DISPLAY = ("0x0300", "0x0302", "0x0380", "0x1200")  # PCI classes of GPUs and accelerators
 
 
-def _hardware(pci: Path = Path("/sys/bus/pci/devices")) -> tuple[str, ...]:
+def hardware(pci: Path = Path("/sys/bus/pci/devices")) -> tuple[str, ...]:
     """Makers of the GPUs on the bus, with or without a driver."""
     makers = set()
     for vendor in pci.glob("*/vendor"):
@@ -171,15 +172,15 @@ def _hardware(pci: Path = Path("/sys/bus/pci/devices")) -> tuple[str, ...]:
 
 
 async def _gpus(config: Config) -> GpusFacts:
-    source, hardware = config.gpu.source, _hardware()
+    source, makers = config.gpu.source, hardware()
     if source == "none":
         return GpusFacts(source)
     if source == "dcgm":
         assert config.gpu.url is not None  # the configuration was checked
-        return GpusFacts(source, await _dcgm(config.gpu.url), hardware=hardware)
-    if source == "amdsmi" or (source == "auto" and hardware == ("AMD",)):
-        return GpusFacts(source, await _amdsmi(), hardware=hardware)
-    return msgspec.structs.replace(await _nvml(), source=source, hardware=hardware)
+        return GpusFacts(source, await _dcgm(config.gpu.url), hardware=makers)
+    if source == "amdsmi" or (source == "auto" and makers == ("AMD",)):
+        return GpusFacts(source, await _amdsmi(), hardware=makers)
+    return msgspec.structs.replace(await _nvml(), source=source, hardware=makers)
 
 
 async def _dcgm(url: str) -> str:
@@ -303,6 +304,13 @@ async def _servers(config: Config, urls: Sequence[str]) -> tuple[ServerFacts, ..
         return tuple(await asyncio.gather(*(_server(server) for server in named)))
     looked = await asyncio.gather(*(_usual(port) for port in PORTS))
     return tuple(one for one in looked if one is not None)
+
+
+async def usual_servers() -> list[tuple[str, str]]:
+    """URL and metrics page of each inference server that answers on this machine's usual ports."""
+    looked = await asyncio.gather(*(_usual(port) for port in PORTS))
+    found = [(one.url, urlsplit(one.url)) for one in looked if one is not None and not one.problem]
+    return [(f"{parts.scheme}://{parts.netloc}", url) for url, parts in found]
 
 
 async def _usual(port: int) -> ServerFacts | None:

@@ -37,7 +37,7 @@ import sqlite_utils
 from agent import database, rows, schema, tiers
 from agent.database import Lock, Locked, transaction
 from agent.minutes import Minute
-from agent.model import Reading, StoreError, Sweep, Verdict, encode
+from agent.model import Reading, Served, StoreError, Sweep, Verdict, encode
 from agent.rows import Labels
 from agent.tiers import Settings
 from agent.timeline import Timeline
@@ -187,6 +187,19 @@ class History:
         """
         self._hand_over(_Minute(minute, finished))
 
+    def add_minutes(
+        self, source: str, minutes: Sequence[Minute], state: bytes | None = None
+    ) -> None:
+        """Finished minutes of one source, and what it goes on from behind them (`Minutes.dump`).
+
+        Both are committed or neither: an agent that died counts nothing twice, and lacks nothing.
+        """
+        items: list[_Minute | _Work] = [_Minute(minute, True) for minute in minutes]
+        if state is not None:
+            key = schema.state_key(source)
+            items.append(_Work(lambda db: database.set_meta(db, key, state), Future()))
+        self._hand_over(*items)
+
     def add_event(
         self,
         kind: str,
@@ -236,6 +249,18 @@ class History:
                 [source, at, fingerprint, text],
             )
             return True
+
+        return self.submit(job)
+
+    def add_served(self, source: str, requests: Sequence[Served]) -> Future[None]:
+        """Requests one by one, of a server whose own spans tell them."""
+
+        def job(db: sqlite_utils.Database) -> None:
+            id_ = self._source_id(source)
+            db.conn.executemany(
+                "insert into served values (null, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [rows.served_row(id_, one) for one in requests],
+            )
 
         return self.submit(job)
 
@@ -294,6 +319,10 @@ class History:
                 error=self._error,
             )
 
+    def is_alive(self) -> bool:
+        """Whether the writer's thread runs."""
+        return self._thread.is_alive()
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Writes what is waiting, within the time, and lets go of the file. May be called twice."""
         with self._changed:
@@ -301,13 +330,15 @@ class History:
             self._changed.notify_all()
         self._thread.join(timeout_s)
 
-    def _hand_over(self, item: _Minute | _Work) -> None:
+    def _hand_over(self, *items: _Minute | _Work) -> None:
+        """What is handed over at once is in one batch."""
         with self._changed:
             if self._closing:
-                self._refuse(item, "the store is closed")
-            else:
-                self._records.append((time.monotonic(), item))
-                self._bound()
+                for item in items:
+                    self._refuse(item, "the store is closed")
+                return
+            self._records.extend((time.monotonic(), item) for item in items)
+            self._bound()
 
     def _bound(self) -> None:
         """Drops the oldest of what waits beyond its bounds."""

@@ -13,16 +13,17 @@ it. Where a counter falls, or `server_start_unix_s` moves, the process began ane
 the last sample is counted already, what it counted since is its new value, and what it did between
 its last sample and its end nobody knows.
 
-The same samples give the same records: an agent that died inside a minute goes on where it was by
-adding that minute's samples again from its store (the monotonic clock outlives a process). If it
-does not, its first record is the second part of a minute, as after a clock set back; `joined` puts
-the parts together.
+What is known at a sample is in `dump`: an agent that died goes on from there (`load`), because the
+monotonic clock outlives a process. What the counters rose by while it was dead is then a gap's, and
+no minute's total lacks it. `joined` puts the parts of a minute together that was lived through
+twice, as after a clock set back.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -320,6 +321,46 @@ def _only(
     return [count for bound, count in zip(bounds, cumulative, strict=True) if bound in wanted]
 
 
+# What of a series outlives its process; between samples the other attributes are not read.
+_OF_ALL = ("name", "labels", "first_ns", "at_ns", "offered_ns")
+_OF_SCALARS = (*_OF_ALL, "value", "n", "area", "low", "high")
+_SLOTS: dict[type[_Series], tuple[str, ...]] = {
+    _Gauge: (*_OF_SCALARS, "weight_s", "total"),
+    _Counter: (*_OF_SCALARS, "increase"),
+}
+_BUCKETS_SLOTS = (*_OF_ALL, "bounds", "counts", "total", "total_bounds")
+
+
+class _State(msgspec.Struct, frozen=True):
+    boot: str
+    at: tuple[int, float]
+    open: tuple[int, float, int, list[str]]
+    fingerprint: str | None
+    server_start: float | None
+    has_forgotten: bool
+    values: list[list[Any]]
+    histograms: list[tuple[list[Any], list[tuple[Labels, float]]]]
+
+
+_STATE = msgspec.msgpack.Encoder()
+_STATE_READER = msgspec.msgpack.Decoder(_State)
+
+
+def _of_slots(one: _Series, names: Sequence[str]) -> list[Any]:
+    return [getattr(one, name) for name in names]
+
+
+def _to_slots(one: _Series, names: Sequence[str], values: Sequence[Any]) -> None:
+    for name, value in zip(names, values, strict=True):
+        if name in ("bounds", "total_bounds"):
+            value = tuple(value)
+        setattr(one, name, _labels(value) if name == "labels" else value)
+
+
+def _labels(pairs: Iterable[Sequence[str]]) -> Labels:
+    return tuple((name, value) for name, value in pairs)
+
+
 class _Bucket:
     """One bucket's place: what a reading of it is offered to."""
 
@@ -391,6 +432,61 @@ class Minutes:
     def current(self) -> Minute | None:
         """The unfinished minute up to the last sample; None before the first."""
         return self._record()
+
+    def dump(self, boot: str) -> bytes:
+        """All that the next sample builds on. `boot`: what tells this boot's monotonic clock."""
+        return _STATE.encode(
+            _State(
+                boot=boot,
+                at=(self._at_ns, self._at_unix_s),
+                open=(self._start_unix_s, self._covered_s, self._resets, sorted(self._marks)),
+                fingerprint=self._fingerprint,
+                server_start=self._server_start,
+                has_forgotten=self._has_forgotten,
+                values=[
+                    _of_slots(one, _SLOTS[type(one)])
+                    for one in self._places.values()
+                    if isinstance(one, _Scalar)
+                ],
+                histograms=[
+                    (
+                        _of_slots(histogram, _BUCKETS_SLOTS),
+                        [
+                            (labels, bucket.bound)
+                            for (_, labels), bucket in self._places.items()
+                            if isinstance(bucket, _Bucket) and bucket.histogram is histogram
+                        ],
+                    )
+                    for histogram in self._histograms.values()
+                ],
+            )
+        )
+
+    def load(self, dumped: bytes, boot: str) -> bool:
+        """Goes on from a dump; False, and nothing is done, where it is of another boot or form."""
+        try:
+            state = _STATE_READER.decode(dumped)
+        except msgspec.MsgspecError:
+            return False
+        if state.boot != boot:
+            return False
+        self._at_ns, self._at_unix_s = state.at
+        self._start_unix_s, self._covered_s, self._resets, marks = state.open
+        self._marks = set(marks)
+        self._fingerprint, self._server_start = state.fingerprint, state.server_start
+        self._has_forgotten = state.has_forgotten
+        for slots in state.values:
+            kind = _Counter if len(slots) == len(_SLOTS[_Counter]) else _Gauge
+            one = kind(slots[0], _labels(slots[1]), 0)
+            _to_slots(one, _SLOTS[kind], slots)
+            self._places[one.name, one.labels] = one
+        for slots, buckets in state.histograms:
+            histogram = _Buckets(slots[0], _labels(slots[1]), 0)
+            _to_slots(histogram, _BUCKETS_SLOTS, slots)
+            self._histograms[histogram.name, histogram.labels] = histogram
+            for labels, bound in buckets:
+                self._places[f"{histogram.name}_bucket", labels] = _Bucket(histogram, bound)
+        return True
 
     def add(
         self,

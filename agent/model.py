@@ -55,6 +55,23 @@ class Reading(msgspec.Struct, frozen=True):
 # ----------------------------------------------------------------------------------------- level
 
 
+class Served(msgspec.Struct, frozen=True):
+    """One request as the server tells it; what it does not tell is null."""
+
+    trace_id: bytes
+    span_id: bytes
+    arrived_unix_ns: int
+    ended_unix_ns: int
+    model: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    ttft_s: float | None = None
+    energy_j: float | None = None  # its share of the GPUs' energy: agent.receiver.EnergyShare
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Summary of a sample. All null when n is 0."""
 

@@ -507,6 +507,25 @@ class Recall:
                     tuple(json.loads(marks)) if marks else (),
                 )
 
+    def source_state(self, source: str) -> bytes | None:
+        """What `History.add_minutes` kept with the source's newest minute."""
+        rows = self._rows("select value from meta where key = ?", [schema.state_key(source)])
+        return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
+
+    def served(self, source: str, from_s: float, to_s: float) -> list[dict[str, Any]]:
+        """Requests that arrived between two instants, one by one, where the server's spans tell
+        them; in order of arrival."""
+        names = (
+            "at_ms", "model", "prompt_tokens", "output_tokens", "e2e_ms", "ttft_ms", "queue_ms",
+            "prefill_ms", "decode_ms", "energy_j",
+        )  # fmt: skip
+        sql = f"""select {", ".join(names)} from served
+                  where at_ms >= ? and at_ms < ?
+                    and source = (select id from sources where name = ?)
+                  order by at_ms, id"""
+        window = [math.ceil(from_s * 1000), math.ceil(to_s * 1000)]
+        return [dict(zip(names, row, strict=True)) for row in self._rows(sql, [*window, source])]
+
     def sources(self) -> list[dict[str, Any]]:
         """Every source with its service and GPUs."""
         rows = self._rows("select name, service, gpus from sources order by name")

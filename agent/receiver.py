@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent.config import host_port, is_loopback
-from agent.model import UsageError
+from agent.model import Served, UsageError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -36,23 +36,6 @@ LATELY_MAX = 10_000  # requests that are known again when they come a second tim
 ENERGY_ATTRIBUTE = "servefit.energy_j"
 
 # ------------------------------------------------------------------------------------------ spans
-
-
-class Served(msgspec.Struct, frozen=True):
-    """One request as the server tells it; what it does not tell is null."""
-
-    trace_id: bytes
-    span_id: bytes
-    arrived_unix_ns: int
-    ended_unix_ns: int
-    model: str | None = None
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    queue_s: float | None = None
-    prefill_s: float | None = None
-    decode_s: float | None = None
-    ttft_s: float | None = None
-    energy_j: float | None = None  # its share: see EnergyShare
 
 
 # What vLLM 0.32, SGLang 0.5 and TensorRT-LLM call it (vllm/tracing/utils.py, class SpanAttributes,

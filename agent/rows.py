@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
-from agent.model import Sweep, UsageError, encode
+from agent.model import Served, Sweep, UsageError, encode
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -85,3 +85,21 @@ def _check_curve(sweep: Sweep) -> None:
         says |= bool(load) and any(one is not None for one in rates)
     if not says:
         raise UsageError("no level has both a load (concurrency or offered_rps) and a throughput")
+
+
+def served_row(source: int, one: Served) -> tuple[int | float | str | None, ...]:
+    """A request as `served` has it; the instant is its arrival."""
+
+    def ms(seconds: float | None) -> float | None:
+        return None if seconds is None else round(seconds * 1e3, 3)
+
+    return (
+        one.arrived_unix_ns // 1_000_000,
+        source,
+        one.model,
+        one.prompt_tokens,
+        one.output_tokens,
+        ms((one.ended_unix_ns - one.arrived_unix_ns) / 1e9),
+        *(ms(stage) for stage in (one.ttft_s, one.queue_s, one.prefill_s, one.decode_s)),
+        None if one.energy_j is None else round(one.energy_j, 3),
+    )

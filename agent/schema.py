@@ -31,6 +31,11 @@ def key(block: int, series: int, minute: int = 0, part: int = 0) -> int:
     return block << 32 | series << 12 | minute << 6 | part
 
 
+def state_key(source: str) -> str:
+    """Where `meta` keeps what a source's minutes go on from (`agent.minutes.Minutes.dump`)."""
+    return f"minutes of {source}"
+
+
 def _computed(*columns: str) -> str:
     how = {"series": "key >> 12 & 1048575", "minute": "key >> 6 & 63", "part": "key & 63"}
     return ", ".join(
@@ -107,8 +112,16 @@ _FIRST = (
        join sources on sources.id = series.source""",
 )
 
+# Requests one by one, as a server's own spans tell them; what it did not tell is null.
+_SERVED = (
+    """create table served(id integer primary key, at_ms integer not null, source integer not null,
+       model text, prompt_tokens integer, output_tokens integer, e2e_ms real, ttft_ms real,
+       queue_ms real, prefill_ms real, decode_ms real, energy_j real)""",
+    "create index served_at on served(at_ms)",
+)
+
 # Forward only: a step that was released is never changed, a new one is put behind it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SERVED)
 
 # A minute's rows go to their place, and its hour is made of them; both may be done again.
 MOVE_MINUTES = """

@@ -21,6 +21,8 @@ DAY_S = 86_400
 # Pages that deletions left are used again; only what exceeds this share goes back to the disk.
 SPARE_SHARE = 0.02
 VACUUM_PAGES = 512
+SERVED_MAX = 1_000_000  # requests that are kept one by one: 60 MB
+SERVED_AT_ONCE = 20_000
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -115,6 +117,23 @@ def forget(db: sqlite_utils.Database, kept: Settings, now_s: float) -> None:
             db.execute(f"delete from {table} where key < ?", [end])
         if table != "raw":
             db.execute(f"delete from {table}_source where hour < ?", [limit])
+    _forget_served(db, kept, now_s)
+
+
+def _forget_served(db: sqlite_utils.Database, kept: Settings, now_s: float) -> None:
+    """Requests are kept as long as raw readings, and no more than SERVED_MAX of them."""
+    newest = db.execute("select max(id) from served").fetchone()[0]
+    if newest is None:
+        return
+    db.execute(
+        "delete from served where id in (select id from served where id <= ? limit ?)",
+        [newest - SERVED_MAX, SERVED_AT_ONCE],
+    )
+    if kept.raw_s is not None:
+        db.execute(
+            "delete from served where id in (select id from served where at_ms < ? limit ?)",
+            [int((now_s - kept.raw_s) * 1000), SERVED_AT_ONCE],
+        )
 
 
 def give_back(db: sqlite_utils.Database) -> None:

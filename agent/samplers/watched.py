@@ -32,8 +32,8 @@ class SamplerStatus(msgspec.Struct, frozen=True):
 class Watched:
     """One sampler with a record of how it does, under `name` (the sampler's own by default).
 
-    `sample()` never raises and never overlaps itself: a call that finds one under way gives only
-    the record. `deadline_s`, where given, bounds the sampler from outside; its own is the better
+    `sample()` never raises and never overlaps itself: a call that finds one under way gives
+    nothing. `deadline_s`, where given, bounds the sampler from outside; its own is the better
     one, because it knows what it waits for. `clock` is time.monotonic_ns or a test's.
     """
 
@@ -58,9 +58,9 @@ class Watched:
         self._line: str | None = None
 
     async def sample(self) -> list[Reading]:
-        """The sampler's readings, where it gave some, and the `sampler_*` readings."""
+        """The sampler's readings; none where it failed."""
         if self._busy:
-            return self._record()
+            return []
         self._busy = True
         began_ns = self._clock()
         try:
@@ -72,10 +72,10 @@ class Watched:
         else:
             self._ok, self._line, self._ok_at_ns = True, None, self._clock()
             self._duration_s = (self._ok_at_ns - began_ns) / 1e9
-            return readings + self._record()
+            return readings
         finally:
             self._busy = False
-        return self._record()
+        return []
 
     async def _within_deadline(self) -> Sequence[Reading]:
         if self._deadline_s is None:
@@ -115,7 +115,8 @@ class Watched:
     def _age_s(self) -> float | None:
         return None if self._ok_at_ns is None else (self._clock() - self._ok_at_ns) / 1e9
 
-    def _record(self) -> list[Reading]:
+    def record(self) -> list[Reading]:
+        """How it does, as the `sampler_*` readings."""
         values: dict[str, float | None] = {
             "sampler_ok": float(self._ok),
             "sampler_duration_s": self._duration_s,

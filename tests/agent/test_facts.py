@@ -256,8 +256,8 @@ def test_hardware_on_the_bus(tmp_path: Path) -> None:
     bus = {"0000:01:00.0/vendor": "0x10de\n", "0000:01:00.0/class": "0x030200\n",
            "0000:02:00.0/vendor": "0x10de\n", "0000:02:00.0/class": "0x040300\n",
            "0000:03:00.0/vendor": "0x1002\n", "0000:03:00.0/class": "0x060400\n"}  # fmt: skip
-    assert facts._hardware(tree(tmp_path, bus)) == ("NVIDIA",)
-    assert facts._hardware(tmp_path / "nowhere") == ()
+    assert facts.hardware(tree(tmp_path, bus)) == ("NVIDIA",)
+    assert facts.hardware(tmp_path / "nowhere") == ()
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:

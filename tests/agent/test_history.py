@@ -118,6 +118,17 @@ def test_an_unfinished_minute_is_replaced_and_a_finished_one_is_not(
     assert [part.values[0].increase for part in parts] == [9.0, 5.0]
 
 
+def test_what_a_source_goes_on_from_is_kept_with_its_minutes(path: Path, clocks: Clocks) -> None:
+    one = minute(NOON, [gauge("requests_running", 1)])
+    with store(path, clocks) as history:
+        history.add_minutes(one.source, [one], b"state")
+        assert history.flush()
+    with Recall(path) as recall:
+        assert recall.source_state(one.source) == b"state"
+        assert recall.source_state("nobody") is None
+        assert [m.start_unix_s for m in recall.minutes(one.source, 0, NOON + 60)] == [NOON]
+
+
 def test_a_restart_inside_a_minute_keeps_both_parts(path: Path, clocks: Clocks) -> None:
     for tokens in (3.0, 4.0):
         with store(path, clocks) as history:

@@ -164,6 +164,30 @@ def test_an_agent_that_died_goes_on_from_the_samples_of_its_last_minute(
 
 
 @settings(deadline=None)
+@given(lives())
+def test_an_agent_that_goes_on_from_a_dump_gives_the_same_minutes(samples: list[Sample]) -> None:
+    found, minutes = [], Minutes("chat")
+    for one in samples:
+        found += minutes.add(said(one), one.at_s, round(one.at_s * S))
+        dumped, minutes = minutes.dump("boot"), Minutes("chat")
+        assert minutes.load(dumped, "boot")
+    assert minutes.dump("boot") == dumped
+    current = minutes.current()
+    assert found + ([current] if current else []) == everything(
+        (one.at_s, said(one)) for one in samples
+    )
+
+
+def test_a_dump_of_another_boot_or_form_is_left() -> None:
+    minutes = Minutes("chat")
+    minutes.add([counter(5)], 100, 100 * S)
+    fresh = Minutes("chat")
+    assert not fresh.load(minutes.dump("boot"), "another")
+    assert not fresh.load(b"\x00nonsense", "boot")
+    assert fresh.current() is None
+
+
+@settings(deadline=None)
 @given(lives(), st.integers(1, 24))
 def test_two_agents_in_turn_have_all_but_the_time_between(samples: list[Sample], cut: int) -> None:
     def sums(minutes: list[Minute]) -> float:

@@ -52,8 +52,8 @@ def watched(source: Source, deadline_s: float | None = None) -> Watched:
     return Watched(source, deadline_s=deadline_s, clock=lambda: source.now_ns)
 
 
-def record(readings: Sequence[Reading]) -> dict[str, float]:
-    of_sampler = [one for one in readings if one.name.startswith("sampler_")]
+def record(one: Watched) -> dict[str, float]:
+    of_sampler = one.record()
     assert {one.labels for one in of_sampler} == {(("sampler", "source"),)}
     assert {one.name for one in of_sampler} <= CATALOGUE.keys()
     return {one.name: one.value for one in of_sampler}
@@ -61,9 +61,9 @@ def record(readings: Sequence[Reading]) -> dict[str, float]:
 
 async def test_a_good_sample_and_its_record() -> None:
     source = Source()
-    readings = await watched(source).sample()
-    assert readings[0] is GIVEN
-    assert record(readings) == {
+    one = watched(source)
+    assert await one.sample() == [GIVEN]
+    assert record(one) == {
         "sampler_ok": 1,
         "sampler_duration_s": 0.25,
         "sampler_age_s": 0,
@@ -78,9 +78,8 @@ async def test_a_failure_is_a_record_and_a_line() -> None:
     await one.sample()
     source.fails = SamplerError("the page is cut short")
     source.now_ns += 4_000_000_000
-    readings = await one.sample()
-    assert GIVEN not in readings
-    assert record(readings) == {
+    assert await one.sample() == []
+    assert record(one) == {
         "sampler_ok": 0,
         "sampler_duration_s": 0.25,
         "sampler_age_s": 4.25,
@@ -110,7 +109,7 @@ async def test_samples_never_overlap() -> None:
     one = watched(source)
     first = asyncio.create_task(one.sample())
     await asyncio.sleep(0)
-    assert GIVEN not in await one.sample()  # a record, at once
+    assert await one.sample() == []  # at once
     source.waits.set()
     assert GIVEN in await first
     assert source.at_once == 1
@@ -121,7 +120,8 @@ async def test_what_hangs_is_given_up() -> None:
     source = Source()
     source.waits = asyncio.Event()
     one = watched(source, deadline_s=0.01)
-    assert record(await one.sample())["sampler_ok"] == 0
+    assert await one.sample() == []
+    assert record(one)["sampler_ok"] == 0
     assert one.status().line == "nothing within 0.01 s"
     source.waits = None
     assert GIVEN in await one.sample()
@@ -159,5 +159,5 @@ async def test_closing_cannot_fail() -> None:
 
 
 async def test_two_of_a_kind_have_names_of_their_own() -> None:
-    readings = await Watched(Source(), name="server chat").sample()
-    assert readings[1].labels == (("sampler", "server chat"),)
+    readings = Watched(Source(), name="server chat").record()
+    assert readings[0].labels == (("sampler", "server chat"),)

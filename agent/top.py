@@ -208,7 +208,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def spark(points: Points, now_s: float) -> str:
-    """The last WINDOW_S in SPARK_CELLS bars from 0 to the largest; a blank where nothing is."""
+    """The last WINDOW_S in SPARK_CELLS bars from 0 to the largest; a dot where nothing is."""
     cells: list[list[float]] = [[] for _ in range(SPARK_CELLS)]
     for at_s, value in points:
         cell = math.floor((at_s - now_s + WINDOW_S) / WINDOW_S * SPARK_CELLS)
@@ -216,7 +216,7 @@ def spark(points: Points, now_s: float) -> str:
             cells[cell].append(value)
     means = [sum(values) / len(values) if values else None for values in cells]
     most = max((mean for mean in means if mean is not None), default=0.0)
-    return "".join(" " if mean is None else _bar(mean, most) for mean in means)
+    return "".join("·" if mean is None else _bar(mean, most) for mean in means)
 
 
 def _bar(value: float, most: float) -> str:

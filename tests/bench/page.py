@@ -72,6 +72,7 @@ def main() -> None:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 256 * 1024  # head and body at once
 
         def do_GET(self) -> None:
             is_there = self.path == "/metrics"

@@ -46,8 +46,8 @@ def test_the_cpu_of_a_process_and_of_its_children() -> None:
 
 
 def test_a_look_sees_what_a_child_takes() -> None:
-    spin = "import time; end = time.monotonic() + 0.1\nwhile time.monotonic() < end: pass\n"
-    code = f"import subprocess, sys; {spin}subprocess.run([sys.executable, '-c', {spin!r}])\n"
+    spin = "import time\nwhile time.process_time() < 0.1: pass\n"
+    code = f"import subprocess, sys\n{spin}subprocess.run([sys.executable, '-c', {spin!r}])\n"
     with subprocess.Popen(
         [sys.executable, "-c", f"{code}print(flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def test_a_look_sees_what_a_child_takes() -> None:
         process.stdout.readline()
         seen = agent.look(process.pid)
         process.kill()
-    assert 0.2 <= seen.cpu_s < 10
+    assert 0.18 <= seen.cpu_s < 10  # two ticks less, for what is rounded down
     assert 5 < seen.rss_mb < 100
     assert seen.at_s <= time.monotonic()
 

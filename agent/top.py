@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +35,7 @@ T = TypeVar("T")
 WINDOW_S = 900
 STEP_S = 15
 STALE_S = 60.0  # what began to be measured longer ago than this is not shown as now
-SERIES_A_LOOK = 16
+SERIES_A_LOOK = 8
 TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 TROUBLES_MAX = 6  # lines; the tables are to be seen too
@@ -231,10 +231,10 @@ def short(value: float | None, unit: str = "") -> str:
     return (number(value) if abs(value) < 1e6 else f"{value:.1e}") + unit
 
 
-def count(value: float | None) -> str:
-    """Of requests: whole where it is whole."""
+def count(value: float | None, unit: str = "") -> str:
+    """Of requests or degrees: whole where it is whole."""
     is_whole = value is not None and 0 <= value < 1e6 and value % 1 == 0
-    return f"{value:,.0f}" if is_whole else short(value)
+    return f"{value:,.0f}{unit}" if is_whole else short(value, unit)
 
 
 def percent(ratio: float | None) -> str:
@@ -350,7 +350,6 @@ def _sampler_text(sampler: SamplerStatus) -> str:
 
 # ------------------------------------------------------------------------------------- the tables
 
-R = TypeVar("R")
 TEXT_WIDTH_MIN, GAP = 6, 2
 
 
@@ -425,7 +424,7 @@ def gpu_columns(snapshot: Snapshot) -> list[Column]:
         Column("memory", 2, [memory(one) for one in gpus]),
         Column("use", 1, now("gpu_utilization_ratio", percent)),
         Column("power", 1, now("gpu_power_w", lambda value: short(value, " W"))),
-        Column("temp", 4, now("gpu_temperature_c", lambda value: short(value, " °C"))),
+        Column("temp", 4, now("gpu_temperature_c", lambda value: count(value, " °C"))),
         Column("use, 15 min", 5, [snapshot.spark("gpu_utilization_ratio", gpu=one.uuid)
                                   for one in gpus]),
     ]  # fmt: skip
@@ -436,9 +435,10 @@ def _table(columns: Sequence[Column], width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     shown = fitting(columns, width)
     for column in shown:
-        justify = "left" if column.is_text or column.title == "GPU" else "right"
+        is_left = column.is_text or column is columns[0]
+        justify: JustifyMethod = "left" if is_left else "right"
         table.add_column(
-            Text(column.title, no_wrap=True), justify=justify,  # type: ignore[arg-type]
+            Text(column.title, no_wrap=True), justify=justify,
             no_wrap=not column.is_text, overflow="ellipsis",
         )  # fmt: skip
     for cells in zip(*(column.cells for column in shown), strict=True):

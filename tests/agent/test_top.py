@@ -121,9 +121,9 @@ def test_eighty_columns() -> None:
         "chat    vllm    Llama-3.1-8B-Inst…   16  2.50  2%  1,054  56.0 ms  10.6 ms   0–1",
         "code    –       –                     –     –   –      –        –        –     –",
         "",
-        "GPU  name                              memory  use  power     temp   use, 15 min",
-        "0    NVIDIA H100 80GB …  74.5 GiB of 79.6 GiB  97%  402 W  61.0 °C  ▁▂▂▃▄▄▅▆▆▇██",
-        "1    NVIDIA H100 80GB …         – of 79.6 GiB    –      –        –  ············",
+        "GPU  name                                memory  use  power   temp   use, 15 min",
+        "0    NVIDIA H100 80GB HB…  74.5 GiB of 79.6 GiB  97%  402 W  61 °C  ▁▂▂▃▄▄▅▆▆▇██",
+        "1    NVIDIA H100 80GB HB…         – of 79.6 GiB    –      –      –  ············",
     ]
 
 
@@ -308,6 +308,7 @@ def test_a_look_asks_for_all_and_then_in_turn(fake: Fake) -> None:
     second = agent.look()
     assert fake.series_asked() == top.SERIES_A_LOOK < whole
     assert second.series == first.series
+    agent.look()
     agent.look()
     assert len({target for target in fake.asked if "/series?" in target}) == whole
 

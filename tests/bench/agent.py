@@ -202,9 +202,12 @@ def measure(
                     say(f"watching the agent for {seconds:g} s")
                     figures = _watched(started, seconds)
                 stopping_s = time.monotonic()
-            figures_stop_s = time.monotonic() - stopping_s
-    figures |= {"ready_s": statistics.median(ready_s), "stop_s": figures_stop_s}
-    return figures | {"store_mb": _size_mb(place)}
+            stop_s = time.monotonic() - stopping_s
+    return figures | {
+        "ready_s": statistics.median(ready_s),
+        "stop_s": stop_s,
+        "store_mb": _size_mb(place),
+    }
 
 
 def _watched(started: Started, seconds: float) -> Figures:

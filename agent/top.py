@@ -176,7 +176,7 @@ class Agent:
             )
         if answer.code != 200:
             said = _Fault()
-            with suppress(msgspec.DecodeError):
+            with suppress(ValueError, RecursionError):
                 said = msgspec.json.decode(answer.body, type=_Fault)
             raise TargetError(
                 f"{self.url} answers {answer.code}"
@@ -185,7 +185,7 @@ class Agent:
             )
         try:
             return msgspec.json.decode(answer.body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
             raise TargetError(
                 f"{self.url} is no agent of this version ({error}): give its address with --url"
             ) from error

@@ -333,6 +333,7 @@ def test_a_busy_store_leaves_what_was_known(fake: Fake) -> None:
         (404, b"<html>", "answers 404: is it an agent"),
         (503, b'{"error": "starting"}', "answers 503 (starting)"),
         (302, b"", "answers 302"),
+        (500, b'{"error": "\\xff"}', "answers 500: is it"),
         (200, b"<html>", "no agent of this version"),
         (200, b"[" * 100_000, "no agent of this version"),
         (200, b'{"version": "\xff"}', "no agent of this version"),

@@ -14,6 +14,7 @@ from agent import __version__
 from agent.failures import guarded
 
 if TYPE_CHECKING:
+    from agent.forms import Sheet
     from agent.model import Sweep
     from agent.recall import Series
 
@@ -31,17 +32,34 @@ def cli() -> None:
     """
 
 
+_DB = click.option(
+    "--db",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The agent's store.  [default: agent.db in your data directory]",
+)
+
+
 @cli.command()
+@click.option("--server", metavar="NAME", help="Of this server.  [default: of each]")
+@click.option("--service", metavar="NAME", help="Of all servers of this service together.")
+@click.option(
+    "--window", metavar="TIME", help="Observed time, up to the newest sample.  [default: 7d]"
+)
 @click.option(
     "--curve",
-    required=True,
     metavar="SWEEP.json",
-    help="A measured curve: what loadgen --json writes, or another tool's in that form.",
+    help="Without a store: a measured curve, as loadgen --json writes it, or another tool's.",
+)
+@click.option(
+    "--demand",
+    metavar="FILE",
+    help='With --curve: a declared demand, such as {"concurrency": {"p99": 24}}.',
 )
 @click.option(
     "--slo",
     metavar="RULES",
-    help="Such as 'ttft:p95<500ms,itl:p95<50ms'.  [default: the sweep's own]",
+    help="Such as 'ttft:p95<500ms,itl:p95<50ms'.  [default: --config's, else the sweep's own]",
 )
 @click.option(
     "--expect-concurrency",
@@ -53,54 +71,156 @@ def cli() -> None:
     "--expect-rps",
     type=click.FloatRange(0, min_open=True),
     metavar="X",
-    help="Judge against this many requests a second.",
+    help="With --curve: judge against this many requests a second.",
 )
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(["text", "json", "markdown", "html"]),
     default="text",
     show_default=True,
     help="For people or for programs.",
 )
+@click.option(
+    "--config", "file", metavar="FILE", help="The agent's: its store, window, SLO, expectation."
+)
+@_DB
 def assess(
+    server: str | None,
+    service: str | None,
+    window: str | None,
+    curve: str | None,
+    demand: str | None,
+    slo: str | None,
+    expect_concurrency: float | None,
+    expect_rps: float | None,
+    form: str,
+    file: str | None,
+    db: Path | None,
+) -> None:
+    """Say how the hardware fits: from the store, or a measured curve alone.
+
+    \b
+    agent assess --server chat --slo 'ttft:p95<500ms' --window 14d
+    agent assess --curve sweep.json --expect-concurrency 24
+    """
+    from agent.model import UsageError
+
+    for option, value in (
+        ("--expect-concurrency", expect_concurrency),
+        ("--expect-rps", expect_rps),
+    ):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{option} {value}: write a finite number above 0")
+    of_store = {"--server": server, "--service": service, "--window": window, "--config": file,
+                "--db": db}  # fmt: skip
+    of_file = {"--demand": demand, "--expect-rps": expect_rps}
+    for option, given in (of_file if curve is None else of_store).items():
+        if given is not None and curve is None:
+            raise UsageError(f"{option} goes with --curve: the store knows what was observed")
+        if given is not None:
+            raise UsageError(f"{option} asks the store, --curve judges a file: give one of them")
+    if curve is None:
+        _assess_store(server, service, window, slo, expect_concurrency, form, file, db)
+    else:
+        _assess_curve(curve, demand, slo, expect_concurrency, expect_rps, form)
+
+
+def _assess_store(
+    server: str | None,
+    service: str | None,
+    window: str | None,
+    slo: str | None,
+    expect_concurrency: float | None,
+    form: str,
+    file: str | None,
+    db: Path | None,
+) -> None:
+    import time
+
+    from agent.assess import assess_each
+    from agent.config import Config, load
+    from agent.forms import sheet
+    from agent.recall import Recall
+    from agent.sizing.curve import parse_slo
+    from agent.when import parse_span_s, utc
+
+    config = load(file) if file else Config()
+    with Recall(db or config.agent.db) as recall:
+        found = assess_each(
+            recall,
+            config,
+            server=server,
+            service=service,
+            window_s=parse_span_s(window, "--window") if window else None,
+            slo=parse_slo(slo) if slo else None,
+            expect_concurrency=expect_concurrency,
+            now_s=time.time(),
+        )
+    sheets = [
+        sheet(f"{one.scope}, {utc(one.at_unix_s)}", one.verdict, one.pattern) for one in found
+    ]
+    if form == "json":
+        answers = [one.as_json() for one in found]
+        _print_json(answers[0] if len(answers) == 1 else answers)
+    else:
+        _print_sheets(sheets, form)
+
+
+def _assess_curve(
     curve: str,
+    demand: str | None,
     slo: str | None,
     expect_concurrency: float | None,
     expect_rps: float | None,
     form: str,
 ) -> None:
-    """Judge a measured curve, against an expected load where one is given."""
-    from agent.model import UsageError, encode
-    from agent.sizing.curve import analyse, parse_slo
-    from agent.sizing.judge import judge
+    from agent.assess import judge_file
+    from agent.forms import sheet
+    from agent.model import UsageError
+    from agent.sizing.curve import parse_slo
+    from agent.sizing.declared import parse_demand
     from agent.words import printable, verdict_lines
 
-    for option, demand in (
-        ("--expect-concurrency", expect_concurrency),
-        ("--expect-rps", expect_rps),
-    ):
-        if demand is not None and not math.isfinite(demand):
-            raise UsageError(f"{option} {demand}: write a finite number above 0")
+    if demand is not None and (expect_concurrency or expect_rps):
+        raise UsageError("--demand and --expect-… both declare the demand: give one of them")
     try:
         sweep = _read_sweep(curve)
     except UsageError as error:
         raise UsageError(f"--curve {curve}: {error}") from error
-    targets = parse_slo(slo) if slo else sweep.slo
-    verdict = judge(
-        sweep.levels,
-        analyse(sweep.levels, targets),
-        targets,
+    try:
+        declared = parse_demand(_bytes(demand)) if demand is not None else None
+    except UsageError as error:
+        raise UsageError(f"--demand {demand}: {error}") from error
+    verdict = judge_file(
+        sweep,
+        parse_slo(slo) if slo else sweep.slo,
+        declared,
         expect_concurrency=expect_concurrency,
         expect_rps=expect_rps,
-        simulated=sweep.run.simulated,
-        target=sweep.target.url,
     )
     if form == "json":
-        click.echo(encode(verdict).decode())
-    else:
+        _print_json(verdict)
+    elif form == "text":
         for line in verdict_lines(verdict):
             click.echo(printable(line))
+    else:
+        _print_sheets([sheet(sweep.target.model or curve, verdict)], form)
+
+
+def _print_json(value: object) -> None:
+    from agent.model import encode
+
+    click.echo(encode(value).decode())
+
+
+def _print_sheets(sheets: Sequence[Sheet], form: str) -> None:
+    from agent import forms
+
+    if form == "text":
+        click.echo("\n\n".join("\n".join(forms.text(one)) for one in sheets))
+    else:
+        click.echo({"markdown": forms.markdown, "html": forms.html}[form](sheets), nl=False)
 
 
 @cli.command()
@@ -195,14 +315,6 @@ def check(file: str) -> None:
     checked = load(file)
     click.echo(f"# {file} as it takes effect. Secrets stand in their files and are not shown.")
     click.echo(render(checked), nl=False)
-
-
-_DB = click.option(
-    "--db",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The agent's store.  [default: agent.db in your data directory]",
-)
 
 
 @cli.command()
@@ -306,10 +418,16 @@ def import_(file: str, server: str | None, db: Path | None) -> None:
 
 def _read_sweep(file: str) -> Sweep:
     """A sweep from a file, or `-` for standard input. Raises UsageError."""
-    from agent.model import UsageError, decode_sweep
+    from agent.model import decode_sweep
+
+    return decode_sweep(_bytes(file))
+
+
+def _bytes(file: str) -> bytes:
+    from agent.model import UsageError
 
     try:
-        return decode_sweep(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise UsageError(str(error.strerror)) from error
 

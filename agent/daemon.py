@@ -34,6 +34,7 @@ from agent.minutes import Labels, Minute
 from agent.model import Reading, Served, ServefitError, StoreError, TargetGpu
 from agent.notify import notify, watchdog_s
 from agent.owners import Owned, owned
+from agent.recall import Recall
 from agent.receiver import EnergyShare, Receiver
 from agent.samplers import Sampler
 from agent.samplers.host import HostSampler
@@ -42,6 +43,7 @@ from agent.sources import AGENT, GPU, HOST, Group, Own, Source, joules
 from agent.tiers import Settings
 
 if TYPE_CHECKING:
+    from agent.assess import Assessment
     from agent.exporters.delivery import Delivery
 
 log = logging.getLogger("servefit")
@@ -52,7 +54,7 @@ OWNERS_EVERY_S = 10.0  # as often as the driver is asked for its processes
 DETAILS_EVERY_S = 10.0
 DCGM_EVERY_S_MIN = 5.0  # a page of a hundred kB, which changes every 30 s unless told otherwise
 AGAIN_EVERY_S = 30.0  # for a part that could not begin
-FIRST_VERDICT_S = 60.0  # after the start; the next ones as configured
+FIRST_VERDICT_S = 15.0  # after the start, where none is kept that is young enough
 READY_WITHIN_S = 1.5  # for the first samples; a source that is slow holds up no start
 STOP_WITHIN_S = 10.0
 THREADS_MAX = 4
@@ -102,12 +104,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""
-        from agent.web.app import Site
+        from agent.web.app import Site, application
 
         self._handle_signals()
-        site = Site(self, self._token())
+        site = Site()
         try:
-            url = await site.start(self._config.agent.listen)
+            app = application(self, token=self._token())
+            url = await site.start(app, self._config.agent.listen)
             log.info("servefit %s: %s, store %s", __version__, url, self._history.path)
             await self._reconcile()
             await self._until_ready()
@@ -132,7 +135,7 @@ class Daemon:
             (self._look_at_owners, lambda: OWNERS_EVERY_S, 0.0),
             (self._export, every_s, 1.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
-            (self._assess, lambda: self._config.assess.every_s, FIRST_VERDICT_S),
+            (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
         ]
         if alive_s is not None:
             jobs.append((self._tell_alive, lambda: alive_s / 3, 0.0))
@@ -325,18 +328,26 @@ class Daemon:
             await self._delivery.metrics(self.batches())
 
     async def _assess(self) -> None:
-        """One verdict for each server, and for each service of several."""
-        from agent.assess import assess_all
-
-        began_ns = time.time_ns()
-        minutes = self.open_minutes()
-        for one in await asyncio.to_thread(
-            assess_all, self._history.path, self._config, minutes, time.time()
-        ):
+        """A verdict on each server, and on each service of several."""
+        began_ns, minutes = time.time_ns(), self.open_minutes()
+        for one in await asyncio.to_thread(self._assessments, minutes):
             self._history.add_assessment(one.scope, one.verdict)
             log.info("%s: %s", one.scope, one.verdict.summary)
             if self._delivery is not None:
                 await self._delivery.verdict(one.verdict, one.scope, began_ns)
+
+    def _assessments(self, minutes: Sequence[Minute]) -> list[Assessment]:
+        from agent.assess import assess_each
+
+        with Recall(self._history.path) as recall:
+            return assess_each(recall, self._config, open_minutes=minutes, now_s=time.time())
+
+    def _next_verdict_s(self) -> float:
+        """How long until a verdict is due: a restart is no reason for another one."""
+        newest_s = 0.0
+        with contextlib.suppress(StoreError), Recall(self._history.path) as recall:
+            newest_s = max((one["at_unix_s"] for one in recall.assessments(limit=1)), default=0.0)
+        return max(FIRST_VERDICT_S, newest_s + self._config.assess.every_s - time.time())
 
     async def _look_at_owners(self) -> None:
         """Which GPUs each server is on; processes come and go."""

@@ -17,7 +17,7 @@ from agent.model import GpuView, Reading, ServerView
 Points = list[tuple[int, float]]  # (at_ns, value), in order of time
 
 # What a server's view is made of; readings of other sources in the same list are left alone.
-_SERVER = frozenset(
+SERVER_SERIES = frozenset(
     (
         *("requests_running", "requests_waiting", "kv_usage_ratio", "kv_capacity_tokens"),
         *("requests_finished_total", "prompt_tokens_total", "output_tokens_total"),
@@ -25,6 +25,13 @@ _SERVER = frozenset(
         *("queue_seconds_sum", "prefill_seconds_sum", "decode_seconds_sum"),
         *("queue_seconds_count", "prefill_seconds_count", "decode_seconds_count"),
         "server_start_unix_s",
+    )
+)
+# … and a GPU's.
+GPU_SERIES = frozenset(
+    (
+        *("gpu_memory_used_bytes", "gpu_utilization_ratio", "gpu_temperature_c", "gpu_throttled"),
+        *("gpu_energy_j", "gpu_power_w"),
     )
 )
 
@@ -110,7 +117,7 @@ def gpu_views(
     by_gpu: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for one in readings:
         uuid = dict(one.labels).get("gpu")
-        if uuid is not None and math.isfinite(one.value):
+        if uuid is not None and one.name in GPU_SERIES and math.isfinite(one.value):
             by_gpu.setdefault(uuid, {}).setdefault(one.name, []).append((one.at_ns, one.value))
     views = (_gpu_view(uuid, by_gpu[uuid], start_ns, end_ns, window) for uuid in sorted(by_gpu))
     return [view for view in views if view is not None]
@@ -185,7 +192,7 @@ def _server_series(readings: Iterable[Reading], start_ns: int, end_ns: int) -> d
     """The server's series around the level; empty where it holds no sample of them."""
     series: dict[str, Points] = {}
     for one in readings:
-        if one.name in _SERVER and math.isfinite(one.value):
+        if one.name in SERVER_SERIES and math.isfinite(one.value):
             series.setdefault(one.name, []).append((one.at_ns, one.value))
     return {name: bracket(sorted(points), start_ns, end_ns) for name, points in series.items()}
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +38,9 @@ STALE_S = 15.0
 # A counter's increase over a longer silence is nobody's: not spread over it.
 GAP_S = 300.0
 BUSY_TIMEOUT_S = 5.0
-
+_STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at `give_up`
+# A source that says one of these is an inference server.
+SAID_BY_SERVERS = ("requests_running", "output_tokens_total")
 
 Tier = Literal["raw", "minute", "hour"]
 
@@ -115,10 +119,13 @@ _Sums = dict[tuple[int, int], tuple[float, float]]
 class Recall:
     """The store at `path`, read only. Raises StoreError where there is none, or none of ours.
 
-    One thread at a time; close it, or leave its context.
+    One thread at a time; close it, or leave its context. `give_up` is asked again and again while
+    SQLite works; once it says yes, that question and all others end with a StoreError.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, give_up: Callable[[], bool] | None = None
+    ) -> None:
         self.path = path or default_path()
         if not self.path.exists():
             raise StoreError(
@@ -132,6 +139,7 @@ class Recall:
                 check_same_thread=False,
             )
             self._db = sqlite_utils.Database(connection)
+            connection.set_progress_handler(give_up, _STEPS)
             try:
                 self._check()
             except BaseException:
@@ -146,6 +154,19 @@ class Recall:
 
     def close(self) -> None:
         self._db.conn.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is asked inside is of one moment, however much is written meanwhile.
+
+        Without it, what moves from an open table to its place can be missed between two looks.
+        """
+        with self._guarded():
+            self._db.execute("begin")
+        try:
+            yield
+        finally:
+            self._db.conn.rollback()
 
     def _check(self) -> None:
         if self._number("pragma application_id") != schema.APPLICATION_ID:
@@ -423,11 +444,9 @@ class Recall:
                   where at_ms between ? and ? and series in {_ids(source)}
                   order by series, rowid"""
         rows = self._rows(sql, [from_ms, to_ms])
-        for series in source.series:
-            mine = [(at, value) for one, at, value in rows if one == series]
-            if mine:
-                at, value = zip(*mine, strict=True)
-                collected[series].append((np.array(at, np.int64), np.array(value, np.float64)))
+        for series, mine in itertools.groupby(rows, key=itemgetter(0)):
+            _, at, value = zip(*mine, strict=True)
+            collected[series].append((np.array(at, np.int64), np.array(value, np.float64)))
         for series, parts in collected.items():
             times, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             falls = np.flatnonzero(np.diff(times) < 0) + 1  # the clock was set back: another pass
@@ -447,9 +466,41 @@ class Recall:
         known = [one for one in (at_ms and at_ms / 1000, minute) if one is not None]
         return max(known, default=None)
 
-    def minutes(self, source: str, from_s: float, to_s: float) -> Iterator[Minute]:
+    def readings(
+        self, source: str, from_s: float, to_s: float, *, gpus: Collection[str] | None = ()
+    ) -> Iterator[tuple[float, str, dict[str, str], float]]:
+        """Raw readings between two instants, both included: (unix s, name, labels, value).
+
+        They are those of a source and those of these GPUs (None: of all), in order of time.
+        """
+        sql = """select series.id, sources.name, series.name, labels
+                 from series join sources on sources.id = source order by series.id"""
+        about: dict[int, tuple[str, dict[str, str]]] = {}
+        for series, owner, name, text in self._rows(sql):
+            labels = json.loads(text)
+            gpu = labels.get("gpu")
+            if owner == source or (gpu is not None and (gpus is None or gpu in gpus)):
+                about[series] = (name, labels)
+        found: list[tuple[int, chunks.Times, chunks.Values]] = []
+        from_ms, to_ms = math.ceil(from_s * 1000), math.floor(to_s * 1000)
+        for series, times, values in self._points(_Source(0, "", tuple(about)), from_ms, to_ms):
+            inside = (times >= from_ms) & (times <= to_ms)
+            found.append((series, times[inside], values[inside]))
+        if not found:
+            return
+        at_ms = np.concatenate([times for _, times, _ in found])
+        all_values = np.concatenate([values for _, _, values in found])
+        whose = np.repeat([series for series, _, _ in found], [times.size for _, times, _ in found])
+        for place in np.argsort(at_ms, kind="stable"):
+            name, labels = about[int(whose[place])]
+            yield int(at_ms[place]) / 1000, name, labels, float(all_values[place])
+
+    def minutes(
+        self, source: str, from_s: float, to_s: float, names: Collection[str] | None = None
+    ) -> Iterator[Minute]:
         """The minutes of a source, in order; one that was lived through in parts comes in parts.
 
+        `names`: of these series and histograms alone, which is quicker by as much as it is less.
         Of a counter `mean`, `min` and `max` are `last`: they are not kept.
         """
         sql = """select sources.id from sources where name = ?"""
@@ -461,6 +512,7 @@ class Recall:
             for series, name, labels, bounds in self._rows(
                 "select id, name, labels, bounds from series where source = ?", [id_]
             )
+            if names is None or name in names
         }
         sql = """select hour, minute, part, covered_s, resets, marks from minute_source
                  where hour between ? and ? and source = ? order by hour, minute, part"""
@@ -480,19 +532,16 @@ class Recall:
         to_s: float,
     ) -> Iterator[Minute]:
         rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
-        whole_hour = [schema.key(heads[0][0], 0), schema.key(heads[0][0] + 1, 0) - 1]
-        for table, where in (
-            ("minute", "key between ?1 and ?2"),
-            ("minute_open", "hour = ?1 >> 32"),
-        ):
-            sql = f"""select minute, part, series, n, coalesce(mean, last), coalesce(min, last),
-                        coalesce(max, last), last, increase, counts
-                      from {table} where {where} order by series"""
-            for minute, part, *row in self._rows(
-                sql, whole_hour if table == "minute" else whole_hour[:1]
-            ):
-                if row[0] in about:
-                    rows[minute, part].append(tuple(row))
+        for place in _MINUTES:
+            sql = f"""
+                select k.minute, k.part, s.id, n, coalesce(mean, last), coalesce(min, last),
+                  coalesce(max, last), last, increase, counts
+                from (select ? as at) as block
+                  cross join {_ids(_Source(0, source, tuple(about)))} as s
+                  cross join {place.table} as k on {place.on}
+                order by s.id"""
+            for minute, part, *row in self._rows(sql, [heads[0][0]]):
+                rows[minute, part].append(tuple(row))
         for hour, minute, part, covered_s, resets, marks in heads:
             start = hour * schema.HOUR_S + minute * 60
             if from_s <= start < to_s:
@@ -525,6 +574,26 @@ class Recall:
                   order by at_ms, id"""
         window = [math.ceil(from_s * 1000), math.ceil(to_s * 1000)]
         return [dict(zip(names, row, strict=True)) for row in self._rows(sql, [*window, source])]
+
+    def speakers(self, *metrics: str) -> list[str]:
+        """The sources that ever said one of these metrics."""
+        marks = ", ".join("?" * len(metrics))
+        sql = f"""select distinct sources.name from series join sources on sources.id = source
+                  where series.name in ({marks}) order by sources.name"""
+        return [name for (name,) in self._rows(sql, metrics)]
+
+    def servers(
+        self, server: str | None = None, service: str | None = None
+    ) -> dict[str, list[str]]:
+        """The inference servers that are meant, each with its GPUs; all, where none is named.
+
+        Raises UsageError for a server or service that there is not.
+        """
+        owners = self._owners(Which(server, service))
+        if owners is None:
+            known = set(self.speakers(*SAID_BY_SERVERS))
+            owners = {one["name"]: one["gpus"] for one in self.sources() if one["name"] in known}
+        return owners
 
     def sources(self) -> list[dict[str, Any]]:
         """Every source with its service and GPUs."""

@@ -69,6 +69,7 @@ class Source:
         self._newest: dict[tuple[str, Labels], Reading] = {}
         self._fingerprint: tuple[Labels, str | None] = ((), None)
         self._failures = 0
+        self._is_kept = False
         self.defects = 0
 
     def go_on(self) -> None:
@@ -100,7 +101,8 @@ class Source:
         done = self.minutes.add(readings, at_unix_s, at_ns, fingerprint=self._known_as())
         if readings and self._keeps_raw:
             self._history.add_readings(self.name, readings)
-        if done:
+        if done or (readings and not self._is_kept):
+            self._is_kept = True  # from the first sample on a death loses no count
             self._history.add_minutes(self.name, done, self.minutes.dump(self._boot))
             self._forget(at_ns)
         self._newest.update(((one.name, one.labels), one) for one in readings)

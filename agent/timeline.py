@@ -11,7 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-JUMP_S = 1.0  # steps below it are slewing and rounding; NTP steps from 0.128 s, and rarely
+JUMP_S = 1.0  # smaller steps are corrected in silence; NTP steps from 0.128 s, and rarely
+# Between two looks at two clocks the scheduler may come: an instant that is stamped twice (in the
+# store and in an export) has to be the same instant.
+NOISE_S = 0.01
 
 
 class Timeline:
@@ -33,6 +36,8 @@ class Timeline:
         """
         offset_ns = self._wall_ns() - self._monotonic_ns()
         step_s = (offset_ns - self.offset_ns) / 1e9
+        if abs(step_s) < NOISE_S:
+            return None
         self.offset_ns = offset_ns
         if abs(step_s) < JUMP_S:
             return None

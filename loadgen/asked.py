@@ -158,6 +158,8 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
             ca_file=given["ca_file"],
             insecure=given["insecure"],
             metrics_url=given["metrics_url"],
+            agent=given["agent"],
+            agent_token_file=given["agent_token_file"],
             seed=given["seed"],
             expect_concurrency=given["expect_concurrency"],
             expect_rps=given["expect_rps"],

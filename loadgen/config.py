@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -99,6 +99,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str | None = None
     insecure: bool = False
     metrics_url: str | None = None  # "none": do not look for it
+    agent: str | None = None
+    agent_token_file: str | None = None  # read where it is used
     seed: int = 0
     expect_concurrency: float | None = None
     expect_rps: float | None = None
@@ -241,6 +243,9 @@ def check(options: Options) -> Options:
     if options.ca_file is not None and not Path(options.ca_file).is_file():
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)
+    if options.agent is not None:
+        parse_agent(options.agent)
+        agent_token(options.agent_token_file)
     return options
 
 
@@ -284,6 +289,26 @@ def _check_metrics_url(text: str | None) -> None:
 
 
 # --------------------------------------------------------------------------------------- parsing
+
+
+def parse_agent(text: str) -> tuple[str, str | None]:
+    """`http://HOST:PORT?server=NAME` to the agent's base URL and the name. Raises UsageError."""
+    try:
+        parts = urlsplit(text)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if "@" in text:
+        raise UsageError("--agent: no user or password in the URL: use --agent-token-file")
+    names = query.get("server", []) if usable else []
+    if not usable or parts.fragment or set(query) - {"server"} or len(names) > 1 or "" in names:
+        raise UsageError(
+            f"--agent {text[:80]!r} is no address: http://HOST:9477, with ?server=NAME where it "
+            "watches several"
+        )
+    base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    return base, names[0] if names else None
 
 
 def is_auto(text: str | None) -> bool:
@@ -418,15 +443,24 @@ def request_headers(lines: Sequence[str], key_file: str | None) -> dict[str, str
 
 def api_key(path: str | None) -> str | None:
     """The key from `path`, else from OPENAI_API_KEY; None where there is neither."""
+    return _secret("key", path, "--api-key-file", "OPENAI_API_KEY")
+
+
+def agent_token(path: str | None) -> str | None:
+    """The token from `path`, else from SERVEFIT_AGENT_TOKEN; None where there is neither."""
+    return _secret("token", path, "--agent-token-file", "SERVEFIT_AGENT_TOKEN")
+
+
+def _secret(what: str, path: str | None, option: str, variable: str) -> str | None:
     if path is None:
-        where, key = "OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "").strip()
-        if not key:
+        where, value = variable, os.environ.get(variable, "").strip()
+        if not value:
             return None
     else:
-        where, key = f"--api-key-file {path}", read_text(path, "--api-key-file").strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{where}: it must hold the key and nothing else")
-    return key
+        where, value = f"{option} {path}", read_text(path, option).strip()
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise UsageError(f"{where}: it must hold the {what} and nothing else")
+    return value
 
 
 def read_text(path: str, option: str) -> str:

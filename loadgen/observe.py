@@ -7,8 +7,6 @@ overlaps itself, and slows down when its source is slow.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 import ssl as tls
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from agent import here
 from agent.model import Reading, UsageError
 from agent.samplers import Sampler, SamplerError
 
@@ -179,14 +178,8 @@ async def _version(sampler: ServerSampler, metrics_url: URL) -> str | None:
 
 
 async def on_this_machine(target_url: str) -> bool:
-    """Whether every address of the target's name is one of this machine's own.
-
-    A tunnel (ssh -L) or a proxy on such an address is taken for the server. Raises OSError where
-    the name has no address.
-    """
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(URL(target_url).host, None, type=socket.SOCK_DGRAM)
-    return bool(infos) and all(is_own_address(info[4]) for info in infos)
+    """See `agent.here`; off the event loop, because the resolver may take seconds."""
+    return await asyncio.to_thread(here.on_this_machine, target_url)
 
 
 async def local_gpus(target_url: str) -> tuple[NvmlSampler | None, str | None]:
@@ -197,10 +190,10 @@ async def local_gpus(target_url: str) -> tuple[NvmlSampler | None, str | None]:
     """
     host = URL(target_url).host
     try:
-        here = await on_this_machine(target_url)
+        is_here = await on_this_machine(target_url)
     except OSError as error:
         return None, f"where {host} is could not be found out: {error.strerror}"
-    if not here:
+    if not is_here:
         return None, f"the target {host} is not on this machine, so this machine's GPU is not its"
     try:
         sampler = await asyncio.to_thread(_open_nvml)
@@ -214,26 +207,3 @@ def _open_nvml() -> NvmlSampler:
     from agent.samplers.nvml import NvmlSampler
 
     return NvmlSampler()
-
-
-def is_own_address(address: tuple[object, ...]) -> bool:
-    """Whether a socket address (IPv4 or IPv6, as getaddrinfo gives it) belongs to this machine.
-
-    Own addresses can be bound to, and are their own source towards themselves. Both are asked:
-    with ip_nonlocal_bind (common where addresses move between machines) any can be bound to.
-    """
-    ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-    if ip.is_loopback or ip.is_unspecified:
-        return True
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    here = (str(address[0]), 0, *address[2:])
-    there = (str(address[0]), 9, *address[2:])  # nothing is sent by connecting a datagram socket
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as bound:
-            bound.bind(here)
-        with socket.socket(family, socket.SOCK_DGRAM) as routed:
-            routed.connect(there)
-            source = str(routed.getsockname()[0]).partition("%")[0]
-    except OSError:
-        return False
-    return ipaddress.ip_address(source) == ip

@@ -10,6 +10,7 @@ import hashlib
 import math
 import platform
 import secrets
+import shlex
 import ssl
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ from agent.model import (
     Curve,
     Level,
     Overhead,
+    Reading,
     Run,
     ServefitError,
     Sweep,
@@ -42,7 +44,7 @@ from agent.sizing.judge import judge
 from agent.store import State, Store
 from loadgen import api, calibrate, dataset, limits, probe, tokenizer, trace, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
-from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options
+from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options, agent_token
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
@@ -55,6 +57,9 @@ from loadgen.search import Sample
 from loadgen.traces import LevelSpan, RequestSpan, TraceSink, export_level
 from loadgen.worker import CONNECT_TIMEOUT_S, Job, TraceIds
 from loadgen.workload import Spec
+
+if TYPE_CHECKING:
+    from loadgen.remote import Agent
 
 Running = ClosedLoop | OpenLoop | CrewLevel
 
@@ -114,6 +119,7 @@ class Session:
             self._tls = tls_context(ca_file=options.ca_file, insecure=options.insecure)
         self._dial = Dialer(self._address, self._tls, CONNECT_TIMEOUT_S)
         self._sink = TraceSink(options.otlp_endpoint) if options.otlp_endpoint else None
+        self._agent = self._remote_agent()
         self._running: Running | None = None
         self._crew = Crew()
         self._calibration = calibrate.load()
@@ -132,6 +138,18 @@ class Session:
         self._state: State = "running"
         spent_s = sum(level.duration_s or 0.0 for level in self.sweep.levels)
         self._schedule = Schedule(options, self._trace, spent_s)
+
+    def _remote_agent(self) -> Agent | None:
+        options = self.options
+        if options.agent is None:
+            return None
+        from loadgen.remote import Agent  # aiohttp: not needed without
+
+        tls = None
+        if options.agent.startswith("https:"):
+            # Whatever --insecure says of the target: the agent gets a token of its own.
+            tls = tls_context(ca_file=options.ca_file, insecure=False)
+        return Agent(options.agent, token=agent_token(options.agent_token_file), ssl=tls)
 
     def _empty(self) -> Sweep:
         options = self.options
@@ -175,6 +193,7 @@ class Session:
             delivery = await asyncio.to_thread(self._sink.close)
             self._watcher.note(delivery.line())
         self._conclude()
+        await self._hand_over()
         return self.sweep
 
     def _beyond(self, plan: Plan) -> str | None:
@@ -377,6 +396,8 @@ class Session:
 
     async def _find_observers(self, model: str) -> None:
         options = self.options
+        if self._agent is not None:
+            await self._agent.meet(self._address.origin, model)
         tls: ssl.SSLContext | bool = self._tls if self._tls is not None else True
         self._server, server_note, engine, version = await discover(
             self._address.origin, options.metrics_url, model, options.headers, tls
@@ -386,6 +407,8 @@ class Session:
             engine, version = SIMULATED_ENGINE, __version__
             self._gpus = None
             gpu_note: str | None = "simulated: there is no GPU behind these numbers"
+        elif self._agent is not None:
+            self._gpus, gpu_note = None, None if self._agent.gpus else "the agent sees none"
         else:
             self._gpus, gpu_note = await local_gpus(self._address.origin)
         samplers: list[tuple[Any, float]] = []
@@ -395,6 +418,9 @@ class Session:
             samplers.append((self._gpus, GPU_INTERVAL_S))
         self._observer = Observer(samplers)
         gpus: list[TargetGpu] = self._gpus.devices() if self._gpus is not None else []
+        if self._agent is not None:
+            gpus, server_note = self._take_from(self._agent, server_note)
+            engine = engine or self._agent.server.engine
         for what, note in (("server", server_note), ("GPU", gpu_note)):
             if note:
                 self._watcher.note(f"no {what} data: {note}")
@@ -412,12 +438,38 @@ class Session:
             _refuse_another(self._resumed, target)
         self.sweep = msgspec.structs.replace(self.sweep, target=target)
 
+    def _take_from(
+        self, agent: Agent, server_note: str | None
+    ) -> tuple[list[TargetGpu], str | None]:
+        """What the agent has to give, told in a line; the target's GPUs, and why no server data.
+
+        The target's own page is asked twice a second and tells whose the requests were, so the
+        agent's look at it comes second. Behind a simulated engine there are no GPUs.
+        """
+        if self._simulated:
+            agent.gpus = []
+        agent.gives_server = self._server is None
+        what = [f"{len(agent.gpus)} GPU{'s' if len(agent.gpus) > 1 else ''}"] if agent.gpus else []
+        if agent.gives_server:
+            what.append(f"the server's series ({server_note})")
+        server = agent.server
+        self._watcher.note(
+            f"from the agent {agent.url}: {' and '.join(what) or 'nothing'} of {server.name} "
+            f"({server.url}{agent.known_by and ', ' + agent.known_by})"
+        )
+        if len(agent.gpus) > 1 and not server.gpus:
+            self._watcher.note(
+                f"all {len(agent.gpus)} GPUs that the agent sees are counted as the target's"
+            )
+        return agent.gpus, None
+
     async def _load_now(self) -> tuple[float, float] | None:
-        """Running and waiting requests as the server says; None where it does not."""
-        if self._server is None:
+        """Running and waiting requests as the server, else the agent, says; None where neither."""
+        source = self._server or self._agent
+        if source is None:
             return None
         try:
-            values = {r.name: r.value for r in await self._server.sample()}
+            values = {r.name: r.value for r in await source.sample()}
         except ServefitError:
             return None
         if "requests_running" not in values:
@@ -484,13 +536,14 @@ class Session:
             after_ns = time.monotonic_ns()
         if runner.gave_up is not None:
             self._state = "cut"
-        level = self._join(recording, plan, started_at, before_ns, after_ns)
+        readings = [*self._observer.readings, *await self._seen_by_agent(before_ns, after_ns)]
+        level = self._join(recording, plan, started_at, before_ns, after_ns, readings)
         self._keep(level, recording)
         self._watcher.level_ended(number, level)
         for kind, text in recording.error_texts.items():
             if text:
                 self._watcher.note(f"{kind}: {text}")
-        for note in self._observer.notes:
+        for note in chain(self._observer.notes, self._agent.notes if self._agent else ()):
             self._watcher.note(note)
         await self._export(plan, recording, ids)
         return runner.gave_up
@@ -547,15 +600,25 @@ class Session:
                     return
             await asyncio.sleep(0.1)
 
+    async def _seen_by_agent(self, before_ns: int, after_ns: int) -> list[Reading]:
+        if self._agent is None:
+            return []
+        return await self._agent.readings(before_ns, after_ns, lambda: self._interrupted)
+
     def _join(
-        self, recording: Recording, plan: Plan, started_at: str, before_ns: int, after_ns: int
-    ) -> Level:
+        self, recording: Recording, plan: Plan, started_at: str, before_ns: int, after_ns: int,
+        readings: list[Reading],
+    ) -> Level:  # fmt: skip
         window = steady_window(recording)
-        readings = self._observer.readings
         server = server_view(
             readings, start_ns=before_ns, end_ns=after_ns,
             window=(window.start_ns, window.end_ns),
         )  # fmt: skip
+        if server is not None and self._server is None:
+            # The agent's samples lie seconds beside the level, where others' requests are, too.
+            server = msgspec.structs.replace(
+                server, requests_total=None, prompt_tokens_total=None, output_tokens_total=None
+            )
         start_ns, end_ns = span(recording)
         gpu = gpu_views(readings, start_ns=start_ns, end_ns=end_ns)
         return summarise(
@@ -627,6 +690,21 @@ class Session:
         if self._state == "running" and not self._interrupted:
             self._state = "done"
         self._save()
+
+    async def _hand_over(self) -> None:
+        """The curve to the agent. A refusal is told and fails nothing: the run is kept here."""
+        if self._agent is None or not self.sweep.levels:
+            return
+        run, name = self.sweep.run.id, self._agent.server.name
+        try:
+            await self._agent.hand_over(self.sweep)
+        except ServefitError as error:
+            self._watcher.note(
+                f"the agent has not the curve: {error}; `loadgen export {run} -o {run}.json` here, "
+                f"then `agent import {run}.json --server {shlex.quote(name)}` there"
+            )
+        else:
+            self._watcher.note(f"the agent {self._agent.url} has the curve, as one of {name}")
 
 
 def _workload(options: Options) -> Workload:

@@ -19,6 +19,7 @@ PURE = {
     "agent.join",
     "agent.minutes",
     "agent.words",
+    "agent.forms",
     "agent.doctor",
     "agent.samplers.dialects",
     "agent.samplers.energy",

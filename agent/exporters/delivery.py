@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
-from agent.config import OtlpExport, otlp_headers
+from agent.config import OtlpExport, otlp_headers, server_url
 from agent.exporters import Batch
 from agent.exporters.otlp import MetricsEncoder, assessment
 from agent.exporters.outbox import KINDS, Kind, Outbox, OutboxStatus
@@ -24,9 +24,17 @@ DRAIN_S = 2.0  # for what is still to be sent when the agent stops; the rest is 
 
 
 def every_s(environ: Mapping[str, str] = os.environ) -> float:
-    """How often metrics go out: OTEL_METRIC_EXPORT_INTERVAL (ms), at least a second."""
+    """How often metrics go out: OTEL_METRIC_EXPORT_INTERVAL (ms), at least every 0.1 s."""
     said = environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
-    return max(1.0, int(said) / 1e3) if said.isdigit() else EVERY_S
+    return max(0.1, int(said) / 1e3) if said.isdigit() else EVERY_S
+
+
+def url_of(endpoint: str, kind: Kind, environ: Mapping[str, str] = os.environ) -> str:
+    """Where one kind goes: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT or …_TRACES_ENDPOINT as it is, else
+    below `endpoint`. Raises UsageError for what is no URL."""
+    variable = f"OTEL_EXPORTER_OTLP_{kind.upper()}_ENDPOINT"
+    own = environ.get(variable, "").strip()
+    return server_url(own, variable) if own else signal_url(endpoint, kind)
 
 
 def resource(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -57,7 +65,7 @@ class Delivery:
             kind: Sender(
                 self._outbox,
                 kind,
-                signal_url(export.endpoint, kind),
+                url_of(export.endpoint, kind),
                 headers=lambda: otlp_headers(export),
                 ssl=trusted,
             )

@@ -1,11 +1,12 @@
-"""The first verdict: what a sweep alone can say about how the hardware is sized.
+"""The verdict of a curve against a demand, declared or observed: does it hold it?
 
 Caution is asymmetric, because shrinking a box that was needed breaks a service: OVER_SIZED is
-never said here. It would take observed demand over weeks and a smaller configuration shown to fit;
-a sweep with a declared demand has neither, so it says RIGHT_SIZED with its headroom.
+never said here. It would take observed demand over weeks (`agent.sizing.production`); a curve with
+a demand says RIGHT_SIZED with its headroom.
 
 The evidence is one-sided per finding: RIGHT_SIZED needs a load at or above the demand that was
 measured and met the SLO, UNDER_SIZED one at or below the demand that was measured and broke it.
+An observed demand is no one number: UNDER_SIZED takes its low end.
 """
 
 from __future__ import annotations
@@ -67,6 +68,21 @@ class Capacity(msgspec.Struct, frozen=True):
     basis: Literal["slo", "knee", "highest level tested", "throughput"]
 
 
+class Observed(msgspec.Struct, frozen=True):
+    """A demand that was watched, in the units that are known of it.
+
+    `low`: the least it surely was, which UNDER_SIZED is proven by. `words`: what each figure is,
+    to stand behind it. `limits`: what confidence is held to (1 low, 2 medium), and why.
+    `from_production`: the levels were seen in production too, not swept.
+    """
+
+    demand: dict[Unit, float]
+    low: dict[Unit, float]
+    words: dict[Unit, str] = {}
+    limits: tuple[tuple[int, str], ...] = ()
+    from_production: bool = False
+
+
 class Case(msgspec.Struct, frozen=True):
     """Everything a verdict is made from."""
 
@@ -75,6 +91,7 @@ class Case(msgspec.Struct, frozen=True):
     curve: Curve
     slo: tuple[Slo, ...]
     demand: dict[Unit, float]
+    observed: Observed  # of the units that were observed, and no more declared
     evidence: Evidence
     simulated: bool
     target: str
@@ -89,28 +106,33 @@ def judge(
     *,
     expect_concurrency: float | None = None,
     expect_rps: float | None = None,
+    observed: Observed | None = None,
     simulated: bool = False,
     thresholds: Thresholds = DEFAULTS,
     target: str = "URL",
     endpoint: str = "chat",
 ) -> Verdict:
-    """The verdict of a sweep, against a declared demand where there is one.
+    """The verdict of a curve, against a declared or an observed demand where there is one.
 
-    With both expectations the one that takes more of its capacity decides. Without an SLO the
-    capacity is the knee, or the saturation throughput for a request rate, and latency is not
-    judged. `target` and `endpoint` only go into the command that would confirm the verdict.
+    Of a unit that is declared and observed the larger counts. Of two units the one that takes more
+    of its capacity decides. Without an SLO the capacity is the knee, or the saturation throughput
+    for a request rate, and latency is not judged. `target` and `endpoint` only go into the command
+    that would confirm the verdict.
     """
-    demand: dict[Unit, float] = {}
-    if expect_concurrency is not None:
-        demand["concurrency"] = float(expect_concurrency)
-    if expect_rps is not None:
-        demand["rps"] = float(expect_rps)
+    observed = observed or Observed({}, {})
+    demand = dict(observed.demand)
+    declared: dict[Unit, float | None] = {"concurrency": expect_concurrency, "rps": expect_rps}
+    for unit, value in declared.items():
+        if value is not None and value >= demand.get(unit, 0.0):
+            demand[unit] = float(value)
+            observed = _without(observed, unit)
     case = Case(
         levels=tuple(levels),
         points=tuple(curves.points(levels, thresholds)),
         curve=curve,
         slo=tuple(slo),
         demand=demand,
+        observed=observed,
         evidence=curves.evidence(levels, thresholds),
         simulated=simulated,
         target=target,
@@ -122,6 +144,11 @@ def judge(
     return _verdict(case, finding, capacity, ratio)
 
 
+def _without(observed: Observed, unit: Unit) -> Observed:
+    left: dict[Unit, float] = {u: v for u, v in observed.demand.items() if u != unit}
+    return msgspec.structs.replace(observed, demand=left)
+
+
 # --------------------------------------------------------------------------------------- capacity
 
 
@@ -131,9 +158,17 @@ def _binding(case: Case) -> tuple[Capacity, Ratio | None]:
         opened = bool(case.points) and curves.is_open(case.points[0].level)
         return _capacity(case, "rps" if opened else "concurrency"), None
     judged = [
-        (cap := _capacity(case, unit), _ratio(case.demand[unit], cap)) for unit in case.demand
+        (cap := _capacity(case, unit), _ratio(case.demand[unit], _low(case, unit), cap))
+        for unit in case.demand
     ]
     return max(judged, key=lambda pair: _tightness(case.demand[pair[0].unit], *pair))
+
+
+def _low(case: Case, unit: Unit) -> float:
+    """The least that the demand surely is: a declared one is what it is."""
+    if unit not in case.observed.demand:
+        return case.demand[unit]
+    return min(case.observed.low.get(unit, 0.0), case.demand[unit])
 
 
 def _tightness(demand: float, cap: Capacity, ratio: Ratio | None) -> tuple[bool, float]:
@@ -142,14 +177,15 @@ def _tightness(demand: float, cap: Capacity, ratio: Ratio | None) -> tuple[bool,
     return broken, ratio.value if ratio else math.inf
 
 
-def _ratio(demand: float, cap: Capacity) -> Ratio | None:
+def _ratio(demand: float, low: float, cap: Capacity) -> Ratio | None:
     if not cap.value:
         # Broken at the smallest load tested: the ratio is at least this, and has no upper end.
-        least = demand / cap.hi if cap.hi and demand >= cap.hi else None
-        return None if least is None else Ratio(value=least, lo=least)
+        if not cap.hi or demand < cap.hi:
+            return None
+        return Ratio(value=demand / cap.hi, lo=low / cap.hi)
     return Ratio(
         value=demand / cap.value,
-        lo=demand / cap.hi if cap.hi else None,
+        lo=low / cap.hi if cap.hi else None,
         hi=demand / cap.lo if cap.lo else None,
     )
 
@@ -267,13 +303,13 @@ def _finding(case: Case, cap: Capacity, ratio: Ratio | None) -> str:
             return "INVALID_MEASUREMENT"
         return "CAPACITY_ONLY"
     demand = case.demand[cap.unit]
-    if cap.hi is not None and demand >= cap.hi:
+    if cap.hi is not None and _low(case, cap.unit) >= cap.hi:
         return "UNDER_SIZED"
     if cap.lo is not None and demand <= cap.lo:
         return "RIGHT_SIZED"
     if _invalid_between(case):
         return "INVALID_MEASUREMENT"
-    if cap.hi is not None and cap.value is not None:
+    if cap.hi is not None and (cap.value is not None or demand >= cap.hi):
         return "BORDERLINE"
     if cap.value is not None and demand <= cap.value:
         return "BORDERLINE"  # inside what was measured, outside what bursts and intervals leave
@@ -372,7 +408,19 @@ def _verdict(case: Case, finding: str, cap: Capacity, ratio: Ratio | None) -> Ve
 def _demand(case: Case, cap: Capacity) -> dict[str, Any]:
     if not case.demand:
         return {}
-    return {"declared": True, "binding": cap.unit, **dict(case.demand.items())}
+    declared = cap.unit not in case.observed.demand
+    return {"declared": declared, "binding": cap.unit, **dict(case.demand.items())}
+
+
+def _kind(case: Case, unit: Unit) -> str:
+    return "observed" if unit in case.observed.demand else "declared"
+
+
+def _in_words(case: Case, unit: Unit) -> str:
+    """Such as `the declared 24 concurrent requests`; of an observed one, what figure it is."""
+    words = case.observed.words.get(unit, "") if unit in case.observed.demand else ""
+    behind = f" ({words})" if words else ""
+    return f"the {_kind(case, unit)} {_n(case.demand[unit])} {UNIT_NAMES[unit]}{behind}"
 
 
 def _capacity_dict(case: Case, cap: Capacity) -> dict[str, Any]:
@@ -387,6 +435,7 @@ def _capacity_dict(case: Case, cap: Capacity) -> dict[str, Any]:
         "saturated": case.curve.saturated,
         "knee": msgspec.to_builtins(knee) if knee else None,
         "limit": case.curve.limit,
+        "held": {unit: _capacity(case, unit).lo for unit in case.demand},
     }
 
 
@@ -510,13 +559,16 @@ def _sentence(
     if finding == "CAPACITY_ONLY":
         return _capacity_sentence(case, cap)
     if finding == "INSUFFICIENT_DATA" or ratio is None:
-        return f"The sweep cannot tell: {_missing(case, finding, cap)[0]}."
-    demand = f"the declared {_n(case.demand[cap.unit])} {unit}"
+        return f"{_who(case)} cannot tell: {_missing(case, finding, cap)[0]}."
+    demand = _in_words(case, cap.unit)
     small = "Too small"
     if case.curve.limit == "ADMISSION_CAP":
         small += " as it is configured (the admission cap binds, not the hardware)"
     if cap.value is None:
-        return f"{small}: {demand} are not held, the SLO was broken at {_n(cap.hi or 0)} already."
+        broken = f"the SLO was broken at {_n(cap.hi or 0)} already"
+        if finding == "BORDERLINE":
+            return f"Too close to call: {broken}, and only the peak of {demand} is beyond it."
+        return f"{small}: {demand} are not held, {broken}."
     holds = f"{_n(cap.value)} {unit} {_basis(cap)}"
     if finding == "UNDER_SIZED":
         return f"{small}: {demand} are {_n(100 * ratio.value)} % of what the server holds, {holds}."
@@ -530,6 +582,10 @@ def _sentence(
         f"Too close to call: {demand} are {_n(100 * ratio.value)} % of what the server holds,"
         f" {holds}, and the measurement is not finer than that."
     )
+
+
+def _who(case: Case) -> str:
+    return "What production showed" if case.observed.from_production else "The sweep"
 
 
 def _basis(cap: Capacity) -> str:
@@ -565,7 +621,8 @@ def _rests_on(case: Case) -> list[str]:
     if case.points:
         loads = ", ".join(f"{p.load:g}" for p in case.points)
         unit = "requests/s" if curves.is_open(case.points[0].level) else "concurrency"
-        lines.append(f"{len(case.points)} valid level(s), {unit} {loads}")
+        what = "load(s) seen in production" if case.observed.from_production else "valid level(s)"
+        lines.append(f"{len(case.points)} {what}, {unit} {loads}")
         requests = sum(lv.requests.ok for p in case.points for lv in p.levels if lv.requests)
         if requests:
             lines.append(f"{requests} completed requests")
@@ -573,8 +630,9 @@ def _rests_on(case: Case) -> list[str]:
         lines.append(f"not on {len(invalid)} invalid level(s)")
     if case.slo:
         lines.append(f"SLO {curves.format_slo(case.slo)}")
-    if case.demand:
+    if any(_kind(case, unit) == "declared" for unit in case.demand):
         lines.append("a declared demand, taken as given and as the peak")
+    lines += [_in_words(case, unit) for unit in case.observed.demand]
     if case.simulated:
         lines.append("the simulated engine, not a real server")
     return lines
@@ -593,8 +651,8 @@ def _stability(point: Point | None) -> dict[str, Any]:
 
 def _questions(case: Case) -> dict[str, Any]:
     users = "unknown"
-    if (declared := case.demand.get("concurrency")) is not None:
-        users = "single" if declared <= case.t.single_user else "service"
+    if (demand := case.demand.get("concurrency")) is not None:
+        users = "single" if demand <= case.t.single_user else "service"
     return {
         "trains": "unknown",
         "users": users,
@@ -640,13 +698,16 @@ def _caps(case: Case, finding: str, operating: Point | None) -> list[tuple[int, 
         (1, finding == "BORDERLINE", "the interval straddles the demand"),
         (2, t.requests_few <= requests < t.requests_some, f"{requests} requests at that level"),
         (2, not requests, "the number of requests is not known"),
-        (2, all(len(p.levels) == 1 for p in case.points), "a single run, not repeated"),
+        (2, case.observed.from_production, "nobody chose these loads: lengths differ among them"),
+        (2, not case.observed.from_production and all(len(p.levels) == 1 for p in case.points),
+         "a single run, not repeated"),
         (2, all(p.level.server is None for p in case.points), "no server metrics"),
         (2, found is not None and not found.bracketed, "the SLO's edge is not bracketed"),
-        (2, bool(case.demand), "the demand is declared, not observed"),
+        (2, any(_kind(case, unit) == "declared" for unit in case.demand),
+         "the demand is declared, not observed"),
         (2, not case.slo and not case.curve.saturated, "the server was not driven to its limit"),
-    ]
-    return [(cap, text) for cap, holds, text in checks if holds]
+    ]  # fmt: skip
+    return [(cap, text) for cap, holds, text in checks if holds] + list(case.observed.limits)
 
 
 # ---------------------------------------------------------------------------------- what is missing
@@ -661,7 +722,7 @@ def _missing(case: Case, finding: str, cap: Capacity) -> list[str]:
         lines.append("an SLO (--slo), to judge latency as well as throughput")
     if not case.demand:
         lines.append("a demand: --expect-concurrency or --expect-rps, or an agent that observes it")
-    if finding == "RIGHT_SIZED":
+    if finding == "RIGHT_SIZED" and not case.observed.demand:
         lines.append(
             "to call it over-sized: demand observed over at least 14 days with two weekends, and a"
             " smaller configuration shown to hold it"
@@ -685,8 +746,8 @@ def _missing_for_finding(case: Case, finding: str, cap: Capacity) -> list[str]:
     if cap.value is None:
         return [f"the levels' {unit}, which were not measured"]
     return [
-        f"levels up to the declared demand in {unit}: nothing above {_n(case.points[-1].load)} was"
-        " tested"
+        f"levels up to {_in_words(case, cap.unit)}: nothing above"
+        f" {_n(case.points[-1].load)} was {'seen' if case.observed.from_production else 'tested'}"
     ]
 
 
@@ -764,8 +825,7 @@ def _next_loads(case: Case, cap: Capacity, opened: bool) -> list[float]:
 
 def _overturned_by(finding: str) -> str:
     return {
-        "UNDER_SIZED": "a repeated level at the declared demand that meets the SLO, or a smaller"
-        " demand than declared",
+        "UNDER_SIZED": "a repeated level at this demand that meets the SLO, or a smaller demand",
         "RIGHT_SIZED": "an observed peak above the capacity, longer prompts or answers than were"
         " measured, or other flags, model or driver",
         "BORDERLINE": "repeats that narrow the interval to one side of the demand",

@@ -92,7 +92,6 @@ def test_a_curve_that_is_none(capsys: Command, tmp_path: Path, content: bytes, s
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["assess"], "--curve"),
         (["assess", "--curve", "/nowhere.json"], "No such file"),
         (["assess", "--curve", "/"], "Is a directory"),
         (["assess", "--curve", "CURVE", "--slo", "ttft<1"], "SLO target"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.metrics import CATALOGUE
-from agent.model import UsageError
+from agent.model import StoreError, UsageError
 from agent.recall import RECIPES, Recall, _spread, combination
 from tests.agent.recorded import NOON, Clocks, counter, gauge, minute, store
 
@@ -168,6 +169,69 @@ def test_what_comes_after_a_long_silence_is_nobodys() -> None:
     edges = np.arange(0, 1020, 10, dtype=np.int64) * 1000
     rises, seconds = _spread(times, values, edges, 0, 1_020_000)
     assert (rises.sum(), seconds.sum()) == (10, 20)
+
+
+def test_raw_readings_come_in_order_whether_packed_or_not(path: Path) -> None:
+    """Eleven minutes: ten of them are packed, and each reading is there once, as it was."""
+    fill(path, hours=0, tail_s=660)
+    with Recall(path) as recall:
+        found = list(recall.readings("a", NOON + 590, NOON + 610, gpus=["g1"]))
+        every_gpu = list(recall.readings("a", NOON + 590, NOON + 590, gpus=None))
+        nobody = list(recall.readings("nobody", NOON, NOON + 600))
+    times = [at for at, *_ in found]
+    assert times == sorted(times)
+    assert sorted(found, key=str) == sorted(
+        (
+            (float(NOON + second), name, labels, value)
+            for second in range(590, 611, 5)
+            for name, labels, value in (
+                (TOKENS, {}, 10.0 * second),
+                ("kv_usage_ratio", {}, 0.2),
+                ("requests_running", {}, 8.0),
+                ("gpu_power_w", {"gpu": "g1"}, 800.0),
+                ("gpu_energy_j", {"gpu": "g1"}, 800.0 * second),
+            )
+        ),
+        key=str,
+    )
+    assert {labels.get("gpu") for _, _, labels, _ in every_gpu} == {None, "g0", "g1"}
+    assert nobody == []
+
+
+def test_minutes_of_some_series_are_those_minutes_with_less_in_them(kept: Path) -> None:
+    window = ("a", NOON + 3000, NOON + 7500)
+    with Recall(kept) as recall:
+        every = list(recall.minutes(*window))
+        some = list(recall.minutes(*window, names={TOKENS}))
+        none = list(recall.minutes(*window, names=()))
+        assert recall.speakers("gpu_energy_j", "gpu_power_w") == ["nvml"]
+    assert len(every) == 70
+    assert [len(one.values) for one in every] == [3] * 70
+    for whole, part, empty in zip(every, some, none, strict=True):
+        values = tuple(one for one in whole.values if one.name == TOKENS)
+        assert part == msgspec.structs.replace(whole, values=values)
+        assert empty == msgspec.structs.replace(whole, values=())
+
+
+def test_a_snapshot_is_of_one_moment(path: Path) -> None:
+    with store(path, Clocks()) as history:
+        history.add_minute(minute(NOON, [gauge("requests_running", 1)]))
+        assert history.flush()
+        with Recall(path) as recall:
+            with recall.snapshot():
+                assert len(list(recall.minutes("chat", NOON, NOON + 600))) == 1
+                history.add_minute(minute(NOON + 60, [gauge("requests_running", 1)]))
+                assert history.flush()
+                assert len(list(recall.minutes("chat", NOON, NOON + 600))) == 1
+            assert len(list(recall.minutes("chat", NOON, NOON + 600))) == 2
+
+
+def test_a_question_can_be_given_up(kept: Path) -> None:
+    with (
+        Recall(kept, give_up=lambda: True) as recall,
+        pytest.raises(StoreError, match="interrupted"),
+    ):
+        recall.series("requests_running", 0, NOON, 3600 * 10)
 
 
 def test_every_metric_has_a_combination_and_every_recipe_its_counters() -> None:

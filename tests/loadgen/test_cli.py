@@ -122,6 +122,8 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["sweep", URL, "--ca-file", "/nowhere"], "no such file"),
         (["sweep", URL.replace("http", "https"), "--ca-file", __file__], "--ca-file"),
         (["sweep", URL, "--metrics-url", "localhost"], "--metrics-url"),
+        (["sweep", URL, "--agent", "localhost:9477"], "--agent 'localhost:9477' is no address"),
+        (["sweep", URL, "--agent", URL, "--agent-token-file", "/nowhere"], "No such file"),
         (["sweep", URL, "--otlp-endpoint", "localhost"], "--otlp-endpoint"),
         (["sweep", URL, "--fail-on", "invalid,slo"], "by --slo"),
         (["sweep", URL, "--json", "-", "--csv", "-"], "only one of --json and --csv"),
@@ -315,8 +317,8 @@ def test_the_options_of_the_contract() -> None:
     asked = """
         --model --endpoint --concurrency --rate --arrival --input-tokens --output-tokens
         --reuse-prompts --requests --duration --warmup --slo --timeout --api-key-file --header
-        --ca-file --insecure --metrics-url --seed --repeats --expect-concurrency --expect-rps
-        --fail-on --db --json --html --csv --otlp-endpoint --quiet --no-progress --yes
+        --ca-file --insecure --metrics-url --agent --seed --repeats --expect-concurrency
+        --expect-rps --fail-on --db --json --html --csv --otlp-endpoint --quiet --no-progress --yes
     """.split()  # noqa: SIM905
     there = {flag for p in module.cli.commands["sweep"].params for flag in p.opts}
     assert set(asked) <= there

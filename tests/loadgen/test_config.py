@@ -105,6 +105,47 @@ def test_headers_that_are_none_keep_their_secret(line: str) -> None:
     assert "secret" not in str(caught.value).replace("begins 'secret'", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "base", "name"),
+    [
+        ("http://h:9477", "http://h:9477", None),
+        ("https://h/agent/", "https://h/agent", None),
+        ("http://[::1]:9477/?server=a%20b", "http://[::1]:9477", "a b"),
+    ],
+)
+def test_an_agents_address(text: str, base: str, name: str | None) -> None:
+    assert config.parse_agent(text) == (base, name)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h:9477", "http://", "http://[", "http://h:0", "http://h:x", "ftp://h", "http://h#a",
+             "http://h?server=", "http://h?server=a&server=b", "http://h?service=a", "http://h?a"],
+)  # fmt: skip
+def test_an_agents_address_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--agent .* is no address: http://HOST:9477, with"):
+        config.parse_agent(text)
+
+
+def test_an_agents_address_with_a_password_is_not_repeated() -> None:
+    for text in ("http://u:secret@h:9477", "u:secret@h"):
+        with pytest.raises(UsageError, match="use --agent-token-file") as caught:
+            config.parse_agent(text)
+        assert "secret" not in str(caught.value)
+
+
+def test_the_agents_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERVEFIT_AGENT_TOKEN", raising=False)
+    assert config.agent_token(None) is None
+    monkeypatch.setenv("SERVEFIT_AGENT_TOKEN", "of the world")
+    with pytest.raises(UsageError, match="SERVEFIT_AGENT_TOKEN: it must hold the token and"):
+        config.agent_token(None)
+    file = tmp_path / "token"
+    file.write_text("t-1\n")
+    assert config.agent_token(str(file)) == "t-1"
+    with pytest.raises(UsageError, match="--agent-token-file"):
+        config.agent_token(str(tmp_path / "none"))
+
+
 def test_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert config.api_key(None) is None

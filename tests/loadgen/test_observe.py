@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ from agent.join import server_view
 from agent.model import Reading, UsageError
 from agent.samplers import SamplerError
 from loadgen import observe
-from loadgen.observe import Observer, discover, is_own_address, local_gpus
+from loadgen.observe import Observer, discover, local_gpus
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 BUSY = (GOLDEN / "vllm-0.32.0-busy.txt").read_bytes()
@@ -250,24 +249,6 @@ async def test_two_real_pages_become_a_level() -> None:
     assert view.kv_capacity_tokens == 524288
     assert view.queue_ms is not None
     assert view.decode_ms is not None
-
-
-def test_own_addresses() -> None:
-    assert is_own_address(("127.0.0.1", 0))
-    assert is_own_address(("127.8.9.1", 80))
-    assert is_own_address(("0.0.0.0", 80))
-    assert is_own_address(("::1", 80, 0, 0))
-    assert not is_own_address(("192.0.2.1", 80))  # TEST-NET-1: nobody's
-    assert not is_own_address(("2001:db8::1", 80, 0, 0))
-
-
-def test_this_machines_address_is_its_own() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as routed:
-        try:
-            routed.connect(("192.0.2.1", 9))
-        except OSError:
-            pytest.skip("no network: loopback is the only address")
-        assert is_own_address(routed.getsockname())
 
 
 async def test_a_remote_targets_gpu_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:

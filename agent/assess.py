@@ -1,0 +1,553 @@
+"""What the agent concludes of a server or a service, from its store: demand and curve together.
+
+The demand is what the window's minutes show. The curve is the newest stored one that fits the
+server, else the one that production drew itself (`agent.sizing.passive`), else none. Pure modules
+judge (`agent.sizing.judge`, `agent.sizing.production`); here they are given what they judge.
+
+A service's replicas share its demand evenly here, as a balancer means them to: one server's curve
+is held against its share. That takes replicas that are known to serve the same model; of others
+a sweep of one says nothing of the rest, and the service is judged by what production showed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+
+from agent.config import Config
+from agent.minutes import MINUTE_S, Minute
+from agent.model import Level, Slo, Sweep, UsageError, Verdict
+from agent.recall import Recall
+from agent.sizing import curve as curves
+from agent.sizing import production
+from agent.sizing.declared import Demand
+from agent.sizing.judge import Observed, Unit, judge
+from agent.sizing.passive import Passive, passive_curve
+from agent.sizing.pattern import Pattern, pattern
+from agent.sizing.production import Needs, Scene, conclude, span
+from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
+from agent.when import utc
+
+SERVICE = "service:"
+LENGTHS_FACTOR = 1.25  # production's mean lengths further from the swept ones are others
+UNEVEN_FACTOR = 1.5  # a replica busier than its share by more is not evenly balanced
+STALE_S = 600.0  # samples older than this are said to be old
+SERVER_SERIES = GAUGES | COUNTERS | frozenset(HISTOGRAMS)
+
+
+class CurveUsed(msgspec.Struct, frozen=True):
+    """Which curve a verdict rests on. `by`: what it was known by."""
+
+    kind: Literal["measured", "passive", "none"]
+    id: int | None = None
+    by: Literal["server", "url", "model"] | None = None
+    measured_at: str | None = None
+    note: str = ""
+
+
+class Assessment(msgspec.Struct, frozen=True):
+    """A verdict, of whom and when, with the pattern and the curve that it was made from.
+
+    `scope` is the server's name, or `service:` and the service's: so it is kept in the store.
+    """
+
+    scope: str
+    at_unix_s: float
+    verdict: Verdict
+    pattern: Pattern
+    curve: CurveUsed
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict's fields, and beside them what it is of."""
+        return {
+            **msgspec.to_builtins(self.verdict),
+            "scope": self.scope,
+            "at_unix_s": self.at_unix_s,
+            "curve": msgspec.to_builtins(self.curve),
+        }
+
+
+def scope_of(server: str | None, service: str | None) -> str:
+    """Under which name assessments of a server, or of a service, are kept."""
+    return f"{SERVICE}{service}" if service is not None else str(server)
+
+
+def assess(
+    recall: Recall,
+    *,
+    server: str | None = None,
+    service: str | None = None,
+    window_s: float,
+    slo: Sequence[Slo],
+    expect_concurrency: float | None = None,
+    trains: bool = False,
+    open_minutes: Iterable[Minute] = (),
+    now_s: float,
+    urls: Mapping[str, str] | None = None,
+    needs: Needs | None = None,
+) -> Assessment:
+    """The verdict on a server, or on a service, from the window up to the newest sample.
+
+    `slo`: the targets declared for it; without any those of the curve's sweep count, but nothing
+    is then called over-sized. `open_minutes`: the unfinished ones, which the store does not hold.
+    `urls`: of the servers, where they are known, to know a curve by. `needs`: how long must be
+    observed, if not as long as usual. Raises UsageError for an unknown server or service.
+    """
+    if (server is None) == (service is None):
+        raise UsageError("an assessment is of one server or of one service: name it")
+    owners = recall.servers(server, service)
+    asked = _Asked(tuple(sorted(owners)), scope_of(server, service), now_s, urls or {})
+    window, notes = _window(recall, asked, owners, window_s, open_minutes)
+    seen = pattern(window)
+    choice = _choose(recall, asked, owners, window)
+    targets = tuple(slo) or tuple(choice.sweep.slo if choice.sweep else ())
+    replicas = len(owners) if choice.used.kind == "measured" else 1
+    limits, doubts = _limits(choice, seen, window)
+    scene = Scene(
+        pattern=seen,
+        hours=production.hours(window, targets),
+        slo=targets,
+        declared_slo=bool(slo),
+        curve=choice.used.kind,
+        replicas=replicas,
+        expect_concurrency=expect_concurrency,
+        trains=trains,
+        weekend_s=production.weekend_s(window),
+        doubts=doubts,
+        missing=(*choice.notes, *notes),
+        rests_on=(_observed_line(window, seen), choice.used.note),
+        target=_target(asked, choice),
+        needs=needs or Needs(),
+    )
+    verdict = conclude(scene, _judged(scene, choice, limits))
+    return Assessment(
+        scope=asked.scope,
+        at_unix_s=now_s,
+        verdict=msgspec.structs.replace(verdict, since=_since(recall, asked, verdict.finding)),
+        pattern=seen,
+        curve=choice.used,
+    )
+
+
+def assess_each(
+    recall: Recall,
+    config: Config,
+    *,
+    server: str | None = None,
+    service: str | None = None,
+    window_s: float | None = None,
+    slo: Sequence[Slo] | None = None,
+    expect_concurrency: float | None = None,
+    open_minutes: Sequence[Minute] = (),
+    now_s: float,
+) -> list[Assessment]:
+    """The verdicts on what is named, or on each server and each service of several servers.
+
+    What is not given here is as the configuration has it. Its expected concurrency is that of a
+    service as a whole, so that it is not asked of each of its replicas. Raises UsageError for a
+    name that is not known, and where there is no server at all.
+    """
+    if server is not None and service is not None:
+        raise UsageError("--server and --service: give one of them, an assessment is of either")
+    urls = {one.name: one.url for one in config.server}
+    declared = {one.name: one.slo or config.slo.targets for one in config.server}
+    expect = config.assess.expect_concurrency if expect_concurrency is None else expect_concurrency
+    found = []
+    for scope in [_Scope(server, service)] if server or service else _scopes(recall):
+        members = recall.servers(scope.server, scope.service)
+        own = next((declared[name] for name in sorted(members) if name in declared), None)
+        targets = slo if slo is not None else (config.slo.targets if own is None else own)
+        found.append(
+            assess(
+                recall,
+                server=scope.server,
+                service=scope.service,
+                window_s=config.assess.window_s if window_s is None else window_s,
+                slo=targets,
+                expect_concurrency=None if scope.is_replica else expect,
+                trains=config.assess.trains,
+                open_minutes=open_minutes,
+                now_s=now_s,
+                urls=urls,
+            )
+        )
+    return found
+
+
+class _Scope(NamedTuple):
+    server: str | None
+    service: str | None
+    is_replica: bool = False  # one of several servers of a service
+
+
+def _scopes(recall: Recall) -> list[_Scope]:
+    servers = recall.servers()
+    if not servers:
+        raise UsageError(
+            f"{recall.path} knows no inference server yet: `agent run --config FILE` observes them"
+        )
+    services: dict[str, list[str]] = defaultdict(list)
+    for one in recall.sources():
+        if one["service"] is not None and one["name"] in servers:
+            services[one["service"]].append(one["name"])
+    several = {service: names for service, names in services.items() if len(names) > 1}
+    replicas = {name for names in several.values() for name in names}
+    return [
+        *(_Scope(name, None, name in replicas) for name in servers),
+        *(_Scope(None, service) for service in several),
+    ]
+
+
+def judge_file(
+    sweep: Sweep,
+    slo: Sequence[Slo],
+    demand: Demand | None = None,
+    *,
+    expect_concurrency: float | None = None,
+    expect_rps: float | None = None,
+) -> Verdict:
+    """The verdict on a curve alone, against a declared demand where there is one."""
+    limits: tuple[tuple[int, str], ...] = ()
+    if demand is not None:
+        expect_concurrency, expect_rps = demand.concurrency.high, demand.requests_per_s.high
+        if lengths_alike(sweep, demand.input_tokens.mean, demand.output_tokens.mean) is False:
+            limits = ((1, "the declared prompts or answers are not as long as the swept ones"),)
+    return judge(
+        sweep.levels,
+        curves.analyse(sweep.levels, slo),
+        slo,
+        expect_concurrency=expect_concurrency,
+        expect_rps=expect_rps,
+        observed=Observed({}, {}, limits=limits),
+        simulated=sweep.run.simulated,
+        target=sweep.target.url,
+    )
+
+
+class _Asked(NamedTuple):
+    servers: tuple[str, ...]
+    scope: str
+    now_s: float
+    urls: Mapping[str, str]
+
+
+class _Choice(NamedTuple):
+    """The curve that is judged by. `levels` are a sweep's, or those that production showed."""
+
+    used: CurveUsed
+    levels: list[Level]
+    sweep: Sweep | None
+    notes: tuple[str, ...]  # what was not used, and why
+    limits: tuple[tuple[int, str], ...] = ()
+
+
+# ----------------------------------------------------------------------------------------- window
+
+
+def _window(
+    recall: Recall,
+    asked: _Asked,
+    owners: Mapping[str, Sequence[str]],
+    window_s: float,
+    open_minutes: Iterable[Minute],
+) -> tuple[Window, tuple[str, ...]]:
+    """The minutes of the servers and their GPUs, up to the newest sample; what it lacks."""
+    still_open = list(open_minutes)
+    newest_s = recall.newest_unix_s(asked.now_s)
+    known = [one.start_unix_s for one in still_open] + ([newest_s] if newest_s is not None else [])
+    last_s = max(known, default=asked.now_s)
+    end_s = min(asked.now_s, (math.floor(last_s / MINUTE_S) + 1) * MINUTE_S)
+    gpus, notes = _gpus(recall, owners)
+    if asked.now_s - end_s > STALE_S:
+        old = span(asked.now_s - end_s)
+        notes += (f"newer samples: the newest is {old} old; is `agent run` still running?",)
+    window = Window(end_s - window_s, end_s, servers=asked.servers, gpus=gpus)
+    speakers = recall.speakers(*GPU) if gpus is None or gpus else []
+    sources = {**dict.fromkeys(speakers, GPU), **dict.fromkeys(asked.servers, SERVER_SERIES)}
+    for source, names in sources.items():
+        window.add_all(recall.minutes(source, window.origin_unix_s, end_s, names))
+    window.add_all(one for one in still_open if one.source in sources)
+    return window, notes
+
+
+def _gpus(
+    recall: Recall, owners: Mapping[str, Sequence[str]]
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The GPUs of these servers: None for all there are, which are theirs if nobody else is there.
+
+    Energy is never booked to a server whose GPUs are not known beside others.
+    """
+    if all(owners.values()):
+        return sorted({gpu for gpus in owners.values() for gpu in gpus}), ()
+    if set(recall.servers()) <= set(owners):
+        return None, ()
+    return [], ("which GPUs it runs on ([[server]] gpus): without them no energy is booked to it",)
+
+
+def _observed_line(window: Window, seen: Pattern) -> str:
+    begin_s, end_s = seen.end_unix_s - seen.window_s, seen.end_unix_s
+    servers = ", ".join(window.servers)
+    gaps = f", {span(seen.gaps_s)} of it not observed" if seen.gaps_s >= MINUTE_S else ""
+    return f"the minutes of {servers} from {utc(begin_s)} to {utc(end_s)}{gaps}"
+
+
+# ------------------------------------------------------------------------------------------ curve
+
+
+def _choose(
+    recall: Recall, asked: _Asked, owners: Mapping[str, Sequence[str]], window: Window
+) -> _Choice:
+    """The newest measured curve that fits, else what production showed, else none."""
+    prints = {name: recall.fingerprints(name) for name in asked.servers}
+    models = {name: _model(found) for name, found in prints.items()}
+    notes: list[str] = []
+    alike = len(set(models.values())) == 1 and (len(models) == 1 or None not in models.values())
+    if alike:
+        found = _measured(recall, asked, owners, next(iter(models.values())), notes)
+        if found is not None:
+            return _dated(found, prints, notes)
+    else:
+        told = ", ".join(f"{name}: {model or 'not known'}" for name, model in models.items())
+        notes.append(
+            f"replicas known to serve one model ({told}): a sweep of one server says nothing of"
+            " the others; `--server NAME` judges each by its own"
+        )
+    passive = passive_curve(window)
+    levels = passive.levels()
+    kind: Literal["passive", "none"] = "passive" if levels else "none"
+    note = f"the passive curve, {passive.note}" if levels else f"no curve: {passive.note}"
+    return _Choice(CurveUsed(kind, note=note), levels, None, tuple(notes), _steadiness(passive))
+
+
+def _steadiness(passive: Passive) -> tuple[tuple[int, str], ...]:
+    few = passive.minutes_used < 60
+    return ((1, f"only {passive.minutes_used} steady minutes"),) if few else ()
+
+
+def _model(fingerprints: Sequence[Mapping[str, Any]]) -> str | None:
+    """The model of the newest fingerprint."""
+    if not fingerprints:
+        return None
+    found = fingerprints[-1]["data"].get("model")
+    return str(found) if found else None
+
+
+class _Row(NamedTuple):
+    """A stored curve and what it is known by."""
+
+    by: Literal["server", "url", "model"]
+    row: dict[str, Any]
+    sweep: Sweep
+
+
+def _measured(
+    recall: Recall,
+    asked: _Asked,
+    owners: Mapping[str, Sequence[str]],
+    model: str | None,
+    notes: list[str],
+) -> _Row | None:
+    """The newest that was measured on these servers; else of their address; else of their model."""
+    stored = recall.curves()
+    ways = [(row, _known_by(row, asked, model)) for row in stored]
+    for way in ("server", "url", "model"):
+        for row, by in ways:
+            if by != way:
+                continue
+            sweep = recall.curve(row["id"])
+            why = _unfit(row, sweep, owners, model)
+            if why is None:
+                return _Row(by, row, sweep)
+            notes.append(f"a curve that fits: curve {row['id']} {why}, so it was not used")
+    return None
+
+
+def _known_by(
+    row: Mapping[str, Any], asked: _Asked, model: str | None
+) -> Literal["server", "url", "model"] | None:
+    """A curve of another server by name is of that one, whatever model it serves."""
+    if row["source"] is not None:
+        return "server" if row["source"] in asked.servers else None
+    address = urlsplit(row["url"]).netloc
+    if address and address in {
+        *asked.servers, *(urlsplit(asked.urls.get(name, "")).netloc for name in asked.servers)
+    }:  # fmt: skip
+        return "url"
+    return "model" if model is not None and row["model"] in model.split(",") else None
+
+
+def _unfit(
+    row: Mapping[str, Any], sweep: Sweep, owners: Mapping[str, Sequence[str]], model: str | None
+) -> str | None:
+    if model is not None and row["model"] and row["model"] not in model.split(","):
+        return f"is of {row['model']}, and {model} is served now"
+    swept_on = {one.uuid for one in sweep.target.gpus if one.uuid}
+    here = {gpu for gpus in owners.values() for gpu in gpus}
+    if swept_on and here and not swept_on & here:
+        return "was measured on other GPUs"
+    if not curves.points(sweep.levels):
+        return "has no valid level"
+    return None
+
+
+def _dated(
+    found: _Row, prints: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
+) -> _Choice:
+    """The measured curve, with what holds its weight down."""
+    row, sweep = found.row, found.sweep
+    measured_s = _unix_s(row["started_at"]) or row["received_unix_s"]
+    limits: list[tuple[int, str]] = []
+    changed_s = max((p[-1]["since_unix_s"] for p in prints.values() if len(p) > 1), default=0.0)
+    if changed_s > measured_s:
+        limits.append((1, f"model, version or flags changed on {utc(changed_s)}, after the sweep"))
+        notes.append("a sweep since model, version or flags changed")
+    if found.by == "model":
+        limits.append((1, "the curve is of this model, but perhaps of another machine"))
+        notes.append("whether the curve is of this server: `agent import FILE --server NAME`")
+    how = {"server": "of this server", "url": "of this address", "model": "of this model"}
+    where = f" ({sweep.target.url})" if sweep.target.url else ""
+    note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known as {how[found.by]}"
+    used = CurveUsed("measured", row["id"], found.by, utc(measured_s), note)
+    return _Choice(used, sweep.levels, sweep, tuple(notes), tuple(limits))
+
+
+def _unix_s(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _target(asked: _Asked, choice: _Choice) -> str:
+    """What a sweep of it would be given."""
+    if choice.sweep and choice.sweep.target.url:
+        return choice.sweep.target.url
+    return next((asked.urls[name] for name in asked.servers if name in asked.urls), "URL")
+
+
+# ----------------------------------------------------------------------------------------- judging
+
+
+def _judged(scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...]) -> Verdict | None:
+    """The judge's verdict on the curve; null without levels to judge."""
+    if not choice.levels:
+        return None
+    expect = scene.expect_concurrency
+    return judge(
+        choice.levels,
+        curves.analyse(choice.levels, scene.slo),
+        scene.slo,
+        expect_concurrency=None if expect is None else expect / scene.replicas,
+        observed=_observed(scene, choice, limits),
+        simulated=bool(choice.sweep and choice.sweep.run.simulated),
+        target=scene.target,
+        endpoint=choice.sweep.workload.endpoint if choice.sweep else "chat",
+    )
+
+
+def _observed(scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...]) -> Observed:
+    """The demand on one replica: what it rose to in 1 % (requests/s: 5 %) of the minutes.
+
+    Its low end, a stand-in until it has a proper interval, is what it rose to in 5 % (requests/s:
+    its mean). Requests/s mean nothing against a sweep of other lengths, and are then left out.
+    """
+    seen, share = scene.pattern, 1 / scene.replicas
+    each = f" of each of {scene.replicas} replicas" if scene.replicas > 1 else ""
+    demand: dict[Unit, float] = {}
+    low: dict[Unit, float] = {}
+    words: dict[Unit, str] = {}
+    if seen.concurrency.p99 is not None and seen.concurrency.p95 is not None:
+        demand["concurrency"] = seen.concurrency.p99 * share
+        low["concurrency"] = seen.concurrency.p95 * share
+        words["concurrency"] = f"P99 of the minutes of {scene.seen}{each}"
+    rate = seen.requests_per_s
+    if rate.p95 is not None and rate.mean is not None and _rates_compare(choice, seen):
+        demand["rps"], low["rps"] = rate.p95 * share, rate.mean * share
+        words["rps"] = f"P95 of the minutes of {scene.seen}{each}"
+    return Observed(demand, low, words, limits, from_production=choice.sweep is None)
+
+
+def _rates_compare(choice: _Choice, seen: Pattern) -> bool:
+    alike = choice.sweep is not None and lengths_alike(choice.sweep, *_means(seen))
+    return bool(alike) and all(one.request_throughput is not None for one in choice.levels)
+
+
+def _limits(
+    choice: _Choice, seen: Pattern, window: Window
+) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
+    """What confidence is held to, and what forbids taking hardware away."""
+    limits = list(choice.limits)
+    doubts = [why for _, why in choice.limits]
+    if choice.sweep is not None:
+        alike = lengths_alike(choice.sweep, *_means(seen))
+        if alike is None:
+            limits.append((2, "whether prompts and answers were as long in the sweep is not known"))
+            doubts.append("a sweep whose lengths are known to be production's (--workload-from)")
+        elif not alike:
+            limits.append((1, "production's prompts or answers are not as long as the swept ones"))
+            doubts.append("a sweep with production's lengths (--workload-from AGENT_URL)")
+        if _is_uneven(window):
+            limits.append((1, "the replicas do not share the load evenly"))
+            doubts.append("replicas that share the load evenly")
+    if seen.covered_s < production.DAY_S:
+        limits.append((1, f"only {span(seen.covered_s)} observed: no whole day"))
+    elif seen.covered_s < 0.9 * production.WEEK_S:
+        limits.append((2, f"{span(seen.covered_s)} observed: no whole week"))
+    return tuple(limits), tuple(doubts)
+
+
+def lengths_alike(
+    sweep: Sweep, prompt_tokens: float | None, output_tokens: float | None
+) -> bool | None:
+    """Are these mean lengths those that were swept? None where one of them is not known."""
+    pairs = (
+        (_swept(sweep, "prompt_tokens", sweep.workload.input_tokens), prompt_tokens),
+        (_swept(sweep, "output_tokens", sweep.workload.output_tokens), output_tokens),
+    )
+    known = [mean / swept for swept, mean in pairs if swept and mean]
+    if len(known) < len(pairs):
+        return None
+    return all(1 / LENGTHS_FACTOR <= ratio <= LENGTHS_FACTOR for ratio in known)
+
+
+def _means(seen: Pattern) -> tuple[float | None, float | None]:
+    return seen.prompt_tokens_per_request.mean, seen.output_tokens_per_request.mean
+
+
+def _swept(sweep: Sweep, name: str, asked: int | str) -> float | None:
+    """Mean length over the sweep's levels, else the fixed one that was asked for."""
+    means = [mean for one in sweep.levels if (mean := getattr(one, name).mean) is not None]
+    if means:
+        return float(np.mean(means))
+    return float(asked) if isinstance(asked, int) else None
+
+
+def _is_uneven(window: Window) -> bool:
+    """Is one replica busier than its share, by more than chance and a slow balancer explain?"""
+    if len(window.servers) < 2:
+        return False
+    loads = [
+        float(
+            np.nan_to_num(one.get("requests_running", "mean")).sum()
+            + np.nan_to_num(one.get("requests_waiting", "mean")).sum()
+        )
+        for one in window.servers.values()
+    ]
+    return max(loads) > UNEVEN_FACTOR * float(np.mean(loads))
+
+
+def _since(recall: Recall, asked: _Asked, finding: str) -> str:
+    """Since when the newest assessments in a row have found the same."""
+    since_s = asked.now_s
+    for one in recall.assessments(asked.scope, limit=1000):
+        if one["finding"] != finding:
+            break
+        since_s = one["at_unix_s"]
+    return utc(since_s)

@@ -1,0 +1,57 @@
+"""A demand that somebody declares in a file: what is known of it, taken as given.
+
+Pure. Of each quantity the figure nearest to the peak counts, because the peak is what has to fit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from agent.model import UsageError
+
+FORM = '{"requests_per_s": {"mean": …, "peak": …}, "concurrency": {"mean": …, "p99": …, "max": …}}'
+
+
+class Load(msgspec.Struct, frozen=True):
+    mean: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    max: float | None = None
+    peak: float | None = None
+
+    @property
+    def high(self) -> float | None:
+        known = (self.p99, self.max, self.peak, self.p95, self.mean)
+        return next((one for one in known if one is not None), None)
+
+
+class Lengths(msgspec.Struct, frozen=True):
+    mean: float | None = None
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """As contract and agent write it; what else stands in the file is left alone."""
+
+    window_s: float | None = None
+    requests_per_s: Load = Load()
+    concurrency: Load = Load()
+    input_tokens: Lengths = Lengths()
+    output_tokens: Lengths = Lengths()
+
+
+def parse_demand(data: bytes) -> Demand:
+    """Reads a demand. Raises UsageError for what is none, a trace among it."""
+    try:
+        found = msgspec.json.decode(data, type=Demand)
+    except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
+        raise UsageError(
+            f"not a demand ({error}): write {FORM}; traces are not taken yet"
+        ) from error
+    highs = [found.concurrency.high, found.requests_per_s.high]
+    if highs == [None, None]:
+        raise UsageError(f"neither concurrency nor requests_per_s: write {FORM}")
+    if not all(high is None or (math.isfinite(high) and high > 0) for high in highs):
+        raise UsageError("concurrency and requests_per_s: write finite numbers above 0")
+    return found

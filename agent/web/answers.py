@@ -1,0 +1,275 @@
+"""What the addresses of /api/v1 answer, worked out of the store.
+
+Each function runs in a thread, over a `Recall` of its own; what only the running agent knows is
+handed in with `Now`. Raises UsageError for a question that makes no sense, NotKnown for what there
+is none of, StoreError where the store does not answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agent.live import ServerStatus
+from agent.minutes import Minute
+from agent.model import Sweep, UsageError, encode
+from agent.recall import Recall, Series
+from agent.sizing.passive import Passive, passive_curve
+from agent.sizing.pattern import Pattern, pattern
+from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
+from agent.when import parse_instant_s, parse_span_s
+
+# Minutes by the ten thousand are read and reckoned for seconds, beside a server in production.
+WINDOW_MAX_S = 35 * 86_400.0
+READINGS_SPAN_MAX_S = 3600.0
+READINGS_MAX = 500_000  # 40 MB of JSON
+_PIECE = 5_000
+_SERVER_SERIES = GAUGES | COUNTERS | frozenset(HISTOGRAMS)
+
+By = Literal["source", "url", "model"]
+
+
+class NotKnown(UsageError):
+    """There is no such thing."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A stored curve. `by`: why it is taken for the server's."""
+
+    id: int
+    started_at: str
+    received_unix_s: float
+    by: By
+    sweep: Sweep
+
+
+class Curves(msgspec.Struct, frozen=True):
+    """`/api/v1/curve`: the newest that was measured, and what production showed by itself."""
+
+    measured: Measured | None
+    passive: Passive
+
+
+class Now(NamedTuple):
+    """What the running agent alone knows, at one moment. Of samples only windows ask."""
+
+    unix_s: float
+    servers: Sequence[ServerStatus]
+    intervals_s: Mapping[str, float] = {}  # how often each server is sampled
+    newest_unix_s: Mapping[str, float] = {}  # when each source was sampled last
+    open_minutes: Sequence[Minute] = ()
+
+
+class Asked(NamedTuple):
+    """Whom a question is about: a server, the servers of a service, or all that are configured."""
+
+    server: str | None = None
+    service: str | None = None
+
+
+# ------------------------------------------------------------------------------------------- whose
+
+
+class Whose(NamedTuple):
+    """Servers, and the UUIDs of their GPUs.
+
+    `gpus`: None for every GPU, because nobody in particular was asked for; empty where it is not
+    known which they are.
+    """
+
+    servers: tuple[ServerStatus, ...]
+    gpus: frozenset[str] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.servers)
+
+
+def whose(recall: Recall, now: Now, asked: Asked) -> Whose:
+    """The servers of a question. The store also has those that were configured once.
+
+    Raises NotKnown.
+    """
+    if asked == Asked():
+        return Whose(tuple(now.servers), None)
+    known = {
+        one["name"]: ServerStatus(one["name"], "", one["service"], gpus=tuple(one["gpus"]))
+        for one in recall.sources()
+    } | {one.name: one for one in now.servers}
+    chosen = tuple(
+        one
+        for one in known.values()
+        if asked.server in (None, one.name) and asked.service in (None, one.service)
+    )
+    if not chosen:
+        raise NotKnown(_unknown(asked, known.values()))
+    gpus = (uuid for one in chosen for uuid in one.gpus)
+    return Whose(chosen, frozenset(gpus if all(one.gpus for one in chosen) else ()))
+
+
+def _unknown(asked: Asked, known: Collection[ServerStatus]) -> str:
+    kind = "server" if asked.server is not None else "service"
+    name = asked.server if asked.server is not None else asked.service
+    names = {one.name if kind == "server" else one.service for one in known} - {None}
+    near = difflib.get_close_matches(str(name), sorted(map(str, names)), n=1, cutoff=0.0)
+    return f"no {kind} {name!r}" + (f", nearest is {near[0]!r}" if near else "")
+
+
+# ----------------------------------------------------------------------------- pattern and curves
+
+
+def observed_pattern(recall: Recall, now: Now, asked: Asked, window_s: float) -> Pattern:
+    """What was asked of the servers, and the energy of their GPUs where it is known which."""
+    about = whose(recall, now, asked)
+    window = _window(recall, now, about, window_s)
+    for source in recall.speakers("gpu_energy_j", "gpu_power_w"):
+        window.add_all(recall.minutes(source, window.origin_unix_s, window.end_unix_s, GPU))
+    of_gpus = (one for one in now.open_minutes if one.source not in about.names)
+    return pattern(window.add_all(_until(one, window.end_unix_s) for one in of_gpus))
+
+
+def curves(recall: Recall, now: Now, asked: Asked, window_s: float) -> Curves:
+    """What was measured for the servers, and what production showed of them in the window."""
+    about = whose(recall, now, asked)
+    window = _window(recall, now, about, window_s)
+    return Curves(_measured(recall, about.servers), passive_curve(window))
+
+
+def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
+    """The servers' minutes: those of the store, and the open ones, which it does not have yet."""
+    end_s = _end_s(now, about.names)
+    window = Window(max(0.0, end_s - window_s), end_s, servers=about.names, gpus=about.gpus)
+    for name in about.names:
+        window.add_all(recall.minutes(name, window.origin_unix_s, end_s, _SERVER_SERIES))
+    return window.add_all(one for one in now.open_minutes if one.source in about.names)
+
+
+def _end_s(now: Now, names: Sequence[str]) -> float:
+    """A window ends at the newest sample, and never further back than two intervals."""
+    interval_s = max((now.intervals_s.get(name, 0.0) for name in names), default=0.0)
+    samples = [now.newest_unix_s[name] for name in names if name in now.newest_unix_s]
+    return max([now.unix_s - 2 * interval_s, *samples])
+
+
+def _until(minute: Minute, end_s: float) -> Minute:
+    """An open minute up to an instant: GPUs are looked at oftener than servers, and go further."""
+    seconds = max(0.0, end_s - minute.start_unix_s)
+    if minute.covered_s <= seconds:
+        return minute
+    share = seconds / minute.covered_s
+    values = tuple(
+        one if one.increase is None else msgspec.structs.replace(one, increase=one.increase * share)
+        for one in minute.values
+    )
+    return msgspec.structs.replace(minute, values=values, covered_s=seconds)
+
+
+def _measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
+    """The newest curve that was handed over as one of the servers', else of their address or model.
+
+    One that was handed over as another server's is that server's alone.
+    """
+    rows = recall.curves()
+    for by, fits in _FITS:
+        for row in rows:
+            if any(fits(row, server) for server in servers):
+                sweep = recall.curve(row["id"])
+                return Measured(row["id"], row["started_at"], row["received_unix_s"], by, sweep)
+    return None
+
+
+def _is_of_url(row: Mapping[str, Any], server: ServerStatus) -> bool:
+    place, models = _place(row["url"]), (row["model"], server.model)
+    is_its_model = not all(models) or models[0] == models[1]
+    is_there = place is not None and place == _place(server.url)
+    return row["source"] is None and is_there and is_its_model
+
+
+def _is_of_model(row: Mapping[str, Any], server: ServerStatus) -> bool:
+    return row["source"] is None and bool(row["model"]) and row["model"] == server.model
+
+
+_FITS: tuple[tuple[By, Callable[[Mapping[str, Any], ServerStatus], bool]], ...] = (
+    ("source", lambda row, server: row["source"] == server.name),
+    ("url", _is_of_url),
+    ("model", _is_of_model),
+)
+
+
+def _place(url: str) -> tuple[str, str] | None:
+    """Host and port, and the path without the API's own: what makes two URLs one server."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return (parts.netloc.lower(), path) if parts.netloc else None
+
+
+# ---------------------------------------------------------------------------------------- the rest
+
+
+def series(
+    recall: Recall,
+    now: Now,
+    asked: Asked,
+    metric: str,
+    *,
+    begin: str | None = None,
+    end: str | None = None,
+    step: str | None = None,
+    gpu: str | None = None,
+) -> Series:
+    """As `agent query`: the last hour up to the newest sample, unless it says otherwise."""
+    to_s = parse_instant_s(end, "to") if end else recall.newest_unix_s(now.unix_s) or now.unix_s
+    from_s = parse_instant_s(begin, "from") if begin else max(0.0, to_s - 3600.0)
+    step_s = parse_span_s(step, "step") if step else None
+    return recall.series(
+        metric, from_s, to_s, step_s, server=asked.server, service=asked.service, gpu=gpu
+    )
+
+
+def assessments(recall: Recall, now: Now, asked: Asked, limit: int) -> list[dict[str, Any]]:
+    """What was concluded, newest first; of a service the store files it as `service:NAME`."""
+    whose(recall, now, asked)
+    scope = asked.server if asked.service is None else f"service:{asked.service}"
+    return recall.assessments(scope, limit)
+
+
+def readings(recall: Recall, now: Now, asked: Asked, begin: str, end: str) -> bytearray:
+    """JSON of the raw readings of one server and of its GPUs; of every GPU where not known.
+
+    It is written piece by piece: as Python's objects half a million readings are 200 MB.
+    """
+    from_s, to_s = parse_instant_s(begin, "from"), parse_instant_s(end, "to")
+    if not 0 <= to_s - from_s <= READINGS_SPAN_MAX_S:
+        raise UsageError(
+            f"readings from {from_s:.0f} to {to_s:.0f}: ask for at most an hour at once"
+        )
+    about = whose(recall, now, asked)
+    (name,) = about.names
+    rows = recall.readings(name, from_s, to_s, gpus=about.gpus or None)
+    head = b'{"server":%b,"now_unix_s":%b,"readings":[' % (encode(name), encode(now.unix_s))
+    body = bytearray(head)
+    for number in itertools.count():
+        piece = list(itertools.islice(rows, _PIECE))
+        if not piece:
+            break
+        if number * _PIECE >= READINGS_MAX:
+            raise UsageError(f"more than {READINGS_MAX:,} readings: ask for less time at once")
+        body += b"," * bool(number) + encode(piece)[1:-1]
+    body += b"]}"
+    return body
+
+
+def window_s(text: str | None, default: str) -> float:
+    """How long a window is asked for. Raises UsageError."""
+    seconds = parse_span_s(text or default, "window")
+    if seconds > WINDOW_MAX_S:
+        raise UsageError(f"window {text!r}: write at most {WINDOW_MAX_S / 86_400:.0f}d")
+    return seconds

@@ -1,0 +1,516 @@
+"""The agent's addresses: how it is, what it saw, what it concluded; a small page, and /metrics.
+
+Everything is read only but `POST /api/v1/curve`. What a question needs of the store is read in one
+of a few threads, within a deadline, so that the sampling loop never waits for a disk. Every error
+is JSON with one line. Against pages in a browser: the Host header is checked (DNS rebinding), and
+without a token nothing is written for a foreign origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiohttp import web
+from aiohttp.web_response import ContentCoding
+
+from agent.config import host_port, is_loopback
+from agent.exporters import prometheus
+from agent.live import Live, Status
+from agent.minutes import Minute
+from agent.model import ServefitError, UsageError, decode_sweep, encode
+from agent.recall import Recall
+from agent.web import answers
+from agent.web.index import index_html
+from agent.when import utc
+from agent.words import printable
+
+T = TypeVar("T")
+_Given = dict[str, str | None]
+_OfWindow = Callable[[Recall, answers.Now, answers.Asked, float], object]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+DEADLINE_S = 10.0  # of an answer from the store
+AT_ONCE_MAX = 4
+WRITER_LAG_MAX_S = 30.0
+FLUSH_S = 2.0
+BODY_BYTES_MAX = 16 * 1024 * 1024
+BODY_TIMEOUT_S = 60.0
+QUERY_CHARS_MAX = 2048
+GZIP_BYTES_MIN = 1400  # below, it fits a packet as it is
+GZIP_IN_THREAD_BYTES = 64 * 1024  # 1 ms
+TRIES = 3
+LIMIT_MAX = 1000
+STATIC = Path(__file__).parent / "static"
+# What a health check may ask without a token.
+OPEN = frozenset(("/livez", "/readyz"))
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Server": "servefit",
+}
+
+
+class _Refusal(Exception):
+    """An answer that is an error: its status, its line, its headers."""
+
+    def __init__(self, status: int, why: str, **headers: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def application(
+    live: Live, *, token: str | None, deadline_s: float = DEADLINE_S
+) -> web.Application:
+    """All addresses of one agent. `token`: what `Authorization: Bearer` must say, None for nothing.
+
+    Belongs to the event loop of `live`.
+    """
+    pages = _Pages(live, token, deadline_s)
+    app = web.Application(
+        middlewares=[_compressed, _told, pages.guarded], client_max_size=BODY_BYTES_MAX
+    )
+    for path, handler in {
+        "/": pages.index,
+        "/livez": pages.livez,
+        "/readyz": pages.readyz,
+        "/metrics": pages.metrics,
+        "/api/v1/status": pages.status,
+        "/api/v1/pattern": pages.pattern,
+        "/api/v1/curve": pages.curve,
+        "/api/v1/series": pages.series,
+        "/api/v1/readings": pages.readings,
+        "/api/v1/assessment": pages.assessment,
+        "/api/v1/assessments": pages.assessments,
+    }.items():
+        app.router.add_get(path, handler)
+    app.router.add_post("/api/v1/curve", pages.take_curve)
+    app.router.add_static("/static", STATIC)
+    app.on_response_prepare.append(_with_headers)
+    app.on_cleanup.append(pages.close)
+    return app
+
+
+class Site:
+    """The addresses, listened on."""
+
+    def __init__(self) -> None:
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, app: web.Application, listen: str) -> str:
+        """Listens on `host:port`, port 0 for any; gives the URL. Raises UsageError."""
+        # aiohttp logs a traceback for each request that is no HTTP, which anybody can send.
+        silent = logging.getLogger(f"{__name__}.http")
+        silent.disabled = True
+        self._runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1.0)
+        await self._runner.setup()
+        try:
+            host, port = host_port(listen)
+            await web.TCPSite(self._runner, host, port).start()
+        except (ValueError, OverflowError) as error:
+            await self.close()
+            raise UsageError(f"[agent] listen {listen!r}: write it as 127.0.0.1:9477") from error
+        except OSError as error:
+            await self.close()
+            why = error.strerror or str(error)
+            raise UsageError(f"[agent] listen {listen}: {why}: give another address") from error
+        port = self._runner.addresses[0][1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def close(self) -> None:
+        """May be called twice."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+
+# ------------------------------------------------------------------------------------------- edges
+
+
+@web.middleware
+async def _compressed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, bytes | bytearray) and len(body) >= GZIP_BYTES_MIN:
+        response.headers["Vary"] = "Accept-Encoding"
+        if _wants_gzip(request):
+            response.enable_compression(ContentCoding.gzip)
+    return response
+
+
+@web.middleware
+async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong is JSON with one line."""
+    try:
+        return await handler(request)
+    except _Refusal as refusal:
+        return _error(refusal.status, str(refusal), refusal.headers)
+    except web.HTTPException as refusal:
+        allow = {"Allow": refusal.headers["Allow"]} if "Allow" in refusal.headers else {}
+        return _error(refusal.status, f"{request.method} {request.path}: {refusal.reason}", allow)
+    except answers.NotKnown as error:
+        return _error(404, str(error))
+    except UsageError as error:
+        return _error(400, str(error))
+    except ServefitError as error:
+        return _error(503, str(error), {"Retry-After": "5"})
+    except Exception as error:
+        return _error(500, _defect(error))
+
+
+def _error(status: int, why: str, headers: dict[str, str] | None = None) -> web.Response:
+    response = _json(encode({"error": printable(why)}), status)
+    response.headers.update(headers or {})
+    return response
+
+
+def _defect(error: Exception) -> str:
+    """What is ours to mend, without the error's text, which may hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"a defect of servefit: {type(error).__name__}{where}: please report it"
+
+
+def _json(body: bytes | bytearray, status: int = 200) -> web.Response:
+    return web.Response(
+        body=body,
+        status=status,
+        content_type="application/json",
+        zlib_executor_size=GZIP_IN_THREAD_BYTES,
+    )
+
+
+async def _with_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+    if not request.path.startswith("/static/"):
+        response.headers["Cache-Control"] = "no-store"
+
+
+def _wants_gzip(request: web.Request) -> bool:
+    for part in request.headers.get("Accept-Encoding", "").lower().split(","):
+        coding, _, quality = part.partition(";")
+        if coding.strip() == "gzip":
+            return quality.strip().rstrip("0") not in ("q=", "q=0.")
+    return False
+
+
+def _name(netloc: str) -> str:
+    """The host of `host:port`."""
+    host = netloc[1:].partition("]")[0] if netloc.startswith("[") else netloc.partition(":")[0]
+    return host.lower()
+
+
+def _is_our_name(name: str, listen: str) -> bool:
+    """Whether somebody who calls us so cannot have been led to us by a foreign name.
+
+    Where every address is listened on, that is any address; a name might be anybody's.
+    """
+    if is_loopback(name) or name == listen.lower():
+        return True
+    try:
+        return ipaddress.ip_address(listen).is_unspecified and bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _query(request: web.Request, *names: str) -> _Given:
+    """The parameters of a question, null where not given. Raises UsageError."""
+    given = request.rel_url.query
+    for name in given:
+        if name not in names:
+            known = ", ".join(f"{one}=" for one in names) or "none"
+            raise UsageError(f"unknown parameter {name!r}: there are {known}")
+        if len(given.getall(name)) > 1:
+            raise UsageError(f"parameter {name!r} stands twice")
+    return {name: given.get(name) or None for name in names}
+
+
+def _needed(given: _Given, name: str) -> str:
+    value = given[name]
+    if value is None:
+        raise UsageError(f"parameter {name!r} is missing")
+    return value
+
+
+# ------------------------------------------------------------------------------------------- pages
+
+
+class _Pages:
+    """The handlers, each a question to the running agent or to its store."""
+
+    def __init__(self, live: Live, token: str | None, deadline_s: float) -> None:
+        self._live = live
+        self._token = token
+        self._deadline_s = deadline_s
+        self._listen, _ = host_port(live.config.agent.listen)
+        self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="web")
+        self._closed = False
+
+    async def close(self, _: web.Application) -> None:
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # --------------------------------------------------------------------------------- who may ask
+
+    @web.middleware
+    async def guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if len(request.rel_url.raw_query_string) > QUERY_CHARS_MAX:
+            raise _Refusal(414, f"a query of more than {QUERY_CHARS_MAX} characters")
+        if self._token is not None:
+            if request.path not in OPEN:
+                self._check_token(request, self._token)
+        elif not _is_our_name(_name(request.headers.get("Host", "")), self._listen):
+            raise _Refusal(
+                403, "ask by the address that the agent listens on, or configure a token_file"
+            )
+        return await handler(request)
+
+    @staticmethod
+    def _check_token(request: web.Request, token: str) -> None:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        same = hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), token.encode("utf-8")
+        )
+        if not (same and scheme.lower() == "bearer"):
+            raise _Refusal(
+                401, "this agent wants `Authorization: Bearer TOKEN`", WWW_Authenticate="Bearer"
+            )
+
+    def _check_writer(self, request: web.Request) -> None:
+        """A page in a browser has no token, and without one must not write."""
+        if self._token is not None:
+            return
+        if not is_loopback(self._listen):
+            raise _Refusal(403, "beyond the loopback a curve is taken with a token only")
+        if request.content_type != "application/json":
+            raise _Refusal(415, "send the curve as Content-Type: application/json")
+        origin, host = request.headers.get("Origin"), request.headers.get("Host")
+        if origin is not None and origin.rpartition("://")[2] != host:
+            raise _Refusal(403, "a page of another origin may not write here")
+
+    # -------------------------------------------------------------------------------------- health
+
+    async def livez(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        status = self._live.status()
+        reasons = _not_ready(status)
+        samplers = [{"name": one.name, "ok": one.ok, "age_s": one.age_s} for one in status.samplers]
+        said = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "samplers": samplers,
+            "writer_lag_s": status.store.writer_lag_s,
+        }
+        return _json(encode(said), 503 if reasons else 200)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        form = prometheus.negotiate(request.headers.get("Accept"))
+        return web.Response(
+            body=prometheus.page(self._live.batches(), form),
+            headers={"Content-Type": prometheus.CONTENT_TYPE[form]},
+            zlib_executor_size=GZIP_IN_THREAD_BYTES,
+        )
+
+    async def index(self, request: web.Request) -> web.Response:
+        return web.Response(text=index_html(self._live.status()), content_type="text/html")
+
+    async def status(self, request: web.Request) -> web.Response:
+        _query(request)
+        return _json(encode(self._live.status()))
+
+    # --------------------------------------------------------------------------------------- store
+
+    async def pattern(self, request: web.Request) -> web.Response:
+        return await self._of_window(request, "1h", answers.observed_pattern)
+
+    async def curve(self, request: web.Request) -> web.Response:
+        return await self._of_window(request, "7d", answers.curves)
+
+    async def _of_window(
+        self,
+        request: web.Request,
+        default: str,
+        answer: _OfWindow,
+    ) -> web.Response:
+        """A minute that ends while the store is read might count twice: then it is read again."""
+        given = _query(request, "server", "service", "window")
+        asked = answers.Asked(given["server"], given["service"])
+        window_s = answers.window_s(given["window"], default)
+        for _ in range(TRIES):
+            now, body = await self._answered(answer, asked, window_s)
+            if _begun(now.open_minutes) == _begun(self._live.open_minutes()):
+                break
+        return _json(body)
+
+    async def _answered(
+        self, answer: _OfWindow, asked: answers.Asked, window_s: float
+    ) -> tuple[answers.Now, bytes]:
+        now = self._now_with_samples()
+        body = await self._ask(
+            lambda recall: encode(answer(recall, now, asked, window_s)), flush=True
+        )
+        return now, body
+
+    async def series(self, request: web.Request) -> web.Response:
+        given = _query(request, "metric", "from", "to", "step", "server", "service", "gpu")
+        asked, now = answers.Asked(given["server"], given["service"]), self._now()
+        found = await self._ask(
+            lambda recall: answers.series(
+                recall,
+                now,
+                asked,
+                _needed(given, "metric"),
+                begin=given["from"],
+                end=given["to"],
+                step=given["step"],
+                gpu=given["gpu"],
+            )
+        )
+        return _json(encode(found))
+
+    async def readings(self, request: web.Request) -> web.Response:
+        given = _query(request, "server", "from", "to")
+        server, begin, end = (_needed(given, name) for name in ("server", "from", "to"))
+        asked, now = answers.Asked(server), self._now()
+        return _json(
+            await self._ask(
+                lambda recall: answers.readings(recall, now, asked, begin, end), flush=True
+            )
+        )
+
+    async def assessment(self, request: web.Request) -> web.Response:
+        given = _query(request, "server", "service")
+        found = await self._assessments(given, 1)
+        if not found:
+            raise answers.NotKnown(self._when_next())
+        return _json(encode(found[0]))
+
+    async def assessments(self, request: web.Request) -> web.Response:
+        given = _query(request, "server", "service", "limit")
+        limit = given["limit"] or "100"
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= LIMIT_MAX):
+            raise UsageError(f"limit {limit!r}: write a number from 1 to {LIMIT_MAX}")
+        return _json(encode(await self._assessments(given, int(limit))))
+
+    async def _assessments(self, given: _Given, limit: int) -> list[dict[str, Any]]:
+        asked, now = answers.Asked(given["server"], given["service"]), self._now()
+        return await self._ask(lambda recall: answers.assessments(recall, now, asked, limit))
+
+    def _when_next(self) -> str:
+        status, every_s = self._live.status(), self._live.config.assess.every_s
+        at_s = status.started_unix_s + every_s
+        when = f"comes at {utc(at_s)}" if at_s > status.now_unix_s else "is due"
+        return f"no assessment yet: the next one {when} ([assess] every is {every_s:g} s)"
+
+    async def take_curve(self, request: web.Request) -> web.Response:
+        server = _query(request, "server")["server"]
+        self._check_writer(request)
+        if server is not None:
+            asked, now = answers.Asked(server), self._now()
+            await self._ask(lambda recall: answers.whose(recall, now, asked))
+        body = await _body(request)
+        sweep = await self._within(self._run(lambda: decode_sweep(body)))
+        history = self._live.history
+        kept = history.add_curve(sweep, server)
+        await self._within(self._run(lambda: history.flush(FLUSH_S)))
+        id_ = await self._within(asyncio.wrap_future(kept))
+        said = {"id": id_, "levels": len(sweep.levels), "model": sweep.target.model}
+        return _json(encode(said))
+
+    # ------------------------------------------------------------------------------------- threads
+
+    def _now(self) -> answers.Now:
+        status = self._live.status()
+        return answers.Now(status.now_unix_s, status.servers)
+
+    def _now_with_samples(self) -> answers.Now:
+        live = self._live
+        newest = {
+            batch.source: max(one.at_ns for one in batch.readings)
+            for batch in live.batches()
+            if batch.readings
+        }
+        return self._now()._replace(
+            intervals_s={one.name: one.interval_s for one in live.config.server},
+            newest_unix_s={
+                source: live.history.timeline.unix_ms(at_ns) / 1000
+                for source, at_ns in newest.items()
+            },
+            open_minutes=tuple(live.open_minutes()),
+        )
+
+    async def _ask(self, work: Callable[[Recall], T], *, flush: bool = False) -> T:
+        """Runs a question to the store. `flush`: what was sampled until now is in it first."""
+        history = self._live.history
+        deadline = time.monotonic() + self._deadline_s
+
+        def run() -> T:
+            if flush:
+                history.flush(FLUSH_S)
+            is_late = lambda: self._closed or time.monotonic() > deadline  # noqa: E731
+            with Recall(history.path, give_up=is_late) as recall, recall.snapshot():
+                return work(recall)
+
+        return await self._within(self._run(run))
+
+    def _run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _within(self, answer: asyncio.Future[T]) -> T:
+        """Raises _Refusal where an answer takes too long; its thread then ends by itself."""
+        try:
+            return await asyncio.wait_for(answer, self._deadline_s)
+        except TimeoutError:
+            raise _Refusal(
+                503,
+                f"busy: no answer within {self._deadline_s:g} s; ask again, or for less",
+                Retry_After="5",
+            ) from None
+
+
+async def _body(request: web.Request) -> bytes:
+    if (request.content_length or 0) > BODY_BYTES_MAX:
+        raise _Refusal(413, f"more than {BODY_BYTES_MAX} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise _Refusal(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _Refusal(413, f"more than {BODY_BYTES_MAX} bytes") from None
+    except (web.RequestPayloadError, OSError) as error:
+        raise _Refusal(400, f"the body is broken: {type(error).__name__}") from None
+
+
+def _begun(minutes: Sequence[Minute]) -> dict[str, int]:
+    return {one.source: one.start_unix_s for one in minutes}
+
+
+def _not_ready(status: Status) -> list[str]:
+    """Why nothing should rely on this agent now.
+
+    A server or GPU that is away is no reason: an agent beside it must not take its pod out of
+    service.
+    """
+    store = status.store
+    is_busy = store.error is not None and ("locked" in store.error or "busy" in store.error)
+    reasons = {
+        "the store is being opened": not store.ready,
+        f"the store's writer is {store.writer_lag_s:.0f} s behind": (
+            store.writer_lag_s > WRITER_LAG_MAX_S
+        ),
+        f"the store was not written: {store.error}": store.error is not None and not is_busy,
+    }
+    return [printable(reason) for reason, holds in reasons.items() if holds]

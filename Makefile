@@ -36,7 +36,7 @@ format: .venv/.made-dev  ## Rewrite the sources as the linter wants them
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-bench: .venv/.made-dev  ## Measure the load generator against a server of known timing (BENCH_ARGS=--quick)
+bench: .venv/.made-dev  ## Measure the load generator against a server of known timing, and the agent (BENCH_ARGS=--quick)
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 docs: .venv/.made-dev  ## Check the documents: their links, and the commands they name

@@ -266,6 +266,41 @@ def run(file: str | None, urls: tuple[str, ...]) -> None:
     daemon.run(file, urls)
 
 
+@cli.command()
+@click.option(
+    "--url",
+    default="http://127.0.0.1:9477",
+    show_default=True,
+    metavar="URL",
+    help="The agent's address.",
+)
+@click.option("--token-file", metavar="FILE", help="The agent's token, where it asks for one.")
+@click.option("--once", is_flag=True, help="One snapshot, as where the output is no terminal.")
+@click.option("--interval", default="2s", show_default=True, metavar="TIME", help="Between looks.")
+def top(url: str, token_file: str | None, once: bool, interval: str) -> int:
+    """A running agent, live: its servers, its GPUs, and what is not well. Ctrl-C ends it."""
+    from rich.console import Console
+
+    from agent.config import read_token, server_url
+    from agent.model import UsageError
+    from agent.top import Agent, follow, show_once
+    from agent.when import parse_span_s
+
+    interval_s = parse_span_s(interval, "--interval")
+    if not 1 <= interval_s <= 3600:
+        raise UsageError(f"--interval {interval!r}: write a time from 1s to 1h")
+    token = read_token(Path(token_file)) if token_file else None
+    agent, console = Agent(server_url(url, "--url"), token), Console(highlight=False)
+    try:
+        if once or not sys.stdout.isatty() or console.is_dumb_terminal:
+            show_once(agent, console)
+        else:
+            follow(agent, console, interval_s)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 @cli.group()
 def config() -> None:
     """What the agent's configuration says."""

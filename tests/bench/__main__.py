@@ -2,8 +2,9 @@
 
 Every case starts the server of exactly known timing, drives the real command against it, and takes
 for each figure the median of the runs. Where other load generators are installed (`make peers`),
-they are run on the same server, once each. A bar that is missed is said, and is no failure: on a
-machine that does other work beside, only a quiet repetition tells.
+they are run on the same server, once each. The agent is watched beside a server's metrics page and
+simulated GPUs; of it nothing is reported but what the system counts. A bar that is missed is said,
+and is no failure: on a machine that does other work beside, only a quiet repetition tells.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import child, peers
+from tests.bench import agent, child, history, peers
 
 Figures = dict[str, float]
 
@@ -35,6 +36,7 @@ class Bench(NamedTuple):
     quick: bool
     others: list[peers.Found]
     comparison: list[str]  # lines of the table that compares; the cases add to it
+    watch_s: float  # how long the agent is watched
 
     def medians(self, once: Callable[[], Figures]) -> Figures:
         """Each figure's median of the runs."""
@@ -313,6 +315,52 @@ def start_up(bench: Bench) -> list[Row]:
     ]
 
 
+# The agent's buffers fill for minutes; before that its memory says nothing.
+FLAT_FROM_S, FLAT_WITHIN_MB = 300.0, 2.0
+
+
+def agent_beside(bench: Bench) -> list[Row]:
+    """The daemon at its defaults, from its start."""
+    folder = bench.directory / "agent"
+    folder.mkdir()
+    try:
+        figures = agent.measure(folder, bench.watch_s, bench.runs, print)
+    except agent.AgentError as error:
+        return [Row(f"FAILED: {error}", None, None, "runs", False)]
+    growth = figures["rss_mb_late"] - figures["rss_mb_early"]
+    long_enough = figures["watched_s"] >= FLAT_FROM_S
+    return [
+        _at_most(f"CPU over {figures['watched_s']:.0f} s, % of a core", figures["cpu_percent"],
+                 0.5),
+        _at_most("memory at its most, all processes, MB", figures["rss_mb_max"], 100),
+        _at_most("memory grown from the third tenth to the last, MB", growth, FLAT_WITHIN_MB)
+        if long_enough else Row("memory grown (too short to judge), MB", None, growth),
+        Row("slope of memory, MB an hour", None, figures["rss_mb_an_hour"]),
+        _at_most("start to ready, s", figures["ready_s"], 2),
+        Row("CPU of the start, s", None, figures["start_cpu_s"]),
+        Row("SIGTERM to its end, s", None, figures["stop_s"]),
+        _at_most("samples that failed", figures["failed"], 0),
+        Row("its files after that, MB", None, figures["store_mb"]),
+        Row("cores that others used", None, figures["others_cores"]),
+    ]  # fmt: skip
+
+
+def agent_store(bench: Bench) -> list[Row]:
+    """Replayed at speed: what is kept, and how long questions take."""
+    folder = bench.directory / "history"
+    folder.mkdir()
+    told = history.measure(folder, *((2.0, 0.1) if bench.quick else (7.0, 1.0)))
+    what, slowest_s, _ = max(told.questions, key=lambda asked: asked[1])
+    return [
+        _at_most("kept in the end, MB a day", told.kept_bytes_a_day / 1e6, 5),
+        _at_most("after a year, MB", told.year_bytes / 1e6, 2000),
+        _at_most(f"slowest question ({what}), s", slowest_s, 1),
+        Row("the writer's share of a core, %", None, 100 * told.core),
+        Row("written to disk, kB/s", None, told.disk_bytes_per_s / 1e3),
+        Row("check after an unclean stop, s", None, told.check_s),
+    ]
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -321,7 +369,11 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("open loop, 2,000 requests/s at constant gaps, one token, not streamed", open_loop_2000),
     ("one token, not streamed, as fast as they go", one_token_requests),
     ("start", start_up),
-)
+    (f"agent, beside a vLLM page of {agent.PAGE.stat().st_size // 1000} kB and {agent.GPUS} GPUs "
+     "(NVML is a stand-in in C: no driver is asked)", agent_beside),
+    (f"agent, its store beside {history.GPUS} GPUs and {history.SERVERS} servers, replayed",
+     agent_store),
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------- output
@@ -378,10 +430,14 @@ def _machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short run of each, under 60 s")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short run of each, minutes in all"
+    )
     parser.add_argument("--only", metavar="WORDS", help="cases whose title contains this")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=None,
                         help="other load generators too [default: unless --quick]")  # fmt: skip
+    parser.add_argument("--seconds", type=float, metavar="S",
+                        help="watch the agent for so long [default: 600, quick 60]")  # fmt: skip
     given = parser.parse_args()
     if truth.program() is None:
         print("bench: the ground-truth server needs Linux and a C compiler (cc); nothing measured")
@@ -393,7 +449,8 @@ def main() -> int:
           f"{os.getloadavg()[0]:.1f}; {'one run' if given.quick else 'median of 3'}; "
           f"other load generators, one run each: {names}.")  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory), runs, given.quick, found, [])
+        watch_s = given.seconds or (60.0 if given.quick else 600.0)
+        bench = Bench(Path(directory), runs, given.quick, found, [], watch_s)
         results = []
         for title, case in CASES:
             if not given.only or given.only in title:

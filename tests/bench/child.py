@@ -43,7 +43,7 @@ def run(
 ) -> Ended:
     """Runs to the end, or kills it; wait4 gives the usage of this child and of its own children."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        busy0_s, began_ns = _machine_busy_s(), time.monotonic_ns()
+        busy0_s, began_ns = machine_busy_s(), time.monotonic_ns()
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=env)
         limit = threading.Timer(timeout_s, process.kill)
         limit.start()
@@ -63,7 +63,7 @@ def run(
             wall_s=wall_s,
             cpu_s=cpu_s,
             rss_mb=max(usage.ru_maxrss / 1024, *memory),
-            others_cores=max(0.0, _machine_busy_s() - busy0_s - cpu_s) / wall_s,
+            others_cores=max(0.0, machine_busy_s() - busy0_s - cpu_s) / wall_s,
         )
 
 
@@ -78,7 +78,7 @@ def _memory_of(pid: int) -> Iterator[list[float]]:
 
     def watch() -> None:
         while not ended.wait(MEMORY_INTERVAL_S):
-            sums.append(sum(map(_peak_mb, _family(pid))))
+            sums.append(sum(status_mb(member, "VmHWM") for member in family(pid)))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -89,25 +89,26 @@ def _memory_of(pid: int) -> Iterator[list[float]]:
         thread.join()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and its descendants, as far as they still run."""
-    family = [pid]
-    for member in family:  # grows while it is walked
+    members = [pid]
+    for member in members:  # grows while it is walked
         for children in Path(f"/proc/{member}/task").glob("*/children"):
             with suppress(OSError):
-                family += map(int, children.read_text().split())
-    return family
+                members += map(int, children.read_text().split())
+    return members
 
 
-def _peak_mb(pid: int) -> float:
+def status_mb(pid: int, name: str) -> float:
+    """VmRSS (memory now) or VmHWM (its peak) of a process; 0 where it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 1024
     return 0.0
 
 
-def _machine_busy_s() -> float:
+def machine_busy_s() -> float:
     """CPU seconds used since the machine's start, and those that its host took for others."""
     first = Path("/proc/stat").read_text().partition("\n")[0]
     user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])

@@ -285,50 +285,82 @@ def main() -> None:
         (2.0, 0.25) if options.quick else (options.minute_days, options.raw_days)
     )
     with tempfile.TemporaryDirectory() as place:
-        core, disk = beside(Path(place) / "beside.db", 600)
-        path = Path(place) / "agent.db"
-        begin = time.perf_counter()
-        writer_s = replay(path, minute_days, raw_days)
-        took_s = time.perf_counter() - begin
-        _report(path, minute_days, raw_days, core, disk, writer_s, took_s)
+        _print(measure(Path(place), minute_days, raw_days))
 
 
-def _report(
-    path: Path,
-    minute_days: float,
-    raw_days: float,
-    core: float,
-    disk: float,
-    writer_s: float,
-    took_s: float,
-) -> None:
-    sizes = tier_bytes(path)
-    defaults = Settings()
+class Tier(NamedTuple):
+    name: str
+    a_day_bytes: float
+    kept_days: float  # within a year
+
+
+class Measured(NamedTuple):
+    minute_days: float
+    raw_days: float
+    tiers: list[Tier]
+    core: float  # share of one that the writer takes as in life
+    disk_bytes_per_s: float
+    took_s: float
+    writer_s: float
+    check_s: float
+    file_bytes: int
+    questions: list[tuple[str, float, int]]  # what, s, points
+
+    @property
+    def kept_bytes_a_day(self) -> float:
+        """What is never forgotten: the hours."""
+        return self.tiers[-1].a_day_bytes
+
+    @property
+    def year_bytes(self) -> float:
+        return sum(tier.a_day_bytes * tier.kept_days for tier in self.tiers)
+
+
+def measure(folder: Path, minute_days: float, raw_days: float) -> Measured:
+    core, disk = beside(folder / "beside.db", 600)
+    path = folder / "history.db"
+    begin = time.perf_counter()
+    writer_s = replay(path, minute_days, raw_days)
+    took_s = time.perf_counter() - begin
+    sizes, defaults = tier_bytes(path), Settings()
     minutes = sizes["minute"] + sizes["minute_source"]
     hours = sizes["hour"] + sizes["hour_source"]
-    # (name, bytes a day, days kept within a year)
-    tiers = [
-        ("raw", sizes["raw"] / raw_days, (defaults.raw_s or 0) / DAY_S),
-        ("minutes", minutes / minute_days, (defaults.minutes_s or 0) / DAY_S),
-        ("hours", hours / minute_days, YEAR_DAYS),
-    ]
+    return Measured(
+        minute_days=minute_days,
+        raw_days=raw_days,
+        tiers=[
+            Tier("raw", sizes["raw"] / raw_days, (defaults.raw_s or 0) / DAY_S),
+            Tier("minutes", minutes / minute_days, (defaults.minutes_s or 0) / DAY_S),
+            Tier("hours", hours / minute_days, YEAR_DAYS),
+        ],
+        core=core,
+        disk_bytes_per_s=disk,
+        took_s=took_s,
+        writer_s=writer_s,
+        check_s=check_s(path),
+        file_bytes=path.stat().st_size,
+        questions=list(questions(path, minute_days)),
+    )
+
+
+def _print(told: Measured) -> None:
     print(
         f"{GPUS} GPUs, {SERVERS} servers; {os.cpu_count()} cores, SQLite {sqlite3.sqlite_version}"
     )
-    print(f"replayed {minute_days:g} days of minutes, {raw_days:g} of raw in {took_s:.0f} s "
-          f"(the writer {writer_s:.0f} s)\n")  # fmt: skip
+    print(f"replayed {told.minute_days:g} days of minutes, {told.raw_days:g} of raw in "
+          f"{told.took_s:.0f} s (the writer {told.writer_s:.0f} s)\n")  # fmt: skip
     print("| tier | MB a day | kept, days | MB after a year |\n| --- | ---: | ---: | ---: |")
-    for name, a_day, days in tiers:
+    for name, a_day, days in told.tiers:
         print(f"| {name} | {a_day / 1e6:.2f} | {days:g} | {a_day * days / 1e6:,.0f} |")
-    whole = sum(a_day * days for _, a_day, days in tiers)
+    whole, kept = told.year_bytes, told.kept_bytes_a_day
     print(f"| all | | | {whole / 1e6:,.0f} ({_met(whole, YEAR_BYTES_MAX, '2,000')}) |")
-    kept = tiers[2][1]
     print(f"\nkept in the end: {kept / 1e6:.2f} MB a day ({_met(kept, KEPT_A_DAY_MAX, '5')})")
-    print(f"a commit a second: {core:.3%} of a core, {disk / 1e3:.0f} kB/s to disk")
-    print(f"the check after an unclean stop: {check_s(path):.2f} s "
-          f"for {path.stat().st_size / 1e6:,.0f} MB\n")  # fmt: skip
+    print(f"a commit a second: {told.core:.3%} of a core, "
+          f"{told.disk_bytes_per_s / 1e3:.0f} kB/s to disk")  # fmt: skip
+    print(f"the check after an unclean stop: {told.check_s:.2f} s "
+          f"for {told.file_bytes / 1e6:,.0f} MB\n")  # fmt: skip
     print("| question | s | points |\n| --- | ---: | ---: |")
-    for what, seconds, points in questions(path, minute_days):
+    for what, seconds, points in told.questions:
         print(f"| {what} | {seconds:.3f} | {points:,} |")
 
 

@@ -47,11 +47,11 @@ class ServerStatus(msgspec.Struct, frozen=True):
     service: str | None
     engine: str | None = None
     model: str | None = None
-    simulated: bool = False  # its page says that no hardware is behind it
     gpus: tuple[str, ...] = ()  # UUIDs
     gpus_by: GpusBy = "unknown"
     slo: tuple[Slo, ...] = ()
     missing: tuple[str, ...] = ()  # series that its page lacks
+    simulated: bool = False  # its page says that no hardware is behind it
 
 
 class GpuStatus(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format bench docs wheel real-parts peers clean distclean FORCE
+.PHONY: help env demo test lint format bench soak docs wheel real-parts peers clean distclean FORCE
 
 BIN := .venv/bin
 # By its real place, because pip writes it into the commands (see place_venv).
@@ -38,6 +38,9 @@ format: .venv/.made-dev  ## Rewrite the sources as the linter wants them
 
 bench: .venv/.made-dev  ## Measure the load generator against a server of known timing, and the agent (BENCH_ARGS=--quick)
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+soak: .venv/.made-dev  ## Compare what the agent saw on a real vLLM with a sweep of it, a quarter of an hour
+	@$(BIN)/python -m tests.soak.passive $(SOAK_ARGS)
 
 docs: .venv/.made-dev  ## Check the documents: their links, and the commands they name
 	@$(BIN)/python -m pytest -q tests/test_docs.py

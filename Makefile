@@ -10,6 +10,7 @@ BIN := .venv/bin
 PIP := "$$(cd -P .venv && pwd)/bin/python" -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 DEMO_REPORT ?= demo-report.html
 
 # A moved or copied directory takes an environment along that points to the old place.

@@ -119,9 +119,7 @@ def main() -> int:
         with serve(VllmOptions(python=python, log=folder / "vllm.log")) as started:
             loads = [int(one) for one in asked.concurrency.split(",")]
             found = rows(*campaign(folder, started.url, loads, asked.minutes))
-    print(
-        "| concurrency | minutes | passive tokens/s | sweep tokens/s | ITL ms, passive / sweep | meet |"
-    )
+    print("| concurrency | minutes | passive tokens/s | sweep tokens/s | ITL ms, both | meet |")
     print("| ---: | ---: | ---: | ---: | ---: | --- |")
     for row in found:
         passive, swept = (f"{v:.1f} [{lo:.1f}, {hi:.1f}]" for lo, v, hi in (row.passive, row.swept))

@@ -132,7 +132,7 @@ class Daemon:
 
         alive_s = watchdog_s()
         jobs: list[tuple[Callable[[], Part], Callable[[], float], float]] = [
-            (self._look_at_owners, lambda: OWNERS_EVERY_S, 0.0),
+            (self._look_at_owners, self._owners_every_s, 0.0),
             (self._export, every_s, 0.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
             (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
@@ -349,6 +349,11 @@ class Daemon:
         with contextlib.suppress(StoreError), Recall(self._history.path) as recall:
             newest_s = max((one["at_unix_s"] for one in recall.assessments(limit=1)), default=0.0)
         return max(FIRST_VERDICT_S, newest_s + self._config.assess.every_s - time.time())
+
+    def _owners_every_s(self) -> float:
+        """Often at first: who asks early asks whose GPUs these are."""
+        is_young = time.monotonic() - self._began_s < 2 * OWNERS_EVERY_S
+        return 1.0 if is_young else OWNERS_EVERY_S
 
     async def _look_at_owners(self) -> None:
         """Which GPUs each server is on; processes come and go."""

@@ -8,11 +8,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.recall import Recall
+from loadgen.targets.vllm import free_port
+from tests.agent.test_receiver import PROTOBUF, an_export
 from tests.e2e.command import environment
 from tests.e2e.running_agent import Page, RunningAgent, server
 from tests.nvml_standin import compiled
@@ -134,3 +138,32 @@ def test_a_driver_in_trouble_stops_no_other(
         driver.does(mine)
         agent.until(lambda: gpu_sampler(agent)["ok"], 20, "did not recover")
         assert agent.stop() == 0
+
+
+def test_the_servers_own_spans_are_learned_with_their_energy(
+    tmp_path: Path, page: Page, driver: Driver
+) -> None:
+    driver.does(f"process.1.{os.getpid()} 1000000")
+    port = free_port("127.0.0.1", 0)
+    config = server("chat", page.url) + f'[receive.otlp]\nlisten = "127.0.0.1:{port}"\n'
+    with RunningAgent(tmp_path, config, driver.env) as agent:
+        agent.until(lambda: agent.get("/api/v1/status")["servers"][0]["gpus"], 15, "owns no GPU")
+        time.sleep(3.0)  # three readings of its energy
+        now_ns = time.time_ns()
+        message = an_export()
+        span = message.resource_spans[0].scope_spans[0].spans[1]
+        span.start_time_unix_nano, span.end_time_unix_nano = now_ns - 2 * 10**9, now_ns - 10**9
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/traces", message.SerializeToString(), PROTOBUF
+        )
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert reply.status == 200
+        assert agent.get("/api/v1/status")["receiver"]["requests"] == 1
+        assert agent.stop() == 0
+    with Recall(agent.db) as recall:
+        [served] = recall.served("chat", 0, 2**33)
+    assert served["at_ms"] == (now_ns - 2 * 10**9) // 1_000_000
+    assert (served["prompt_tokens"], served["output_tokens"]) == (512, 128)
+    assert served["e2e_ms"] == pytest.approx(1000)
+    assert served["queue_ms"] == 500
+    assert served["energy_j"] == pytest.approx(300 / 3, rel=0.3)  # 300 W, shared by three

@@ -60,16 +60,8 @@ def campaign(folder: Path, url: str, loads: Sequence[int], minutes: int) -> tupl
     with RunningAgent(folder, config) as agent:
         for load in loads:
             seconds = 60 * (minutes + 1)  # whole minutes, wherever the first begins
-            loadgen(
-                folder,
-                "run",
-                url,
-                "--concurrency",
-                str(load),
-                "--duration",
-                f"{seconds}s",
-                *lengths,
-            )
+            held = ("--concurrency", str(load), "--duration", f"{seconds}s")
+            loadgen(folder, "run", url, *held, *lengths)
         sweep = folder / "sweep.json"
         loadgen(
             folder, "sweep", url, "--concurrency", ",".join(map(str, loads)), "--duration",

@@ -50,7 +50,7 @@ def observed(real_vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 pattern if pattern["output_tokens"] >= increase["generation_tokens_total"] else None
             )
 
-        pattern = agent.until(counted, 15, "has not counted all")
+        pattern = agent.until(counted, 60, "has not counted all")
         yield Observed(agent, sweep, increase, pattern, done.stderr)
 
 
@@ -95,14 +95,35 @@ def test_the_page_of_the_agent_tells_the_same(observed: Observed) -> None:
     assert max(value for _, value in series["points"]) > 10
 
 
+def test_what_it_observed_can_be_sent_again(observed: Observed, real_vllm: str) -> None:
+    folder, agent = observed.agent.folder, observed.agent
+    asked = f"{agent.url}/api/v1/pattern?window=1h"
+    done = loadgen(
+        folder, "run", real_vllm, "--workload-from", asked, "--rate", "5", "--requests", "12",
+        "--json", str(folder / "again.json"),
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
+    [level] = decode_sweep((folder / "again.json").read_bytes()).levels
+    assert level.requests is not None
+    assert level.tokens is not None
+    assert level.requests.ok == 12
+    mean = observed.pattern["output_tokens"] / observed.pattern["requests"]
+    assert (level.tokens.output or 0) / 12 == pytest.approx(mean, rel=0.5)
+
+
 def test_what_lies_in_the_store_after_a_clean_stop_adds_up_too(observed: Observed) -> None:
     """The last test of this module: it ends the agent."""
-    assert observed.agent.stop() == 0
-    observed.agent.start()  # goes on inside the minute, from what the first one left
-    pattern = observed.agent.get("/api/v1/pattern?window=1h")
-    assert pattern["output_tokens"] == observed.pattern["output_tokens"]
-    assert observed.agent.stop() == 0
-    with Recall(observed.agent.db) as recall:
+    agent = observed.agent
+
+    def seen() -> float:
+        return float(agent.get("/api/v1/pattern?window=1h")["output_tokens"])
+
+    before = seen()
+    assert agent.stop() == 0
+    agent.start()  # goes on inside the minute, from what the first one left
+    assert seen() >= before > observed.pattern["output_tokens"]
+    assert agent.stop() == 0
+    with Recall(agent.db) as recall:
         minutes: list[Minute] = list(recall.minutes("chat", 0, 2**33))
         kept = recall.curves()
     assert [one["source"] for one in kept] == ["chat"]

@@ -10,23 +10,18 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import os
 import signal
 import ssl as tls
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import msgspec
-
 from agent import __version__
-from agent.config import Config, Server, load, read_headers, read_token, server_url
+from agent.config import Config, Server, read_headers, read_token
 from agent.exporters import Batch
 from agent.exporters.own import own_readings
-from agent.facts import hardware, usual_servers
+from agent.facts import hardware
 from agent.here import on_this_machine
 from agent.history import History
 from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatus
@@ -57,7 +52,6 @@ AGAIN_EVERY_S = 30.0  # for a part that could not begin
 FIRST_VERDICT_S = 15.0  # after the start, where none is kept that is young enough
 READY_WITHIN_S = 1.5  # for the first samples; a source that is slow holds up no start
 STOP_WITHIN_S = 10.0
-THREADS_MAX = 4
 
 Part = Coroutine[Any, Any, None]
 
@@ -160,10 +154,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for one in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(one, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _reload(self) -> None:
-        """A configuration with an error in it changes nothing."""
+    def reload(self) -> None:
+        """Takes the configuration as it is now; one with an error in it changes nothing."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._load()
@@ -524,39 +518,6 @@ class Daemon:
     def _token(self) -> str | None:
         path = self._config.agent.token_file
         return read_token(path) if path else None
-
-
-def run(file: str | None, urls: Sequence[str] = ()) -> None:
-    """`agent run`. Raises UsageError for the configuration, StoreError for the store."""
-    logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
-    asyncio.run(_run(file, urls))
-
-
-async def _run(file: str | None, urls: Sequence[str]) -> None:
-    asked = [server_url(url, "--url") for url in urls]
-    found: list[Server] = []
-
-    def configured() -> Config:
-        config = load(file) if file else Config()
-        named = {one.url for one in config.server}
-        more = [Server(url=url) for url in asked if url not in named] or found
-        servers = (*config.server, *more) if asked or not config.server else config.server
-        return msgspec.structs.replace(config, server=tuple(servers))
-
-    if not configured().server:
-        found += [Server(url=url, metrics_url=page) for url, page in await usual_servers()]
-        said = ", ".join(one.url for one in found) or "none"
-        log.info("no server is named; on this machine's usual ports: %s", said)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS_MAX))
-    await Daemon(configured(), configured).run()
-
-
-def _log_format() -> str:
-    """The journal has its own time."""
-    return "%(levelname)s %(message)s" if "JOURNAL_STREAM" in os.environ else _TIMED
-
-
-_TIMED = "%(asctime)s %(levelname)s %(message)s"
 
 
 def _port(url: str) -> int:

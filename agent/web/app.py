@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -122,7 +123,7 @@ class Site:
             raise UsageError(f"[agent] listen {listen!r}: write it as 127.0.0.1:9477") from error
         except OSError as error:
             await self.close()
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno).lower() if error.errno else str(error)
             raise UsageError(f"[agent] listen {listen}: {why}: give another address") from error
         port = self._runner.addresses[0][1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,9 +1,10 @@
 """The real servers that the tests share, started while the tests before them run.
 
 They take half a minute each, most of it on one core. `python -m tests.ahead NAME…` starts one
-after the other and says of each, as a line of JSON, where it answers or why it does not. It reads
-`want NAME` (somebody waits: start it even where memory is short) and `stop NAME`, and ends with its
-stdin. It is a process of its own, so that no patch, signal or limit of a test reaches it.
+after the other and says of each, as a line of JSON, where it answers or why it does not; where
+memory is short it says `later`. It reads `want NAME` (somebody waits, so never mind the memory) and
+`stop NAME`, and ends with its stdin. It is a process of its own, so that no patch, signal or limit
+of a test reaches it.
 """
 
 from __future__ import annotations
@@ -84,11 +85,11 @@ def _phoenix() -> Iterator[str]:
             yield started.url
 
 
-# By the names of their fixtures, in the order in which they are started.
+# By the names of their fixtures, in the order in which they are needed and started.
 SERVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
-    "real_vllm": _vllm,
     "phoenix": _phoenix,
     "spanning_vllm": lambda: _vllm(spans_to=os.environ[SPANS_TO]),
+    "real_vllm": _vllm,
     "pooling_vllm": lambda: _vllm("--runner", "pooling", "--convert", "embed"),
 }
 
@@ -106,6 +107,10 @@ def _memory_bytes() -> int:
     return int(kib) << 10
 
 
+def _say(name: str, what: str, text: str) -> None:
+    print(json.dumps([name, what, text]), flush=True)
+
+
 class _Servers:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -115,15 +120,16 @@ class _Servers:
 
     def _start_all(self) -> None:
         for name in self._names:
-            while _memory_bytes() < MEMORY_BYTES and not self._wanted[name].wait(0.5):
-                pass
+            if _memory_bytes() < MEMORY_BYTES:
+                _say(name, "later", "")
+                while _memory_bytes() < MEMORY_BYTES and not self._wanted[name].wait(0.5):
+                    pass
             if self._at_end:
                 return
             try:
-                said = {"url": self._running[name].enter_context(SERVERS[name]())}
+                _say(name, "url", self._running[name].enter_context(SERVERS[name]()))
             except ServefitError as error:
-                said = {"error": str(error)}
-            print(json.dumps({"name": name, **said}), flush=True)
+                _say(name, "error", str(error))
 
     def serve(self, asked: Iterator[str]) -> None:
         starting = threading.Thread(target=self._start_all)
@@ -153,7 +159,8 @@ class Ahead:
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved.bind(("127.0.0.1", 0))
         self.spans_port: int = self._reserved.getsockname()[1]
-        self._said: dict[str, dict[str, str]] = {}
+        self._names = names
+        self._said: dict[str, tuple[str, str]] = {}  # by name: url, error or later; and the text
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.ahead", *names],
             stdin=subprocess.PIPE,
@@ -169,20 +176,31 @@ class Ahead:
         self._process.stdin.write(f"{verb} {name}\n")
         self._process.stdin.flush()
 
-    @contextmanager
-    def running(self, name: str) -> Iterator[str]:
-        """The URL of a server once it answers; it is stopped at the end of the block."""
+    def _hear(self, name: str) -> tuple[str, str]:
         assert self._process.stdout is not None
-        self._ask("want", name)
         while name not in self._said:
             line = self._process.stdout.readline()
             assert line, f"{name} did not start: its process ended"
-            said = json.loads(line)
-            self._said[said["name"]] = said
-        said = self._said[name]
-        assert "url" in said, said["error"]
+            about, what, text = json.loads(line)
+            self._said[about] = what, text
+        return self._said[name]
+
+    def settle(self) -> None:
+        """Waits until none is starting: a measurement needs the core."""
+        for name in self._names:
+            if self._hear(name)[0] == "later":
+                return
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[str]:
+        """The URL of a server once it answers; it is stopped at the end of the block."""
+        self._ask("want", name)
+        if self._hear(name)[0] == "later":
+            del self._said[name]
+        what, text = self._hear(name)
+        assert what == "url", text
         try:
-            yield said["url"]
+            yield text
         finally:
             self._ask("stop", name)
 

@@ -76,6 +76,13 @@ def ahead(pytestconfig: pytest.Config) -> Ahead:
     return pytestconfig.stash[_AHEAD]
 
 
+@pytest.fixture(scope="session")
+def settled(pytestconfig: pytest.Config) -> None:
+    """From here on no server is starting that would take a core from a measurement."""
+    if one := pytestconfig.stash.get(_AHEAD, None):
+        one.settle()
+
+
 # ------------------------------------------------------------------------------------------ vLLM
 
 

@@ -319,7 +319,7 @@ async def test_a_taken_port_is_said() -> None:
 # ------------------------------------------------------------------------------------- a real vLLM
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_a_real_vllm_tells_of_each_request(spanning_vllm: Spanning) -> None:
     async with listening(spanning_vllm.spans_port) as (_, learned, _):
 

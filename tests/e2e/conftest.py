@@ -18,7 +18,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def together(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    settled: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Together]:
     one = Together(request.session.items, tmp_path_factory)
     yield one

@@ -205,6 +205,7 @@ class Ahead:
             self._ask("stop", name)
 
     def close(self) -> None:
+        """Stops all of them; one that is just starting is awaited first."""
         self._process.communicate()
         self._reserved.close()
 

@@ -60,8 +60,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    there = {"phoenix": find_phoenix()}
-    names = [one for one in SERVERS if one in used and there.get(one, find_vllm_python())]
+    there = {"phoenix": find_phoenix() is not None}
+    has_vllm = find_vllm_python() is not None
+    names = [one for one in SERVERS if one in used and there.get(one, has_vllm)]
     if names:
         session.config.stash[_AHEAD] = Ahead(names)
 

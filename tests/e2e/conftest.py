@@ -28,5 +28,7 @@ def together(
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not is_waiting(pyfuncitem):
         return None
-    pyfuncitem.funcargs["together"].end(pyfuncitem)
+    one = pyfuncitem.funcargs["together"]
+    assert isinstance(one, Together)
+    one.end(pyfuncitem)
     return True

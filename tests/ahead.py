@@ -137,7 +137,8 @@ class _Servers:
         for line in asked:
             verb, name = line.split()
             if verb == "want":
-                self._wanted[name].set()
+                for one in self._names[: self._names.index(name) + 1]:  # those before it come first
+                    self._wanted[one].set()
             else:
                 self._running[name].close()
         self._at_end = True

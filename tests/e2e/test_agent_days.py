@@ -147,13 +147,16 @@ def test_a_driver_in_trouble_stops_no_other(tmp_path: Path, trouble: str, line: 
         assert agent.stop() == 0
 
 
-def test_the_servers_own_spans_are_learned_with_their_energy(
-    tmp_path: Path, page: Page, driver: Driver
-) -> None:
+@waiting
+def test_the_servers_own_spans_are_learned_with_their_energy(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
     driver.does(f"process.1.{os.getpid()} 1000000")
     port = free_port("127.0.0.1", 0)
-    config = server("chat", page.url) + f'[receive.otlp]\nlisten = "127.0.0.1:{port}"\n'
-    with RunningAgent(tmp_path, config, driver.env) as agent:
+    receive = f'[receive.otlp]\nlisten = "127.0.0.1:{port}"\n'
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url) + receive, driver.env) as agent,
+    ):
         agent.until(lambda: agent.get("/api/v1/status")["servers"][0]["gpus"], 15, "owns no GPU")
         time.sleep(3.0)  # three readings of its energy
         now_ns = time.time_ns()

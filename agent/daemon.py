@@ -339,6 +339,8 @@ class Daemon:
             log.info("%s: %s", one.scope, one.verdict.summary)
             if self._delivery is not None:
                 await self._delivery.verdict(one.verdict, one.scope, began_ns)
+        await asyncio.to_thread(self._history.flush)
+        await self._look_at_known()
 
     def _assessments(self, minutes: Sequence[Minute]) -> list[Assessment]:
         from agent.assess import assess_each

@@ -639,9 +639,8 @@ ONE_GPU = Dashboard(
                     [
                         Target(of_gpu("gpu_dram_active_ratio"), "{{gpu}} memory bandwidth"),
                         Target(of_gpu("gpu_tensor_active_ratio"), "{{gpu}} tensor cores"),
-                        Target(of_gpu("gpu_sm_occupancy_ratio"), "{{gpu}} SM occupancy"),
                     ],
-                    "Tells bound by memory from bound by arithmetic; Hopper and newer.",
+                    "Tells bound by memory from bound by arithmetic; where dcgm-exporter says it.",
                     more={"fieldConfig": {"defaults": SHARE}},
                 ),
                 Panel(

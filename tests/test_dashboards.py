@@ -23,12 +23,25 @@ import pytest
 import yaml
 
 from agent.config import Config
-from agent.exporters import Batch
+from agent.exporters import Batch, known_batch
+from agent.exporters.concluded import of_curve, of_verdict
 from agent.exporters.prometheus import page, sample_name
 from agent.metrics import CATALOGUE
-from agent.model import Level, Reading, ServerView, Stats, Sweep, Target, decode_sweep, encode
+from agent.model import (
+    Confidence,
+    Level,
+    Ratio,
+    Reading,
+    ServerView,
+    Stats,
+    Sweep,
+    Target,
+    Verdict,
+    encode,
+)
 from dashboards.generate import DASHBOARDS, HERE, expand, files, render_all
 from loadgen.targets.process import announced, running
+from tests.agent.samplers.test_dcgm import GOLDEN, read
 from tests.conftest import VictoriaMetrics, find_victoria_metrics
 from tests.e2e.command import Started, loadgen
 from tests.e2e.running_agent import RunningAgent, server
@@ -181,9 +194,21 @@ NOT_IN_THE_RUN = {
     "gpu_dram_active_ratio": "the agent does not ask for GPM",
     "mig_memory_used_bytes": "no MIG",
     "mig_memory_total_bytes": "no MIG",
-    "host_energy_j": "RAPL is not readable on every machine",
-    "host_pressure_seconds_total": "not in every kernel",
+    "assessment_capacity_requests_per_s": "a demand in requests/s takes minutes",
+    "assessment_capacity_lo_requests_per_s": "a demand in requests/s takes minutes",
+    "assessment_capacity_hi_requests_per_s": "a demand in requests/s takes minutes",
+    "assessment_demand_lo_ratio": "the sweep breaks no SLO, so the capacity has no high end",
+    "assessment_capacity_hi_requests": "the sweep breaks no SLO",
 }
+DEPENDS_ON_THE_MACHINE = {
+    "host_energy_j": "RAPL",
+    "host_pressure_seconds_total": "a kernel with pressure stall information",
+}
+
+
+def at(source: str, **values: float) -> Batch:
+    """One source at an instant."""
+    return Batch(source, [Reading(0, name, value) for name, value in values.items()])
 
 
 class Observed(NamedTuple):
@@ -215,8 +240,8 @@ def scrape(store: VictoriaMetrics, text: str, instance: str, at_unix_s: float) -
     urllib.request.urlopen(request, timeout=10).close()
 
 
-def slow_curve(measured: Level) -> Sweep:
-    """A curve as another tool writes it: by offered rate, less than is asked for in the run."""
+def rated_curve() -> Sweep:
+    """A curve as another tool writes it: by offered rate, with energy."""
     return Sweep(
         target=Target(model="llama-3.1-8b"),
         levels=[
@@ -227,15 +252,34 @@ def slow_curve(measured: Level) -> Sweep:
                 output_tokens_per_s=32 * rate,
                 ttft_ms=Stats(mean=200.0, p95=300.0, n=100),
                 itl_ms=Stats(mean=20.0, p95=30.0, n=100),
-                e2e_ms=Stats(mean=60_000.0, n=100),
-                prompt_tokens=measured.prompt_tokens,
-                output_tokens=measured.output_tokens,
+                e2e_ms=Stats(mean=1_000.0, n=100),
                 server=ServerView(kv_usage_mean=0.5),
                 energy_j_per_output_token=0.4,
             )
-            for rate in (0.05, 0.1)
+            for rate in (1.0, 2.0)
         ],
     )
+
+
+def elsewhere(at_unix_s: float, tokens: float) -> str:
+    """What agents elsewhere say: of GPUs read through dcgm-exporter, of a server that finds prompts
+    in its cache, of a demand in requests/s (it takes minutes), of a sweep with its energy."""
+    verdict = Verdict(
+        "UNDER_SIZED",
+        "the service needs more",
+        Confidence("medium", ""),
+        ratio=Ratio(1.5, 1.25, 2.0),
+        capacity={"unit": "rps", "lo": 1.0, "value": 1.5, "hi": 2.0},
+    )
+    level = Level(concurrency=8, output_tokens_per_s=900.0, energy_j_per_output_token=0.4)
+    cache = {"prefix_cache_queries_total": tokens, "prefix_cache_hits_total": tokens / 4}
+    devices, _ = read(GOLDEN.read_bytes())
+    known = [
+        *of_verdict("service:batch", verdict, at_unix_s),
+        *of_curve("batch", Sweep(levels=[level]), at_unix_s),
+    ]
+    said = [known_batch(0, known), at("batch", **cache), Batch("gpu", devices)]
+    return page(said).decode()
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +297,7 @@ def observed(
         running(sim, ready=announced, timeout_s=60) as chat,
         running(sim, ready=announced, timeout_s=60) as rates,
     ):
-        slo = 'slo = "ttft:p95<500ms,itl:p95<50ms"\n'
+        slo = 'slo = "ttft:p95<10s,itl:p95<5s"\n'  # whatever else the machine does
         config = (
             server("chat", chat.url, more=f"gpus = [0]\n{slo}")
             + server("rates", rates.url, more=f"gpus = [1]\n{slo}")
@@ -271,11 +315,12 @@ def observe(
     agent: RunningAgent, urls: tuple[str, str], folder: Path, store: VictoriaMetrics
 ) -> Iterator[Observed]:
     instance = agent.url.removeprefix("http://")
-    done = threading.Event()
+    done, scraped = threading.Event(), list[float]()
 
     def keep_scraping() -> None:
         while not done.wait(1.0):
             scrape(store, agent.get("/metrics"), instance, time.time())
+            scraped.append(time.time())
 
     scraper = threading.Thread(target=keep_scraping, daemon=True)
     scraper.start()
@@ -290,17 +335,25 @@ def observe(
         )  # fmt: skip
         assert swept.returncode in (0, 3), swept.stderr
         assert rated.end()[0] in (0, 3)
-        measured = decode_sweep((folder / "sweep.json").read_bytes()).levels[0]
-        post(f"{agent.url}/api/v1/curve?server=rates", encode(slow_curve(measured)))
-        last = "servefit_assessment_capacity_requests_per_s{"
-        agent.until(lambda: last in agent.get("/metrics"), 90, "has no verdict on the curves")
+        post(f"{agent.url}/api/v1/curve?server=rates", encode(rated_curve()))
+        agent.until(lambda: is_all_there(agent.get("/metrics")), 90, "has no verdict on a curve")
+        enough = len(scraped) + 3  # a rate takes two
+        agent.until(lambda: len(scraped) >= enough, 10, "is not scraped")
     finally:
         done.set()
         scraper.join()
     text = agent.get("/metrics")
     at_unix_s = time.time()
     scrape(store, text, instance, at_unix_s)
+    for before_s, tokens in ((15.0, 1000.0), (0.0, 2000.0)):
+        scrape(store, elsewhere(at_unix_s, tokens), instance, at_unix_s - before_s)
     yield Observed(store, instance, text, at_unix_s)
+
+
+def is_all_there(text: str) -> bool:
+    """The last to come: the verdicts, the curves, the outbox."""
+    last = ("servefit_assessment_demand_ratio{", "{offered_rps=", "servefit_agent_outbox_bytes{")
+    return all(one in text for one in last)
 
 
 def post(url: str, body: bytes) -> None:
@@ -311,8 +364,7 @@ def post(url: str, body: bytes) -> None:
 def test_the_catalogue_is_exported(observed: Observed) -> None:
     exported = {NAMES[name] for name in series_in_page(observed.page)}
     missing = CATALOGUE.keys() - exported
-    assert missing - NOT_IN_THE_RUN.keys() == set()
-    assert NOT_IN_THE_RUN.keys() - missing <= {"host_energy_j", "host_pressure_seconds_total"}
+    assert missing - DEPENDS_ON_THE_MACHINE.keys() == NOT_IN_THE_RUN.keys()
 
 
 def series_in_page(text: str) -> set[str]:
@@ -322,13 +374,11 @@ def series_in_page(text: str) -> set[str]:
 
 @each_dashboard
 def test_every_expression_returns_data(observed: Observed, name: str) -> None:
-    lacking = {sample_name(one) for one in NOT_IN_THE_RUN}
     empty = [
         f"{panel['title']}: {target['expr']}"
         for panel in panels(name)
         for target in panel["targets"]
-        if not series_in(target["expr"]) & lacking
-        and not any(value == value for _, value in observed.ask(target["expr"]))
+        if not any(value == value for _, value in observed.ask(target["expr"]))
     ]
     assert empty == []
 
@@ -347,9 +397,9 @@ def test_the_numbers_are_those_of_the_run(observed: Observed) -> None:
     """Energy of a token: 300 W is what the stand-in draws, on one GPU each."""
 
     def value(dashboard: str, title: str, target: int = 0, **labels: str) -> float:
-        [panel] = [one for one in panels(dashboard) if one["title"] == title]
-        found = observed.ask(panel["targets"][target]["expr"])
-        [wanted] = [v for said, v in found if labels.items() <= said.items()]
+        asked = [one["targets"][target] for one in panels(dashboard) if one["title"] == title]
+        found = [one for asking in asked for one in observed.ask(asking["expr"])]
+        [wanted] = [value for said, value in found if labels.items() <= said.items()]
         return wanted
 
     tokens = value("overview", "Output tokens a second", source="chat")
@@ -357,12 +407,13 @@ def test_the_numbers_are_those_of_the_run(observed: Observed) -> None:
     assert joules * tokens == pytest.approx(300, rel=0.1)
     usd = value("overview", "Cost of a million output tokens", source="chat")
     assert usd == pytest.approx((2 / 3600 + 0.3 * joules * tokens / 3.6e6) / tokens * 1e6)
-    assert value("overview", "Demand over capacity", source="rates") > 1
-    assert value("overview", "Demand over capacity", source="chat") == pytest.approx(0.5, abs=0.5)
+    assert value("overview", "Demand over capacity", source="chat") == 2 / 4
+    assert value("overview", "Newest verdicts", 5, source="service:batch") == 1.5
     swept = "Output tokens a second"
     four, one = (value("sweep", swept, concurrency=load) for load in "41")
     assert four > one > 0
-    assert value("sweep", "KV cache in use", offered_rps="0.1") == 0.5
+    assert value("sweep", "KV cache in use", offered_rps="2") == 0.5
+    assert value("server", "Prefix cache hits", source="batch") == 0.25
     assert value("server", "KV cache in use", source="chat") < 0.1
     assert value("agent", "Samplers", sampler="gpu") == 1
 
@@ -374,11 +425,6 @@ ALERTS = {
     for group in yaml.safe_load((CONFIG / "alerts.yaml").read_text("utf-8"))["groups"]
     for rule in group["rules"]
 }
-
-
-def at(source: str, **values: float) -> Batch:
-    """Gauges of one source."""
-    return Batch(source, [Reading(0, name, value) for name, value in values.items()])
 
 
 def finding(name: str) -> Batch:

@@ -220,14 +220,16 @@ class Observed(NamedTuple):
     at_unix_s: float
 
     def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        return self.store.query(self.filled(expression, self.instance), self.at_unix_s)
+
+    @staticmethod
+    def filled(expression: str, instance: str) -> str:
+        """As Grafana sends it: everything of one agent."""
         values = {
-            "__rate_interval": "1m", "__range": "1h", "instance": self.instance,
-            "gpu_hour": "2", "kwh": "0.3",
+            "__rate_interval": "1m", "__range": "1h", "instance": instance, "gpu_hour": "2",
+            "kwh": "0.3",
         }  # fmt: skip
-        return self.store.query(
-            re.sub(r"\$(\w+)", lambda found: values.get(found[1], ".*"), expression),
-            self.at_unix_s,
-        )
+        return re.sub(r"\$(\w+)", lambda found: values.get(found[1], ".*"), expression)
 
 
 def scrape(store: VictoriaMetrics, text: str, instance: str, at_unix_s: float) -> None:
@@ -506,13 +508,23 @@ def test_kv_use_is_averaged_over_what_shares_a_name(victoria_metrics: VictoriaMe
     assert victoria_metrics.query(ALERTS["ServefitKvNearFull"]["expr"], now_s) == []
 
 
-def test_promtool_takes_the_alerts_and_the_configuration() -> None:
+@pytest.mark.parametrize("what", ["alerts", "configuration", "dashboards"])
+def test_promtool_takes_them(tmp_path: Path, what: str) -> None:
+    """Prometheus' own parser is stricter than VictoriaMetrics'."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool here; the expressions are run without it")
-    for what, file in (("rules", "alerts.yaml"), ("config", "prometheus.yml")):
-        said = subprocess.run([promtool, "check", what, CONFIG / file], capture_output=True)
-        assert said.returncode == 0, said.stdout + said.stderr
+    recorded = tmp_path / "dashboards.yaml"
+    asked = {Observed.filled(expr, "agent:9477") for name in BY_NAME for expr in expressions(name)}
+    rules = [{"record": f"n{n}", "expr": expr} for n, expr in enumerate(sorted(asked))]
+    recorded.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
+    command = {
+        "alerts": ["rules", CONFIG / "alerts.yaml"],
+        "configuration": ["config", CONFIG / "prometheus.yml"],
+        "dashboards": ["rules", recorded],
+    }[what]
+    said = subprocess.run([promtool, "check", *command], capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout + said.stderr
 
 
 def test_victoria_metrics_takes_the_configuration() -> None:

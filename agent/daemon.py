@@ -135,10 +135,10 @@ class Daemon:
         alive_s = watchdog_s()
         jobs: list[tuple[Callable[[], Part], Callable[[], float], float]] = [
             (self._look_at_owners, lambda: OWNERS_EVERY_S, 0.0),
-            (self._look_at_known, lambda: KNOWN_EVERY_S, 0.0),
             (self._export, every_s, 0.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
             (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
+            (self._look_at_known, lambda: KNOWN_EVERY_S, 0.0),
         ]
         if alive_s is not None:
             jobs.append((self._tell_alive, lambda: alive_s / 3, 0.0))
@@ -378,7 +378,8 @@ class Daemon:
     async def _look_at_known(self) -> None:
         """Verdicts, curves, targets and GPUs of the configured servers, for the exporters."""
         servers = [self._server_status(one) for one in self._config.server]
-        self._known = await asyncio.to_thread(self._known_of, servers)
+        with contextlib.suppress(StoreError):  # /readyz tells it; what was known still holds
+            self._known = await asyncio.to_thread(self._known_of, servers)
 
     def _known_of(self, servers: Sequence[ServerStatus]) -> list[Known]:
         from agent.assess import scope_of

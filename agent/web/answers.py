@@ -137,7 +137,7 @@ def curves(recall: Recall, now: Now, asked: Asked, window_s: float) -> Curves:
     """What was measured for the servers, and what production showed of them in the window."""
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
-    return Curves(_measured(recall, about.servers), passive_curve(window))
+    return Curves(measured(recall, about.servers), passive_curve(window))
 
 
 def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
@@ -169,7 +169,7 @@ def _until(minute: Minute, end_s: float) -> Minute:
     return msgspec.structs.replace(minute, values=values, covered_s=seconds)
 
 
-def _measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
+def measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
     """The newest curve that was handed over as one of the servers', else of their address or model.
 
     One that was handed over as another server's is that server's alone.

@@ -17,6 +17,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 from agent import __version__
 from agent.config import Config, Server, read_headers, read_token
 from agent.exporters import Batch, Known, known_batch

@@ -94,7 +94,7 @@ class Replayed(msgspec.Struct, frozen=True):
     @property
     def _end_s(self) -> float:
         ends = (float(one.steps[-1, 1]) for one in self.records if one.steps.size)
-        return max(self.arrivals.window_s, *ends, 0.0)
+        return math.nextafter(max(self.arrivals.window_s, *ends, 0.0), math.inf)  # the last is in
 
 
 def replay(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import child, peers
+from tests.bench import child, peers, replay
 
 Figures = dict[str, float]
 
@@ -313,6 +313,24 @@ def start_up(bench: Bench) -> list[Row]:
     ]
 
 
+def replayed(bench: Bench) -> list[Row]:
+    """How much headroom public traces need, and how fast that is found out."""
+    if (why := replay.missing()) is not None:
+        print(f"\nSkipped: {why}.")
+        return []
+    found = replay.show(replay.CASES[:1] if bench.quick else replay.CASES)
+    speed = bench.medians(lambda: {name: replay.fast(name) for name in (replay.CHAT, replay.LONG)})
+    return [
+        *(
+            _at_least(f"{name}: requests replayed a second, 200,000 of them", None, rps,
+                      replay.FAST_RPS)
+            for name, rps in speed.items()
+        ),
+        _at_least("traces for which a flat +20 % is wrong", None,
+                  sum(one.flat_wait_s > 2 for one in found), 1),
+    ]  # fmt: skip
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -321,6 +339,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("open loop, 2,000 requests/s at constant gaps, one token, not streamed", open_loop_2000),
     ("one token, not streamed, as fast as they go", one_token_requests),
     ("start", start_up),
+    ("replay of public traces", replayed),
 )
 
 

@@ -36,7 +36,7 @@ def spec(**change: object) -> EngineSpec:
     return msgspec.structs.replace(SPEC, **change)
 
 
-def poisson(rps: float, window_s: float, seed: int = 1, output: int = 32) -> Arrivals:
+def poisson(rps: float, window_s: float, seed: int = 1, output: int = 256) -> Arrivals:
     rng = np.random.default_rng(seed)
     at_s = np.sort(rng.uniform(0, window_s, rng.poisson(rps * window_s)))
     lengths = np.full(at_s.size, 128), np.full(at_s.size, output)
@@ -89,7 +89,7 @@ requests = st.lists(
 
 
 @given(requests)
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 def test_a_replay_does_not_depend_on_how_steps_are_joined(
     drawn: list[tuple[int, int, int]],
 ) -> None:
@@ -107,7 +107,7 @@ def test_a_replay_does_not_depend_on_how_steps_are_joined(
 
 
 @given(requests, st.integers(2, 4))
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 def test_replicas_in_turns_are_engines_apart(drawn: list[tuple[int, int, int]], n: int) -> None:
     arrivals = [(at_ms / 1e3, prompt, output) for at_ms, prompt, output in sorted(drawn)]
     together = replay(SLOW, recorded(*zip(*arrivals, strict=True)), replicas=n)
@@ -137,7 +137,7 @@ def test_what_is_too_long_is_rejected_and_counted() -> None:
 def test_a_replay_of_nothing() -> None:
     done = replay(SPEC, recorded([], [], []))
     assert (done.level.requests, done.level.output_tokens_per_s) == (0, 0.0)
-    assert done.hours == []
+    assert [hour.level.requests for hour in done.hours] == [0]
 
 
 def test_at_least_one_replica_has_to_be_left() -> None:
@@ -183,7 +183,7 @@ def p95_s(done: Replayed) -> float:
 
 
 def test_the_multiple_is_where_the_slo_breaks() -> None:
-    arrivals = poisson(2.0, 600.0)
+    arrivals = poisson(1.0, 600.0)
     found = capacity_ratio(SLOW, arrivals)
     assert p95_s(replay(SLOW, times(arrivals, found.value, 0))) < 2.0
     assert p95_s(replay(SLOW, times(arrivals, found.value * BRACKET, 0))) > 2.0
@@ -198,23 +198,23 @@ def test_the_multiple_is_where_the_slo_breaks() -> None:
 
 def test_twice_the_demand_is_half_the_multiple() -> None:
     """Of independent users: the law that a ratio of capacity to demand has to keep."""
-    once = capacity_ratio(SLOW, poisson(1.0, 1200.0)).value
-    twice = capacity_ratio(SLOW, poisson(2.0, 1200.0)).value
+    once = capacity_ratio(SLOW, poisson(0.5, 1200.0)).value
+    twice = capacity_ratio(SLOW, poisson(1.0, 1200.0)).value
     assert once / twice == pytest.approx(2, rel=0.15)
 
 
 def test_two_replicas_hold_about_twice_as_much() -> None:
-    arrivals = poisson(2.0, 600.0)
+    arrivals = poisson(1.0, 600.0)
     one, two = (capacity_ratio(SLOW, arrivals, replicas=n).value for n in (1, 2))
     assert two / one == pytest.approx(2, rel=0.15)
 
 
 def test_the_tightest_target_decides() -> None:
-    arrivals = poisson(2.0, 300.0)
+    arrivals = poisson(1.0, 300.0)
     loose = capacity_ratio(SLOW, arrivals, [TTFT])
-    tight = capacity_ratio(SLOW, arrivals, [TTFT, Slo("itl", "p95", 9.0)])
+    tight = capacity_ratio(SLOW, arrivals, [TTFT, Slo("e2e", "p95", 2200.0)])
     assert tight.value < loose.value
-    assert tight.breaks == ("itl:p95<9ms",)
+    assert tight.breaks == ("e2e:p95<2200ms",)
 
 
 @pytest.mark.parametrize("target", [Slo("ttft", "mean", 5.0), Slo("e2e", "max", 1.0)])
@@ -233,7 +233,7 @@ def test_what_nothing_breaks_has_no_upper_end() -> None:
 
 
 def test_a_refused_request_misses_every_target() -> None:
-    arrivals = recorded(np.arange(10.0), [10] * 9 + [200_000], [5] * 10)
+    arrivals = recorded(np.arange(100.0), [10, 10, 10, 200_000] * 25, [5] * 100)
     assert capacity_ratio(SPEC, arrivals, [TTFT]).value == 0.0
 
 
@@ -250,8 +250,8 @@ def test_a_broken_hour_does_not_hide_behind_quiet_ones() -> None:
 
 
 def test_an_interval_holds_what_other_windows_of_the_same_service_show() -> None:
-    truth = [capacity_ratio(SLOW, poisson(2.0, 600.0, seed)).value for seed in range(2, 7)]
-    found = capacity_ratio(SLOW, poisson(2.0, 600.0))
+    truth = [capacity_ratio(SLOW, poisson(1.0, 600.0, seed)).value for seed in range(2, 7)]
+    found = capacity_ratio(SLOW, poisson(1.0, 600.0))
     assert found.hi is not None
     inside = sum(found.lo <= value <= found.hi for value in truth)
     assert inside >= 4
@@ -274,7 +274,7 @@ def test_of_many_requests_the_busiest_hours_are_replayed() -> None:
 
 
 def test_the_same_seed_gives_the_same_answer() -> None:
-    arrivals = poisson(2.0, 200.0)
+    arrivals = poisson(1.0, 200.0)
     assert capacity_ratio(SLOW, arrivals, seed=4) == capacity_ratio(SLOW, arrivals, seed=4)
 
 
@@ -293,7 +293,7 @@ def bursts(rps: float, window_s: float, size: int) -> Arrivals:
 
 
 def test_what_comes_in_bursts_needs_more_headroom() -> None:
-    even = headroom(SLOW, poisson(2.0, 600.0))
+    even = headroom(SLOW, poisson(1.0, 600.0))
     bursty = headroom(SLOW, bursts(2.0, 600.0, 60))
     assert 1.0 < even.value < 1.5
     assert bursty.value > 1.3 * even.value
@@ -310,7 +310,7 @@ def test_saturated_is_what_a_closed_loop_of_all_seats_writes() -> None:
 
 
 def test_a_flat_margin_is_a_load_of_that_share_of_the_capacity() -> None:
-    arrivals = poisson(2.0, 600.0)
+    arrivals = poisson(1.0, 600.0)
     done = with_margin(SLOW, arrivals, 0.2)
     offered = len(done.arrivals) / 600.0
     assert offered * 1.2 == pytest.approx(saturated_rps(SLOW, arrivals), rel=0.02)
@@ -319,7 +319,7 @@ def test_a_flat_margin_is_a_load_of_that_share_of_the_capacity() -> None:
 
 
 def test_a_wait_is_a_target_like_others() -> None:
-    arrivals = poisson(2.0, 300.0)
+    arrivals = poisson(1.0, 300.0)
     assert capacity_ratio(SLOW, arrivals, [Wait()]) == capacity_ratio(SLOW, arrivals)
     tight = capacity_ratio(SLOW, arrivals, [Wait(bound_ms=100.0)])
     assert tight.value < capacity_ratio(SLOW, arrivals).value

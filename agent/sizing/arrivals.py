@@ -137,7 +137,8 @@ def observed(
     starts = window.starts_unix_s - window.start_unix_s
     whole = _whole(counts)
     if whole.sum() > most:
-        hours = ((window.starts_unix_s - window.starts_unix_s[0]) // HOUR_S).astype(np.int64)
+        clock = (window.starts_unix_s // HOUR_S).astype(np.int64)
+        hours = clock - clock[0]
         of_hour = np.bincount(hours, whole)
         whole = np.where(_first_hours(of_hour, of_hour, most)[hours], whole, 0)
     records = np.repeat(np.arange(window.places), whole)
@@ -297,11 +298,11 @@ def busiest(arrivals: Arrivals, most: int) -> Arrivals:
     return arrivals.only(chosen[hours])
 
 
-def _first_hours(load: Floats, requests: Floats, most: float) -> NDArray[np.bool_]:
+def _first_hours(load: ArrayLike, requests: ArrayLike, most: int) -> NDArray[np.bool_]:
     """Which hours are the most loaded ones that together have at most so many requests."""
-    order = np.argsort(-load, kind="stable")
-    fits = np.cumsum(requests[order]) <= most
+    order = np.argsort(-np.asarray(load), kind="stable")
+    fits = np.cumsum(np.asarray(requests)[order]) <= most
     fits[0] = True
-    chosen = np.zeros(load.size, dtype=bool)
+    chosen = np.zeros(order.size, dtype=bool)
     chosen[order[fits]] = True
     return chosen

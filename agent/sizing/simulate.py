@@ -476,14 +476,12 @@ class Virtual:
 
     def record(self) -> Record:
         """What happened until now."""
-        columns = (
-            np.array(column)
-            for column in (
-                self._sent_s, self._output, self._admitted_s, self._first_s, self._finished_s,
-            )
-        )  # fmt: skip
         return Record(
-            *columns,
+            sent_s=np.array(self._sent_s),
+            output_tokens=np.array(self._output),
+            admitted_s=np.array(self._admitted_s),
+            first_s=np.array(self._first_s),
+            finished_s=np.array(self._finished_s),
             steps=np.array(self._steps).reshape(-1, len(STEP_COLUMNS)),
             odd_gaps=np.array(self._odd_gaps).reshape(-1, 2),
             num_blocks=self.engine.num_blocks,

@@ -287,9 +287,9 @@ class Cost:
 
     def step_s(
         self,
-        decode_sequences: int,
+        decode_sequences: float,
         context_tokens: float,
-        prefill_tokens: int = 0,
+        prefill_tokens: float = 0,
         prefill_attention_flops: float = 0.0,
     ) -> float:
         """Seconds of one step; `context_tokens` is the sum over the decoding sequences."""
@@ -301,6 +301,11 @@ class Cost:
             + prefill_attention_flops * self._flop
         )
         return self._outside_s(tokens) + (memory if memory > compute else compute)
+
+    def prompt_s(self, tokens: float) -> float:
+        """Seconds of arithmetic and communication that a prompt adds to steps that run anyway."""
+        flops = attention_flops(self.model, 0, tokens)
+        return tokens * (self._prefill_token + self._comm_token) + flops * self._flop
 
     def run_s(self, decode_sequences: int, context_tokens: float, steps: int) -> float:
         """Seconds of so many steps of the same batch, whose context grows by B a step.
@@ -344,7 +349,7 @@ class Cost:
                 lo = middle + 1
         return lo
 
-    def _memory_s(self, decode_sequences: int, context_tokens: float, tokens: int) -> float:
+    def _memory_s(self, decode_sequences: float, context_tokens: float, tokens: float) -> float:
         seconds = self._weights + self._kv_full * context_tokens
         if self._experts:
             seconds += self._experts * (1 - self._miss**tokens)
@@ -352,7 +357,7 @@ class Cost:
             seconds += self._kv_sliding * min(context_tokens, decode_sequences * self._window)
         return seconds
 
-    def _outside_s(self, tokens: int) -> float:
+    def _outside_s(self, tokens: float) -> float:
         return self._fixed + self._comm_fixed + tokens * self._comm_token
 
     def _steps_inside_window(self, b: int, context_tokens: float) -> int:
@@ -391,14 +396,14 @@ def decode_step_seconds(spec: EngineSpec, sequences: int, mean_context_tokens: f
     return step_seconds(spec, sequences, sequences * mean_context_tokens)
 
 
-def prefill_seconds(spec: EngineSpec, input_tokens: int, hit_ratio: float = 0.0) -> float:
+def prefill_seconds(spec: EngineSpec, input_tokens: float, hit_ratio: float = 0.0) -> float:
     """Seconds to compute one prompt alone (design equation 5, plus t0 and communication a step).
 
     `hit_ratio` of the prompt is in the prefix cache. Prompts longer than `max_num_batched_tokens`
     take several steps, each of which reads the weights.
     """
     cost = Cost(spec)
-    at, total = round(input_tokens * hit_ratio), 0.0
+    at, total = float(round(input_tokens * hit_ratio)), 0.0
     while at < input_tokens:
         to = min(input_tokens, at + spec.max_num_batched_tokens)
         total += cost.step_s(0, 0, to - at, attention_flops(spec.model, at, to))

@@ -98,13 +98,21 @@ def model(name: str) -> ModelShape:
 
     Raises UsageError naming the nearest where there is none, the candidates where there are two.
     """
-    by_id = {shape.hf_id.lower(): shape for shape in models().values() if shape.hf_id}
-    if found := by_id.get(name.strip().lower()):
-        return found
+    by_id = {shape.hf_id.lower(): short for short, shape in models().items() if shape.hf_id}
+    named = {_stem(hf_id): short for hf_id, short in by_id.items()}
+    named |= {short: short for short in models()} | by_id
+    for form in (name.strip().lower(), _stem(name)):
+        if form in named:
+            return models()[named[form]]
+    return models()[pick("model", _stem(name), models())]
+
+
+def _stem(name: str) -> str:
+    """`Llama-3.1-8B` of `nvidia/Llama-3.1-8B-Instruct-FP8`, in lower case."""
     short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-")
-    while short not in models() and (ending := _ENDING.search(short)):
+    while ending := _ENDING.search(short):
         short = short[: ending.start()]
-    return models()[pick("model", short, models())]
+    return short
 
 
 def from_config(

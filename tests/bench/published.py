@@ -24,7 +24,6 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +157,7 @@ def _spec(line: dict[str, str]) -> tuple[EngineSpec, int]:
         max_num_batched_tokens=8192,
     )
     split = re.search(r"tp=(\d+) dp=(\d+)", line["notes"])
-    if split and 1 < int(split[2]) and int(split[1]) * int(split[2]) == spec.tp:
+    if split and int(split[2]) > 1 and int(split[1]) * int(split[2]) == spec.tp:
         one = _with(spec, tp=int(split[1]))
         if fits(one):  # else attention alone is replicated, and the experts are spread out
             return one, int(split[2])

@@ -35,11 +35,31 @@ NAMES = ("t0_s", "eta_b", "eta_c", "eta_p")
 LOWEST = Efficiencies(t0_s=1e-5, eta_b=0.02, eta_c=0.005, eta_p=0.01)
 HIGHEST = Efficiencies(t0_s=0.2, eta_b=1.0, eta_c=1.0, eta_p=1.0)
 
-# How far the efficiencies of one set-up lie from its vendor's typical ones, as deviations of
+# What the GPUs of a vendor have in common over all published rows (`learn`; the bench prints them
+# anew). NVIDIA: A100, H100, H200, RTX 4090 under TensorRT-LLM, vLLM and SGLang, 2023 to 2026. AMD:
+# MI300X alone, under a vLLM of 2024.
+TYPICAL = {
+    "NVIDIA": Efficiencies(t0_s=0.00359, eta_b=0.716, eta_c=0.212, eta_p=0.538),
+    "AMD": Efficiencies(t0_s=0.00888, eta_b=0.744, eta_c=0.665, eta_p=0.0216),
+}
+
+# How far measured rates lay from those expected after such a step: 5 and 95 of 100 were within
+# these factors of it, every row of the GPU (the engine) in question held out. The bench prints them
+# with the rows behind each, and how often they held what had not shaped them.
+SPREADS = {
+    "precision": (0.67, 1.16),
+    "model": (0.59, 1.50),
+    "parallelism": (0.64, 1.47),
+    "GPU": (0.68, 1.40),
+    "everything": (0.51, 1.48),  # nothing of the kind was measured: another GPU, engine and model
+}
+
+# How far the efficiencies of one set-up lie from those typical of the vendor, as deviations of
 # logarithms: a step's fixed cost is the host's and the engine's, bandwidth is used much alike.
 _PRIOR_SD = np.array([1.0, 0.4, 0.8, 0.8])
-_NOISE = 0.08  # of a measured rate, the law's own roughness included; a relative deviation
-_OUTLIER = 0.3  # log error beyond which a point counts no further (Huber)
+_NOISE = 0.08  # of a measured rate's logarithm, the law's own roughness included
+_BETWEEN = 0.15  # the same of a set-up against what such set-ups have in common
+_OUTLIER = 0.3  # log error beyond which a point pulls no harder (Huber)
 _TTFT_NOISE = 0.25  # of one stream's TTFT: it holds the client's and the network's part too
 
 # Kriging of what the law leaves: how far apart (factors of e) concurrency, input and output have
@@ -47,14 +67,11 @@ _TTFT_NOISE = 0.25  # of one stream's TTFT: it holds the client's and the networ
 _REACH = np.array([1.5, 1.5, 1.8])
 _OWN = 0.03
 
-_Z90 = 1.645
-_WIDER = 1.0
-_BETWEEN = 0.15  # log error of a set-up against what such set-ups have in common
-_NEAR = 1.1
-_FASTER = 0.1
-
+_Z90 = 1.645  # 95 % point of the normal distribution: what both ends of a 90 % interval are made of
+_NEAR = 1.1  # a tenth beyond what was swept is still inside
 LEAST_POINTS = 3
-WORST_RMS = 0.25  # log; worse, and the law does not describe this server
+WORST_RMS = 0.25  # log residuals; beyond it the law does not describe this server
+_FASTER = 0.1  # log residual in the middle that no efficiency up to 1 explains
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -84,16 +101,13 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """What is expected at a load. `ratio` is measured over law: 1 where nothing was measured."""
+    """What is expected at a load; `ratio` to the law: what the measurement knows better than it."""
 
     output_tokens_per_s: Estimate
     ratio: float
     kv_bound: bool  # more requests than the KV cache holds
-    outside: bool  # of the lengths or the concurrency that was swept
+    outside: list[str]  # which of lengths and concurrency lie outside of what was swept
 
-
-# What the GPUs of a vendor reach, learned from published benchmarks.
-TYPICAL: dict[str, Efficiencies] = {}
 
 # -------------------------------------------------------------------------------------------- law
 
@@ -169,7 +183,8 @@ def sequences_held(spec: EngineSpec, load: Load) -> float:
     """Sequences whose KV cache fits at once (design equation 3).
 
     Sequences that began at different times hold ISL + OSL/2 in the mean. Those of a static batch
-    reach ISL + OSL together, and TensorRT-LLM admits none that has not its last block. Raises UsageError where the weights do not fit.
+    reach ISL + OSL together, and TensorRT-LLM admits none that has not its last block.
+    Raises UsageError where the weights do not fit.
     """
     tokens = load.input_tokens + load.output_tokens / (1 if load.reserved else 2)
     if spec.num_gpu_blocks is not None:
@@ -195,11 +210,13 @@ class Fit:
 
     def __init__(self, spec: EngineSpec, points: Sequence[Point], start: Efficiencies) -> None:
         loads = [point.load for point in points]
-        data = _Data(Work(spec, loads), points)
-        self._params, self._covariance = _solve(data, _logs(start))
+        measured = Measured(spec, points)
+        self._params, self._covariance = _solve([measured], logs(start))
         self.points = tuple(points)
         self.spec = msgspec.structs.replace(spec, efficiencies=_efficiencies(self._params))
-        self.residuals = tuple(map(float, data.log_rates - data.work.log_rate(self._params)))
+        self.residuals = tuple(
+            map(float, measured.log_rates - measured.work.log_rate(self._params))
+        )
         self._left = _Left(loads, np.array(self.residuals))
         self.why_not = self._why_not(loads)
 
@@ -220,7 +237,7 @@ class Fit:
         the width of what was known before.
         """
         half = _Z90 * np.sqrt(np.diag(self._covariance))
-        bounds = np.clip([self._params - half, self._params + half], _logs(LOWEST), _logs(HIGHEST))
+        bounds = np.clip([self._params - half, self._params + half], logs(LOWEST), logs(HIGHEST))
         rows = np.exp([self._params, *bounds]).T
         return {name: Estimate(*map(float, row)) for name, row in zip(NAMES, rows, strict=True)}
 
@@ -243,15 +260,22 @@ class Fit:
 
     def expect(self, load: Load) -> Expected:
         """Output tokens/s at a load on the same server, with the 90 % interval."""
-        work = Work(self.spec, [load])
-        law = float(work.log_rate(self._params)[0])
-        slope = _slopes(work.log_rate, self._params)[0]
+        law, deviation = self.law(load)
         left, variance = self._left.at(load)
-        half = _Z90 * _WIDER * math.sqrt(variance + float(slope @ self._covariance @ slope))
+        half = _t90(len(self.points) - 1) * math.hypot(deviation, math.sqrt(variance))
         return Expected(
-            _around(law + left, half, half), math.exp(left), kv_bound(self.spec, load),
-            bool(self.outside(load)),
-        )  # fmt: skip
+            output_tokens_per_s=_around(law + left, half, half),
+            ratio=math.exp(left),
+            kv_bound=kv_bound(self.spec, load),
+            outside=self.outside(load),
+        )
+
+    def law(self, load: Load) -> tuple[float, float]:
+        """Logarithm of the rate by the law alone, and its deviation from the parameters'."""
+        work = Work(self.spec, [load])
+        slope = _slopes(work.log_rate, self._params)[0]
+        variance = float(slope @ self._covariance @ slope)
+        return float(work.log_rate(self._params)[0]), math.sqrt(variance)
 
     def _why_not(self, loads: Sequence[Load]) -> str | None:
         if (known := len(set(loads))) < LEAST_POINTS:
@@ -286,9 +310,7 @@ def fit(
     return fit_points(points_of(levels, input_tokens, output_tokens), spec)
 
 
-def fit_points(
-    points: Sequence[Point], spec: EngineSpec, start: Efficiencies | None = None
-) -> Fit:
+def fit_points(points: Sequence[Point], spec: EngineSpec, start: Efficiencies | None = None) -> Fit:
     """The same, of points; `start` is what is likely before anything was measured."""
     if not points:
         raise UsageError("no valid level with output tokens to fit the model to")
@@ -318,92 +340,144 @@ def points_of(
     return points
 
 
-def learn(
-    groups: Iterable[tuple[EngineSpec, Sequence[Point]]], start: Efficiencies | None = None
-) -> Efficiencies:
+class Carried:
+    """Efficiencies taken to where they were not measured: `spec` has them, `steps` says how far.
+
+    The steps' errors are taken to be independent of each other.
+    """
+
+    def __init__(self, spec: EngineSpec, steps: Sequence[str], fitted: Fit | None = None) -> None:
+        self.spec, self.steps = spec, tuple(steps)
+        self._fitted = fitted
+        self._below, self._above = (
+            math.hypot(*(math.log(SPREADS[step][end]) for step in self.steps)) for end in (0, 1)
+        )
+
+    def expect(self, load: Load) -> Expected:
+        """Output tokens/s at a load, with the 90 % interval."""
+        log_rate = float(Work(self.spec, [load]).log_rate(logs(self.spec.efficiencies))[0])
+        own = 0.0
+        if self._fitted and not self.steps:  # flags alone: what they change, the law knows
+            own = _Z90 * math.hypot(self._fitted.law(load)[1], self._fitted.rms)
+        return Expected(
+            output_tokens_per_s=_around(log_rate, own + self._below, own + self._above),
+            ratio=1.0,
+            kv_bound=kv_bound(self.spec, load),
+            outside=self._fitted.outside(load) if self._fitted else [],
+        )
+
+
+def prior(spec: EngineSpec) -> Carried:
+    """What is expected of hardware that nothing was measured on.
+
+    Raises UsageError for a vendor that no published measurement is known of.
+    """
+    vendor = spec.gpu.vendor
+    if vendor not in TYPICAL:
+        raise UsageError(
+            f"nothing is known of what {vendor}'s accelerators reach ({spec.gpu.name}): measure "
+            "it, and give the sweep with --calibrate"
+        )
+    return Carried(msgspec.structs.replace(spec, efficiencies=TYPICAL[vendor]), ["everything"])
+
+
+def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
+    """The fitted efficiencies on other hardware, another model, precision or other flags.
+
+    Raises UsageError where the fit failed, and for the hardware of another vendor.
+    """
+    if fitted.why_not:
+        raise UsageError(f"the sweep cannot be used: {fitted.why_not}")
+    known = fitted.spec
+    if spec.gpu.vendor != known.gpu.vendor:
+        raise UsageError(
+            f"measured on {known.gpu.name} ({known.gpu.vendor}), asked for {spec.gpu.name} "
+            f"({spec.gpu.vendor}): nothing follows for another vendor's hardware, measure there"
+        )
+    changed = {
+        "GPU": spec.gpu.name != known.gpu.name,
+        "model": spec.model != known.model,
+        "precision": (spec.precision, spec.kv_precision) != (known.precision, known.kv_precision),
+        "parallelism": spec.tp != known.tp,
+    }
+    to = msgspec.structs.replace(spec, efficiencies=known.efficiencies)
+    return Carried(to, [step for step, is_changed in changed.items() if is_changed], fitted)
+
+
+def learn(sweeps: Sequence[Measured], start: Efficiencies | None = None) -> Efficiencies:
     """The efficiencies that several sweeps have in common.
 
     A long sweep counts no more than six points, for its errors are alike.
     """
-    parts = [
-        _Data(Work(spec, [point.load for point in points]), points, noise=_BETWEEN, at_most=6)
-        for spec, points in groups
-    ]
-    return _efficiencies(_solve(_Data.joined(parts), _logs(start or Efficiencies()))[0])
+    return _efficiencies(_solve(sweeps, logs(start or Efficiencies()), _BETWEEN, at_most=6)[0])
 
 
-class _Data:
-    """Work, what was measured of it, and how much each figure weighs (1 / its deviation)."""
+class Measured:
+    """A sweep as the fit reads it: the work of each point, and the logarithms of what it gave."""
 
-    def __init__(
-        self, work: Work, points: Sequence[Point], noise: float = _NOISE, at_most: float = math.inf
-    ) -> None:
+    def __init__(self, spec: EngineSpec, points: Sequence[Point]) -> None:
         single = [point.ttft_s if point.load.concurrency <= 1 else None for point in points]
-        self.work = work
-        self.log_rates = np.log([point.output_tokens_per_s for point in points])
+        self.work = Work(spec, [point.load for point in points])
+        self.log_rates: Array = np.log([point.output_tokens_per_s for point in points])
         self.singles = np.array([ttft is not None for ttft in single])
-        self.log_ttfts = np.log([ttft for ttft in single if ttft is not None])
-        weight = math.sqrt(min(1.0, at_most / len(points)))
-        self.rate_weights = np.full(len(points), weight / noise)
-        self.ttft_weights = np.full(len(self.log_ttfts), weight / max(noise, _TTFT_NOISE))
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Data]) -> _Data:
-        joined = cls.__new__(cls)
-        joined.work = Work.joined(part.work for part in parts)
-        for name in ("log_rates", "singles", "log_ttfts", "rate_weights", "ttft_weights"):
-            setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
-        return joined
-
-    def errors(self, params: Array) -> Array:
-        """Law less measured, in deviations."""
-        rates = (self.work.log_rate(params) - self.log_rates) * self.rate_weights
-        ttfts = self.work.log_ttft(params)[self.singles] - self.log_ttfts
-        return np.concatenate([rates, ttfts * self.ttft_weights])
-
-    @property
-    def weights(self) -> Array:
-        return np.concatenate([self.rate_weights, self.ttft_weights])
+        self.log_ttfts: Array = np.log([ttft for ttft in single if ttft is not None])
 
 
-def _solve(data: _Data, mean: Array) -> tuple[Array, Array]:
-    """Logarithms of the efficiencies and their covariance: Levenberg-Marquardt, Huber's loss."""
-    lowest, highest = _logs(LOWEST), _logs(HIGHEST)
-    precision = np.diag(_PRIOR_SD**-2)
-    limit = _OUTLIER * data.weights
+def _solve(
+    sweeps: Sequence[Measured], mean: Array, noise: float = _NOISE, at_most: float = math.inf
+) -> tuple[Array, Array]:
+    """Logarithms of the efficiencies and their covariance: Levenberg-Marquardt, Huber's loss.
+
+    `noise` is the deviation of one rate's logarithm; of a sweep, as much counts as of `at_most`.
+    """
+    work = Work.joined(sweep.work for sweep in sweeps)
+    rates, singles, ttfts = (
+        np.concatenate([getattr(sweep, name) for sweep in sweeps])
+        for name in ("log_rates", "singles", "log_ttfts")
+    )
+    sizes = np.repeat([len(s.log_rates) for s in sweeps], [len(s.log_rates) for s in sweeps])
+    each = np.sqrt(np.minimum(1.0, at_most / sizes))
+    weights = np.concatenate([each / noise, each[singles] / max(noise, _TTFT_NOISE)])
+
+    def errors_of(params: Array) -> Array:
+        off = [work.log_rate(params) - rates, work.log_ttft(params)[singles] - ttfts]
+        errors: Array = np.concatenate(off) * weights
+        return errors
+
+    limit, precision = _OUTLIER * weights, np.diag(_PRIOR_SD**-2)
 
     def loss(params: Array, errors: Array) -> float:
         size = np.abs(errors)
         robust = np.where(size < limit, size**2, limit * (2 * size - limit))
         return float(robust.sum() + (params - mean) @ precision @ (params - mean))
 
-    params = np.clip(mean, lowest, highest)
-    errors, damping = data.errors(params), 1e-2
-    while damping < 1e6:
+    params = np.clip(mean, logs(LOWEST), logs(HIGHEST))
+    errors, damping = errors_of(params), 1e-2
+    while True:
         counted = np.minimum(1.0, limit / np.maximum(np.abs(errors), 1e-12))
-        slopes = _slopes(data.errors, params)
+        slopes = _slopes(errors_of, params)
         curvature = slopes.T @ (slopes * counted[:, None]) + precision
         gradient = slopes.T @ (errors * counted) + precision @ (params - mean)
         step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
-        tried = np.clip(params - step, lowest, highest)
-        better = loss(params, errors) - loss(tried, found := data.errors(tried))
+        tried = np.clip(params - step, logs(LOWEST), logs(HIGHEST))
+        better = loss(params, errors) - loss(tried, found := errors_of(tried))
         if better > 0:
             params, errors, damping = tried, found, max(damping / 5, 1e-6)
-        if 0 < better < 1e-6 or (better <= 0 and damping >= 1e5):
+        else:
+            damping *= 5
+        if 0 < better < 1e-6 or damping > 1e6:
             break
-        damping *= 1 if better > 0 else 5
     spread = max(1.0, float(np.mean(counted * errors**2)))
-    return params, np.linalg.inv(curvature / spread)
+    return params, np.asarray(np.linalg.inv(curvature / spread), dtype=np.float64)
 
 
 def _slopes(function: Callable[[Array], Array], params: Array) -> Array:
     """Derivatives by each parameter, a column each."""
-    tiny = 1e-5
-    columns = [
-        (function(params + tiny * unit) - function(params - tiny * unit)) / (2 * tiny)
-        for unit in np.eye(len(params))
-    ]
-    return np.stack(columns, axis=1)
+    step = 1e-5
+    ahead = [function(params + step * unit) for unit in np.eye(len(params))]
+    behind = [function(params - step * unit) for unit in np.eye(len(params))]
+    slopes: Array = np.transpose(np.subtract(ahead, behind)) / (2 * step)
+    return slopes
 
 
 class _Left:
@@ -432,12 +506,18 @@ class _Left:
         return np.asarray(np.log(np.maximum(rows, 1.0)) / _REACH)
 
 
-def _logs(shares: Efficiencies) -> Array:
+def logs(shares: Efficiencies) -> Array:
     return np.log([getattr(shares, name) for name in NAMES])
 
 
 def _efficiencies(params: Array) -> Efficiencies:
     return Efficiencies(**dict(zip(NAMES, map(float, np.exp(params)), strict=True)))
+
+
+def _t90(degrees_of_freedom: int) -> float:
+    """95 % point of Student's t (Cornish-Fisher; 2 % off at two degrees of freedom)."""
+    n = max(1, degrees_of_freedom)
+    return _Z90 + 1.524 / n + 1.420 / n**2
 
 
 def _around(log_value: float, below: float, above: float) -> Estimate:

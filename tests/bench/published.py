@@ -24,9 +24,11 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from agent.model import UsageError
@@ -40,9 +42,11 @@ TABLE /= "published-benchmarks.csv"
 
 # What a row leaves unsaid.
 _INPUT_TOKENS = 256  # ML.ENERGY does not tell its prompts' length; chat and quiz questions are short
-_MAX_NUM_SEQS = 2048  # more than any row holds
+_MAX_LOAD = 2048  # "max load": TensorRT-LLM's default batch
+_MAX_NUM_SEQS = 256  # vLLM's default
 _PRECISION = {"": "bf16", "bf16/fp16": "bf16", "fp16": "bf16", "bfloat16": "bf16"}
 _FAMILIES = {"trt": "tensorrt-llm", "tensorrt": "tensorrt-llm", "deepspeed": "deepspeed-mii"}
+_SPELLED = {"llama2-70b": "llama-2-70b"}
 _CONTRADICTION = 0.25  # of a rate against its own latencies (design equation 6)
 
 
@@ -60,9 +64,9 @@ class Group(NamedTuple):
     source: str
     model: str
     engine: str
-    replicas: int
     spec: EngineSpec
     rows: tuple[Row, ...]
+    measured: fit.Measured
 
     @property
     def gpu(self) -> str:
@@ -97,22 +101,27 @@ def read(path: Path) -> tuple[list[Group], Counter[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             try:
-                spec, replicas = _spec(line)
-                row = _row(line, spec, replicas)
+                spec = _spec(line)
+                row = _row(line)
             except UsageError as error:
                 left_out[_reason(str(error))] += 1
                 continue
-            key = (_source(line), line["model"], line["engine"].strip(), replicas,
-                   spec.precision, spec.gpu.name, int(line["n_gpus"]), spec.tp)  # fmt: skip
+            key = (_source(line), line["model"], line["engine"].strip(),
+                   spec.precision, spec.gpu.name, spec.tp)  # fmt: skip
             specs[key] = spec
             settings[(*key, row.point.load)].append(row)
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for setting, rows in settings.items():
         groups[setting[:-1]].append(_median(rows))
-    return [
-        Group(str(key[0]), str(key[1]), str(key[2]), int(str(key[3])), specs[key], tuple(rows))
-        for key, rows in groups.items()
-    ], left_out
+    return [_group(key, specs[key], rows) for key, rows in groups.items()], left_out
+
+
+def _group(key: tuple[object, ...], spec: EngineSpec, rows: Sequence[Row]) -> Group:
+    """An engine took as many requests at once as it was given; no table tells its limit."""
+    most = math.ceil(max(row.point.load.concurrency for row in rows))
+    spec = msgspec.structs.replace(spec, max_num_seqs=max(_MAX_NUM_SEQS, most))
+    measured = fit.Measured(spec, [row.point for row in rows])
+    return Group(str(key[0]), str(key[1]), str(key[2]), spec, tuple(rows), measured)
 
 
 def _reason(text: str) -> str:
@@ -137,10 +146,10 @@ def _source(line: dict[str, str]) -> str:
     return re.split(r"[@ ]", text)[0]
 
 
-def _spec(line: dict[str, str]) -> tuple[EngineSpec, int]:
-    """The engine a row ran on, and how many replicas of it."""
+def _spec(line: dict[str, str]) -> EngineSpec:
+    """The engine a row ran on; all its GPUs share every layer (tensor parallelism)."""
     gpu = hardware.gpu(line["gpu"].rstrip("?"))
-    shape = models.model(line["model"])
+    shape = models.model(_SPELLED.get(line["model"], line["model"]))
     precision = _PRECISION.get(line["precision"], line["precision"])
     if "gpt-oss" in shape.name:
         precision = "mxfp4"  # there is no other checkpoint; what tables call fp4 or fp8 is this
@@ -156,29 +165,11 @@ def _spec(line: dict[str, str]) -> tuple[EngineSpec, int]:
         max_num_seqs=_MAX_NUM_SEQS,
         max_num_batched_tokens=8192,
     )
-    split = re.search(r"tp=(\d+) dp=(\d+)", line["notes"])
-    if split and int(split[2]) > 1 and int(split[1]) * int(split[2]) == spec.tp:
-        one = _with(spec, tp=int(split[1]))
-        if fits(one):  # else attention alone is replicated, and the experts are spread out
-            return one, int(split[2])
-    engine.kv_blocks(spec)
-    return spec, 1
+    engine.kv_pool_bytes(spec)
+    return spec
 
 
-def _with(spec: EngineSpec, **changes: int) -> EngineSpec:
-    from msgspec.structs import replace
-
-    return replace(spec, **changes)
-
-
-def fits(spec: EngineSpec) -> bool:
-    try:
-        return engine.kv_blocks(spec) > 0
-    except UsageError:
-        return False
-
-
-def _row(line: dict[str, str], spec: EngineSpec, replicas: int) -> Row:
+def _row(line: dict[str, str]) -> Row:
     """Raises UsageError where the row says nothing that can be scored."""
     kind, at = _load_kind(line["concurrency_or_rate"])
     prompt = float(line["isl"] or _INPUT_TOKENS)
@@ -197,9 +188,9 @@ def _row(line: dict[str, str], spec: EngineSpec, replicas: int) -> Row:
     if not rate:
         raise UsageError("it tells no output rate")
     reserved = kind == "static batch" or family(line["engine"]) == "tensorrt-llm"
-    load = Load(prompt, answer, max(1.0, at / replicas), reserved=reserved)
+    load = Load(prompt, answer, max(1.0, at), reserved=reserved)
     return Row(
-        Point(load, rate / replicas, ttft_s if kind == "c" else None),
+        Point(load, rate, ttft_s if kind == "c" else None),
         tpot_s,
         bool(ttft_s and tpot_s and kind in ("c", "static batch")),
     )
@@ -207,7 +198,7 @@ def _row(line: dict[str, str], spec: EngineSpec, replicas: int) -> Row:
 
 def _load_kind(text: str) -> tuple[str, float]:
     found = re.match(r"(static batch|c|batch|rate)=([\d.]+)", text)
-    return (found[1], float(found[2])) if found else ("max load", float(_MAX_NUM_SEQS))
+    return (found[1], float(found[2])) if found else ("max load", float(_MAX_LOAD))
 
 
 def _seconds(ms: str) -> float | None:
@@ -283,18 +274,211 @@ def typical(
     start: Efficiencies | None = None,
 ) -> Efficiencies:  # fmt: skip
     """What the used groups of a vendor have in common; `start` where there is none."""
-    chosen = [(g.spec, g.points) for g in groups if g.vendor == vendor and used(g)]
+    chosen = [g.measured for g in groups if g.vendor == vendor and used(g)]
     return fit.learn(chosen, start) if chosen else start or Efficiencies()
+
+
+class Step(NamedTuple):
+    """A way from what was measured to what was not."""
+
+    name: str
+    related: Callable[[Group, Group], bool]  # (known, wanted)
+    narrower: Callable[[Group, Group], bool] | None = None  # what counts most of the related
+
+
+def _alike(known: Group, wanted: Group) -> bool:
+    """The same method, engine, model and precision."""
+    return (known.source, known.engine, known.model, known.spec.precision) == (
+        wanted.source, wanted.engine, wanted.model, wanted.spec.precision)  # fmt: skip
+
+
+def _same_tp(known: Group, wanted: Group) -> bool:
+    return known.spec.tp == wanted.spec.tp
+
+
+GPU = Step("another GPU, same model and engine", lambda a, b: a.gpu != b.gpu and _alike(a, b),
+           lambda a, b: a.gpu != b.gpu and _alike(a, b) and _same_tp(a, b))  # fmt: skip
+VENDOR = Step("another GPU, any model and engine", lambda a, b: a.gpu != b.gpu)
+ENGINE = Step("another engine, any model and GPU", lambda a, b: a.family != b.family)
+PRECISION = Step(
+    "another precision",
+    lambda a, b: (a.source, a.engine, a.gpu, a.model) == (b.source, b.engine, b.gpu, b.model)
+    and _same_tp(a, b) and a.spec.precision != b.spec.precision,
+)  # fmt: skip
+MODEL = Step(
+    "another model",
+    lambda a, b: (a.source, a.engine, a.gpu, a.spec.precision)
+    == (b.source, b.engine, b.gpu, b.spec.precision)
+    and _same_tp(a, b) and a.model != b.model,
+)  # fmt: skip
+PARALLEL = Step("another parallelism",
+                lambda a, b: a.gpu == b.gpu and _alike(a, b) and not _same_tp(a, b))  # fmt: skip
+
+
+def carried(groups: Sequence[Group], step: Step) -> Iterator[tuple[Group, list[float]]]:
+    """Errors (log of expected over measured) of each group that something related was known of.
+
+    What is likely beforehand comes from other GPUs (another engine: from other engines), too.
+    """
+    learned: dict[tuple[object, ...], Efficiencies] = {}
+
+    def of(chosen: Sequence[Group], start: Efficiencies) -> Efficiencies:
+        key = (*map(id, chosen), start)
+        if key not in learned:
+            learned[key] = fit.learn([g.measured for g in chosen], start)
+        return learned[key]
+
+    first = ENGINE.related if step is ENGINE else VENDOR.related
+    for wanted in groups:
+        known = [group for group in groups if group.vendor == wanted.vendor]
+        shares, reached = Efficiencies(), False
+        for related in (first, step.related, step.narrower):
+            if related and (chosen := [group for group in known if related(group, wanted)]):
+                shares = of(chosen, shares)
+                reached |= related is step.related
+        if reached:
+            yield wanted, _errors(wanted, shares)
+
+
+def _errors(group: Group, shares: Efficiencies) -> list[float]:
+    expected = group.measured.work.log_rate(fit.logs(shares))
+    return [float(error) for error in expected - group.measured.log_rates]
+
+
+# ------------------------------------------------------------------------------------ KV or not
+
+_STOPPED, _GOES_ON = 0.25, 0.5  # of decoding sequences, as a share of the growth of the load
+_FLAT, _RISES = 0.15, 0.3  # of a rate, the same
+
+
+class Shown(NamedTuple):
+    """A sweep of one length that shows whether the KV cache bound it, and what was said of it."""
+
+    group: Group
+    load: Load  # its highest
+    truth: bool
+    said: bool
+
+
+def kv_sweeps(groups: Iterable[Group]) -> Iterator[Shown]:
+    """Where latencies are told, sequences decoding = rate · TPOT (Little): bound by KV where they
+    stopped growing while the load grew. Of static batches the rate alone is told: bound where it
+    stays flat at this length while it rises at a shorter one with the same batches, for what else
+    stops a rate (compute) stops it there too.
+    """
+    for group in groups:
+        lengths: dict[tuple[float, float], list[Row]] = defaultdict(list)
+        for row in group.rows:
+            load = row.point.load
+            lengths[load.input_tokens, load.output_tokens].append(row)
+        sweeps = [sorted(rows, key=lambda row: row.point.load.concurrency)
+                  for _, rows in sorted(lengths.items())]  # fmt: skip
+        for rows in sweeps:
+            truth = _bound(rows, sweeps)
+            if truth is not None:
+                load = rows[-1].point.load
+                yield Shown(group, load, truth, fit.kv_bound(group.spec, load))
+
+
+def _bound(rows: Sequence[Row], sweeps: Sequence[Sequence[Row]]) -> bool | None:
+    """None where it is not shown, or lies between."""
+    if len(rows) < 2:
+        return None
+    if all(row.latencies for row in rows[-2:]):
+        growth = _growth(rows[-2:], lambda row: row.point.output_tokens_per_s * (row.tpot_s or 0))
+        return _either(growth, _STOPPED, _GOES_ON)
+    if not rows[-1].point.load.reserved:
+        return None
+    rate: Callable[[Row], float] = lambda row: row.point.output_tokens_per_s  # noqa: E731
+    batches = [row.point.load.concurrency for row in rows[-2:]]
+    same = [row for row in sweeps[0] if row.point.load.concurrency in batches]
+    if len(same) < 2 or _growth(same, rate) < _RISES:
+        return None
+    return _either(_growth(rows[-2:], rate), _FLAT, _RISES)
+
+
+def _growth(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
+    """1 where the value grows as much as the load between two rows, 0 where it does not."""
+    low, high = rows
+    load = high.point.load.concurrency / low.point.load.concurrency - 1
+    return (value(high) / value(low) - 1) / load
+
+
+def _either(growth: float, low: float, high: float) -> bool | None:
+    return True if growth < low else False if growth >= high else None
+
+
+# --------------------------------------------------------------------------------------- outcome
+
+
+class Figure(NamedTuple):
+    """One line of the table: how much of what, over how many rows, and the bar it has to reach."""
+
+    what: str
+    value: float
+    bar: str = ""
+    reached: bool | None = None
+
+
+class Outcome(NamedTuple):
+    figures: list[Figure]
+    tables: list[str]  # Markdown, for who wants to know more
+    typical: dict[str, Efficiencies]
+    spreads: dict[str, tuple[float, float]]
+
+
+_STEPS = {
+    "precision": PRECISION, "model": MODEL, "parallelism": PARALLEL, "GPU": GPU,
+    "everything": VENDOR,
+}  # fmt: skip
+
+
+def outcome(path: Path) -> Outcome:
+    """Everything that the table says of the capacity model."""
+    groups, left_out = read(path)
+    same = list(same_gpu(groups))
+    kept = [one for one in same if one.used]
+    steps = {name: list(carried(groups, step)) for name, step in _STEPS.items()}
+    engines = list(carried(groups, ENGINE))
+    across = _best(steps["GPU"], steps["everything"])
+    shown = list(kv_sweeps(groups))
+    figures = [
+        *_both("same GPU, lengths and concurrencies held out", _absolute(kept), _share(kept), 0.10),
+        Figure(f"the same with rows of failed fits ({len(same)} rows)", _absolute(same)),
+    ]
+    return Outcome(figures, [], {}, {})
 
 
 if __name__ == "__main__":
     groups, left_out = read(Path(sys.argv[1]) if len(sys.argv) > 1 else TABLE)
-    print(len(groups), sum(len(g.rows) for g in groups), left_out)
-    np.seterr(all="raise")
     scored = list(same_gpu(groups))
     print(len(scored), absolute(scored), coverage(scored))
     by = defaultdict(list)
-    for one in scored:
-        by[one.group.source[:30], one.group.gpu].append(one)
-    for key, some in by.items():
-        print(key, len(some), round(absolute(some), 3), round(coverage(some), 3))
+    for one in scored: by[one.group.source[:30], one.group.gpu].append(one)
+    for key, some in by.items(): print(key, len(some), round(absolute(some), 3), round(coverage(some), 3))
+    for v in ("NVIDIA", "AMD"): print(v, typical(groups, lambda g: True, v))
+    for g in groups:
+        f = fit.fit_points(g.points, g.spec)
+        if not f.ok: print(len(g.rows), g.source, g.model, g.engine, g.gpu, g.spec.tp, f.why_not)
+    c=Counter(); 
+    for one in kv_sweeps(groups):
+        kind='latencies' if one.group.rows[0].latencies else 'static'
+        c[kind, one.truth, one.said]+=1
+        if one.truth!=one.said: print(one.truth, one.said, one.group[:4], one.group.gpu, one.group.spec.tp, one.load, round(fit.sequences_held(one.group.spec, one.load),1))
+    print(c, sum(v for k,v in c.items() if k[1]==k[2])/sum(c.values()))
+    sys.exit()
+    for step in (GPU, VENDOR, ENGINE, PRECISION, MODEL, PARALLEL):
+        found = list(carried(groups, step))
+        e = np.array([x for g,v in found for x in v])
+        if len(e): print(step.name, len(found), len(e), np.median(abs(np.expm1(e))).round(3), 'truth/pred q', np.exp(np.quantile(-e, [.05,.5,.95])).round(2))
+        part = (lambda g: g.family) if step is ENGINE else (lambda g: g.gpu)
+        held = n = 0
+        for name in sorted({part(g) for g, _ in found}):
+            others = [x for _, v in carried([g for g in groups if part(g) != name], step) for x in v]
+            own = np.array([x for g, v in found if part(g) == name for x in v])
+            if len(others) < 20: print('   ', name, 'nothing else'); continue
+            lo, hi = np.quantile(others, [.05, .95])
+            inside = (own >= lo) & (own <= hi)
+            held += inside.sum(); n += len(own)
+            print('   ', name, len(own), 'holds', inside.mean().round(3), np.exp([-hi, -lo]).round(2))
+        if n: print('   coverage', held / n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -51,7 +52,7 @@ def holds(said: Interval, seen: float) -> bool:
     return said.lo90 <= seen <= said.hi90
 
 
-# --------------------------------------------------------------------------------- what is published
+# ------------------------------------------------------------------------------ what is published
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_a_value_lies_inside_its_interval(clients: float, isl: int, osl: int, tp
         assert 0 < one.lo90 < one.value < one.hi90
 
 
-# --------------------------------------------------------------------------------- from a measurement
+# ----------------------------------------------------------------------------- from a measurement
 
 
 TRUE = Efficiencies(t0_s=0.003, eta_b=0.6, eta_c=0.3, eta_p=0.4)
@@ -282,8 +283,6 @@ def test_a_simulated_sweep_is_called_so() -> None:
 def test_what_cannot_be_said_is_refused_with_the_reason(prediction: Prediction, said: str) -> None:
     assert prediction.levels == []
     assert prediction.refused is not None
-    import re
-
     assert re.search(said, prediction.refused)
     assert prediction.refused in lines(prediction)[1]
 

@@ -401,7 +401,7 @@ def _numbers(text: str, option: str) -> list[float]:
         found = []
     if not found or not all(0 < one < math.inf for one in found):
         raise UsageError(f"{option} {text}: write numbers above 0, such as 1,8,64")
-    return found
+    return [int(one) if one.is_integer() else one for one in found]
 
 
 def _write(file: str, data: bytes) -> None:

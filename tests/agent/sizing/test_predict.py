@@ -247,6 +247,7 @@ def test_what_a_sweep_tells_of_its_target() -> None:
     two = msgspec.structs.replace(LLAMA, tp=2)
     on = measured_spec(sweep(two, "NVIDIA H200", "nvidia/Llama-3.1-8B-Instruct-FP8"), LLAMA)
     assert (on.gpu.name, on.tp, on.precision) == ("H200-SXM-141GB", 2, "fp8")
+    assert measured_spec(sweep(), msgspec.structs.replace(LLAMA, precision="fp8")) == LLAMA
     silent = measured_spec(sweep(LLAMA, "", "chat"), two)
     assert silent == two
     told = measured_spec(sweep(LLAMA, "", "chat"), two, card=gpu("l40s"), tp=1, precision="int4")

@@ -107,9 +107,22 @@ def model(name: str) -> ModelShape:
     return models()[pick("model", _stem(name), models())]
 
 
+# What a checkpoint's name says of its weights: the first of these that is in it.
+_PRECISIONS = (
+    ("nvfp4", "fp4"), ("mxfp4", "mxfp4"), ("gpt-oss", "mxfp4"), ("fp8", "fp8"), ("w8a8", "int8"),
+    ("int8", "int8"), ("awq", "int4"), ("gptq", "int4"), ("int4", "int4"), ("w4a16", "int4"),
+)  # fmt: skip
+
+
+def precision_in(name: str) -> str | None:
+    """The precision that a checkpoint's name tells: fp8 of `nvidia/Llama-3.1-8B-Instruct-FP8`."""
+    return next((precision for word, precision in _PRECISIONS if word in name.lower()), None)
+
+
 def _stem(name: str) -> str:
-    """`Llama-3.1-8B` of `nvidia/Llama-3.1-8B-Instruct-FP8`, in lower case."""
-    short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-")
+    """`llama-3.1-8b` of `nvidia/Llama-3.1-8B-Instruct-FP8`, and of Ollama's `llama3.1:8b`."""
+    short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-").replace(":", "-")
+    short = re.sub(r"^(llama|gemma|phi|glm)(?=\d)", r"\1-", short)
     while ending := _ENDING.search(short):
         short = short[: ending.start()]
     return short

@@ -31,7 +31,12 @@ class Steady(msgspec.Struct, frozen=True):
 
 
 def steady(
-    spec: EngineSpec, concurrency: float, input_tokens: float, output_tokens: float
+    spec: EngineSpec,
+    concurrency: float,
+    input_tokens: float,
+    output_tokens: float,
+    *,
+    reserves: bool = False,
 ) -> Steady:
     """The steady state of `concurrency` clients with requests of these lengths.
 
@@ -45,12 +50,15 @@ def steady(
     - TTFT = queue + the step it finds running + its own prompt; queue = (concurrency - D) / rate
       (Little)
 
-    What preemptions cost is not in it. Raises UsageError where the engine could not be started so.
+    An engine that `reserves` holds the cache of the whole answer from its beginning, so that half
+    of it stands empty; others hold what is written, and what their preemptions cost is not in it.
+    Raises UsageError where the engine could not be started so.
     """
     check(spec)
     if not (concurrency > 0 and input_tokens >= 1 and output_tokens >= 1):
         raise UsageError("concurrency must be above 0, input and output tokens at least 1")
-    cost, fit = Cost(spec), sequences_that_fit(spec, input_tokens, output_tokens)
+    held = input_tokens + output_tokens / 2 if reserves else input_tokens
+    cost, fit = Cost(spec), sequences_that_fit(spec, held, output_tokens)
     context = input_tokens + output_tokens / 2
     prompt_s = cost.prompt_s(input_tokens)
 

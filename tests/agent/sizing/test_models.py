@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agent.model import UsageError
-from agent.sizing.models import from_config, model, models
+from agent.sizing.models import from_config, model, models, precision_in
 
 # Total parameters as the hub counts them in the checkpoint (vision towers and layers that predict
 # further tokens taken off), and active ones as the model card states them.
@@ -165,10 +165,29 @@ def test_gpt_oss_active_parameters(name: str, stated: float) -> None:
         ("zai-org/GLM-4.5-Air-FP8", "glm-4.5-air"),
         ("zai-org/GLM-4-9B-0414", "glm-4-9b"),
         ("microsoft/phi-4", "phi-4"),
+        ("llama3.1:8b", "llama-3.1-8b"),
+        ("gpt-oss:20b", "gpt-oss-20b"),
+        ("qwen2.5:7b-instruct", "qwen2.5-7b"),
+        ("llama2-70b", "llama-2-70b"),
     ],
 )
 def test_names(name: str, short: str) -> None:
     assert model(name).name == short
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"),
+        ("nvidia/DeepSeek-V3-0324-NVFP4", "fp4"),
+        ("openai/gpt-oss-120b", "mxfp4"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "int4"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "int8"),
+        ("Qwen/Qwen3-8B", None),
+    ],
+)
+def test_the_precision_that_a_name_tells(name: str, precision: str | None) -> None:
+    assert precision_in(name) == precision
 
 
 def test_unknown_and_ambiguous_names() -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import child, peers
+from tests.bench import child, peers, published
 
 Figures = dict[str, float]
 
@@ -313,6 +313,16 @@ def start_up(bench: Bench) -> list[Row]:
     ]
 
 
+def capacity_model(_: Bench) -> list[Row]:
+    """The capacity model against published benchmarks, whole lengths, GPUs and engines held out."""
+    if not published.TABLE.exists():
+        print(f"\nSkipped: no published benchmarks ({published.TABLE}; see SERVEFIT_SHARED).")
+        return []
+    figures, tables = published.outcome(published.TABLE)
+    print("\n" + "\n\n".join(tables))
+    return [Row(one.what, None, one.value, one.bar, one.reached) for one in figures]
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -321,6 +331,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("open loop, 2,000 requests/s at constant gaps, one token, not streamed", open_loop_2000),
     ("one token, not streamed, as fast as they go", one_token_requests),
     ("start", start_up),
+    ("capacity model", capacity_model),
 )
 
 

@@ -496,13 +496,9 @@ def outcome(path: Path) -> tuple[list[Figure], list[str]]:
         _interval("same GPU", sum(one.held for one in used) / len(used), len(used)),
         _error("same GPU, failed fits too", [one.error for one in same]),
         _error("another GPU, all rows", _best(groups), 0.20),
-        _error("another GPU, model and engine known", steps["GPU"].every),
-        _interval("another GPU, model and engine known", steps["GPU"].coverage, steps["GPU"].judged),
-        _error("another GPU, any model and engine", steps["everything"].every),
-        _interval("another GPU, any model and engine", steps["everything"].coverage,
-                  steps["everything"].judged),
-        _error("another engine", engines.every),
-        _interval("another engine", engines.coverage, engines.judged),
+        *_carried("another GPU, model and engine known", steps["GPU"]),
+        *_carried("another GPU, any model and engine", steps["everything"]),
+        *_carried("another engine", engines),
         *(_error(f"another {name}", steps[name].every) for name in _WITHIN),
         Figure(f"another vendor: refused, of {asked}", refused, f"{asked}", refused == asked),
         Figure(f"bound by KV or not: right, % of {len(shown)} sweeps", 100 * right, "≥ 95",
@@ -522,6 +518,10 @@ def _best(groups: Sequence[Group]) -> list[float]:
     for step in (VENDOR, GPU):
         known |= {id(group): errors for group, errors in carried(groups, step)}
     return [error for errors in known.values() for error in errors]
+
+
+def _carried(what: str, step: Carry) -> tuple[Figure, Figure]:
+    return _error(what, step.every), _interval(what, step.coverage, step.judged)
 
 
 def _error(what: str, errors: Sequence[float], bar: float | None = None) -> Figure:

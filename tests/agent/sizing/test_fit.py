@@ -243,7 +243,7 @@ def test_nothing_measured_is_no_fit() -> None:
 # ----------------------------------------------------------------------------------------- levels
 
 
-def level(concurrency: int, rate: float | None, **more: object) -> Level:
+def level(concurrency: int | None, rate: float | None, **more: object) -> Level:
     known = {"concurrency": concurrency, "output_tokens_per_s": rate, **more}
     return Level(**known)  # type: ignore[arg-type]
 
@@ -256,7 +256,7 @@ def test_levels_tell_their_own_lengths_first() -> None:
         level(16, None),
         level(32, 200.0, measurement=Measurement(valid=False, reasons=["client"])),
         level(None, 120.0, mode="rate", offered_rps=2.0, request_throughput=2.0,
-              e2e_ms=Stats(mean=3000.0)),  # type: ignore[arg-type]
+              e2e_ms=Stats(mean=3000.0)),
     ]  # fmt: skip
     points = points_of(levels, input_tokens=1000, output_tokens=100)
     assert [point.load for point in points] == [
@@ -321,7 +321,7 @@ def test_without_a_measurement_the_interval_is_the_widest(fitted: Fit) -> None:
     blind = prior(LLAMA).expect(load).output_tokens_per_s
     assert prior(LLAMA).spec.efficiencies == TYPICAL["NVIDIA"]
     for change in ({"gpu": gpu("h200-sxm")}, {"precision": "fp8"}):
-        known = transfer(fitted, msgspec.structs.replace(LLAMA, **change)).expect(load)  # type: ignore[arg-type]
+        known = transfer(fitted, msgspec.structs.replace(LLAMA, **change)).expect(load)
         assert blind.hi / blind.lo > known.output_tokens_per_s.hi / known.output_tokens_per_s.lo
 
 

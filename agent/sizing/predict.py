@@ -387,7 +387,7 @@ def _fixed(tokens: int | str) -> float | None:
 def lines(prediction: Prediction) -> list[str]:
     """The prediction as text for a terminal."""
     of = prediction.assumed
-    engines = f"{of.replicas} x " if of.replicas > 1 else ""
+    engines = f"{of.replicas} replicas of " if of.replicas > 1 else ""
     head = (
         f"{of.model} in {of.precision} on {engines}{of.tp} x {of.gpu}, {of.engine}; requests of "
         f"{of.input_tokens:,.0f} + {of.output_tokens:,.0f} tokens"

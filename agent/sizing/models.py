@@ -64,12 +64,12 @@ _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 # Plain MLPs, or layers with a state instead of a KV cache.
 _NO_FORMULA = (
     "bloom", "opt", "gpt2", "gptj", "gpt_neox", "falcon", "mpt", "phi", "mamba", "mamba2", "jamba",
-    "nemotron_h", "minimax", "rwkv", "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear",
+    "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv", "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear",
 )  # fmt: skip
 # Keys of models whose layers differ in ways that are not counted here.
 _NO_FORMULA_KEYS = (
     "block_configs", "hybrid_layer_pattern", "hybrid_override_pattern", "compress_ratios",
-    "global_head_dim", "num_kv_shared_layers", "sparse_attention_config", "attn_type_list",
+    "global_head_dim", "num_kv_shared_layers", "sparse_attention_config",
 )  # fmt: skip
 _QKV_BIAS = ("qwen2", "qwen2_moe")  # have it and say so nowhere
 _FOUR_NORMS = ("gemma2", "gemma3_text", "glm4")  # a layer, where the others have two

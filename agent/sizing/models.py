@@ -64,7 +64,8 @@ _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 # Plain MLPs, or layers with a state instead of a KV cache.
 _NO_FORMULA = (
     "bloom", "opt", "gpt2", "gptj", "gpt_neox", "falcon", "mpt", "phi", "mamba", "mamba2", "jamba",
-    "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv", "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear",
+    "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv", "falcon_h1", "bamba",
+    "granitemoehybrid", "kimi_linear",
 )  # fmt: skip
 # Keys of models whose layers differ in ways that are not counted here.
 _NO_FORMULA_KEYS = (

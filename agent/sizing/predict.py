@@ -115,6 +115,17 @@ class Deployment(msgspec.Struct, frozen=True):
         return self.engine in _RESERVES
 
 
+def usual_seats(engine: str, card: Gpu) -> int:
+    """Requests an engine takes into its batch where no flag says how many.
+
+    vLLM's (0.10 and newer) depends on the GPU; SGLang's and TensorRT-LLM's is 2,048.
+    """
+    if pick("engine", engine, ENGINES) != "vllm":
+        return 2048
+    is_large = card.memory_bytes >= 70 * GIB and not card.name.startswith("A100")
+    return 1024 if is_large else 256
+
+
 def deployment(
     spec: EngineSpec,
     gpus: int,

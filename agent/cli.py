@@ -280,10 +280,8 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option(
     "--max-num-seqs",
     type=_AT_LEAST_ONE,
-    default=256,
-    show_default=True,
     metavar="N",
-    help="Requests an engine takes into its batch.",
+    help="Requests an engine takes into its batch.  [default: the engine's own]",
 )
 @click.option(
     "--calibrate",
@@ -309,7 +307,7 @@ def predict(
     tp: int | None,
     replicas: int | None,
     engine: str,
-    max_num_seqs: int,
+    max_num_seqs: int | None,
     calibrate: str | None,
     measured_gpu: str | None,
     measured_tp: int | None,
@@ -338,13 +336,15 @@ def predict(
     except (UsageError, UnicodeDecodeError) as error:
         raise UsageError(f"--gpus-file {gpus_file}: {error}") from error
     levels = _numbers(concurrency, "--concurrency")
+    device = hardware.gpu(card, own)
+    seats = max_num_seqs or sizing.usual_seats(engine, device)
     spec = EngineSpec(
-        gpu=hardware.gpu(card, own),
+        gpu=device,
         model=_model_shape(shape),
         precision=precision or precision_in(shape) or "bf16",
         kv_precision=kv_precision,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(8192, max_num_seqs),
+        max_num_seqs=seats,
+        max_num_batched_tokens=max(8192, seats),
     )
     deployed = sizing.deployment(spec, gpus, tp=tp, replicas=replicas, engine=engine)
     sweep = measured = None

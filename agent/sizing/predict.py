@@ -115,6 +115,17 @@ class Deployment(msgspec.Struct, frozen=True):
         return self.engine in _RESERVES
 
 
+def usual_seats(engine: str, card: Gpu) -> int:
+    """Requests an engine takes into its batch where no flag says how many.
+
+    vLLM's (0.10 and newer) depends on the GPU; SGLang's and TensorRT-LLM's is 2,048.
+    """
+    if pick("engine", engine, ENGINES) != "vllm":
+        return 2048
+    is_large = card.memory_bytes >= 70 * GIB and not card.name.startswith("A100")
+    return 1024 if is_large else 256
+
+
 def deployment(
     spec: EngineSpec,
     gpus: int,
@@ -387,7 +398,7 @@ def _fixed(tokens: int | str) -> float | None:
 def lines(prediction: Prediction) -> list[str]:
     """The prediction as text for a terminal."""
     of = prediction.assumed
-    engines = f"{of.replicas} x " if of.replicas > 1 else ""
+    engines = f"{of.replicas} replicas of " if of.replicas > 1 else ""
     head = (
         f"{of.model} in {of.precision} on {engines}{of.tp} x {of.gpu}, {of.engine}; requests of "
         f"{of.input_tokens:,.0f} + {of.output_tokens:,.0f} tokens"

@@ -22,6 +22,7 @@ from agent.sizing.predict import (
     deployment,
     lines,
     measured_spec,
+    usual_seats,
 )
 from agent.sizing.steady import steady
 
@@ -127,6 +128,15 @@ def test_what_does_not_come_to_the_gpus_is_wrong_usage(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         deployment(LLAMA, gpus, **more)
+
+
+@pytest.mark.parametrize(
+    ("engine", "card", "seats"),
+    [("vllm", "h100-sxm", 1024), ("vllm", "a100-sxm-80", 256), ("vllm", "l4", 256),
+     ("sglang", "l4", 2048)],
+)  # fmt: skip
+def test_the_batch_of_an_engine_without_flags(engine: str, card: str, seats: int) -> None:
+    assert usual_seats(engine, gpu(card)) == seats
 
 
 @settings(max_examples=25, deadline=None)

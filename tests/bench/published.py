@@ -492,7 +492,7 @@ def outcome(path: Path) -> tuple[list[Figure], list[str]]:
     right = sum(one.truth == one.said for one in shown) / len(shown)
     refused, asked = refusals(groups)
     figures = [
-        _error("same GPU", [one.error for one in used], 0.10),
+        _error("same GPU, each length and load in turn", [one.error for one in used], 0.10),
         _interval("same GPU", sum(one.held for one in used) / len(used), len(used)),
         _error("same GPU, failed fits too", [one.error for one in same]),
         _error("another GPU, all rows", _best(groups), 0.20),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, child, history, peers, replay
+from tests.bench import agent, child, history, peers, published, replay
 
 Figures = dict[str, float]
 
@@ -379,6 +379,16 @@ def replayed(bench: Bench) -> list[Row]:
     ]  # fmt: skip
 
 
+def capacity_model(_: Bench) -> list[Row]:
+    """The capacity model against published benchmarks, whole lengths, GPUs and engines held out."""
+    if not published.TABLE.exists():
+        print(f"\nSkipped: no published benchmarks ({published.TABLE}; see SERVEFIT_SHARED).")
+        return []
+    figures, tables = published.outcome(published.TABLE)
+    print("\n" + "\n\n".join(tables))
+    return [Row(one.what, None, one.value, one.bar, one.reached) for one in figures]
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -392,6 +402,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     (f"agent, its store beside {history.GPUS} GPUs and {history.SERVERS} servers, replayed",
      agent_store),
     ("replay of public traces", replayed),
+    ("capacity model", capacity_model),
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ window.servefitCharts = (() => {
   const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
   const LOG_X_SPAN = 8; // a load axis that spans this factor is logarithmic
   const LOG_Y_SPAN = 12;
+  const GIBIBYTES = Array.from({ length: 30 }, (_, i) => 2 ** (i + 20));
   const FAR_BOUND = 2.5; // a bound this far above the data would flatten it: named, not drawn
 
   // ------------------------------------------------------------------------------ numbers as text
@@ -292,6 +293,7 @@ window.servefitCharts = (() => {
       ...common, size: axisSize, gap: 6, space: 38,
       values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))),
     };
+    if (spec.format === "bytes") y.incrs = GIBIBYTES;
     if (logY) {
       y.splits = (u) => decimals(u.scales.y.min, u.scales.y.max);
       y.filter = (u, splits) => splits;

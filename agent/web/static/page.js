@@ -184,8 +184,27 @@
     };
   }
 
+  const scopeOf = ({ server, service }) => (service ? `service:${service}` : server);
+
+  /** Whose curve and week are shown: who was chosen, else whom the first verdict is of. Several
+      servers together have no curve, unless they are replicas of one service. */
+  function subject() {
+    if (scopeOf(view.who)) return view.who;
+    const [first] = parts.newest(view.assessments ?? []);
+    const name = first?.scope ?? view.status.servers[0]?.name;
+    if (name?.startsWith("service:")) return { service: name.slice("service:".length) };
+    return name ? { server: name } : {};
+  }
+
+  function headings() {
+    const of = scopeOf(view.about) ? `: ${scopeOf(view.about).replace("service:", "service ")}` : "";
+    byId("h-curve").textContent = `Capacity, and where production lives${of}`;
+    byId("h-week").textContent = `Hours of the week${of}`;
+  }
+
   /** In flight now: the newest of running and waiting in the table; null where not known. */
   function inFlight() {
+    if (scopeOf(view.about) !== scopeOf(view.who) && view.status.servers.length > 1) return null;
     const last = (name) => view.table?.metrics[name].values.findLast((v) => v !== null) ?? null;
     const [running, waiting] = [last("requests_running"), last("requests_waiting")];
     return running === null ? null : running + (waiting ?? 0);
@@ -196,8 +215,10 @@
   }
 
   async function curve() {
-    const found = await ask("curve", { window: WINDOW, ...view.who });
+    view.about = subject();
+    const found = await ask("curve", { window: WINDOW, ...view.about });
     return () => {
+      headings();
       view.curves = found;
       drawCurve();
       grid("latency").replaceChildren();
@@ -209,19 +230,21 @@
   function curveNote({ measured, passive }) {
     const from = measured && `Measured ${views.when(measured.received_unix_s)} with ` +
       `${measured.sweep.target.model || "an unnamed model"}, taken for this by its ${measured.by}.`;
+    const replicas = view.status.servers.filter((one) => one.service === view.about.service).length;
+    const one = measured && view.about.service && replicas > 1 ? `It is of one of ${replicas}.` : "";
     return [from || "No sweep was handed over yet: `loadgen sweep URL --agent` measures the curve.",
-      passive.note].join(" ");
+      one, `Production: ${passive.note}.`].join(" ");
   }
 
   function drawWeek() {
-    const [first] = parts.newest(view.assessments ?? []);
-    const capacity = views.capacityOf(first?.verdict);
+    const about = (one) => one.scope === scopeOf(view.about);
+    const capacity = views.capacityOf(view.assessments?.find(about)?.verdict);
     const week = views.week(view.pattern, capacity);
     byId("week").replaceChildren(parts.weekTable(week, capacity, view.pattern.window_s));
   }
 
   async function pattern() {
-    const found = await ask("pattern", { window: WINDOW, ...view.who });
+    const found = await ask("pattern", { window: WINDOW, ...view.about });
     return () => {
       view.pattern = found;
       drawWeek();

@@ -201,8 +201,7 @@ window.servefitParts = (() => {
     const rows = days.map((cells, d) => element("tr", {},
       element("th", { scope: "row" }, DAYS[d]),
       ...cells.map((_, h) => weekCell(days, d, h, { rate, unitText, against }))));
-    const corner = element("td", {});
-    corner.className = "corner";
+    const corner = element("td", { class: "corner" });
     return element("table", { class: "week" }, caption,
       element("thead", {}, element("tr", {}, corner, ...heads)), element("tbody", {}, ...rows));
   }

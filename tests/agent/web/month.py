@@ -1,8 +1,8 @@
 """A month beside two servers, as an agent would have kept it: what the page's tests look at.
 
 Office hours on `chat`, a third of that on `code`; each has a GPU of its own. Every figure is a
-function of the time, so that a test can say what a chart has to show. The last two days are whole;
-of the days before one minute in ten was watched.
+function of the time, so that a test can say what a chart has to show. The last day is whole; of
+those before one minute in ten was watched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ DAYS = 30
 END = NOON  # the beginning of an hour
 RAW_S = 1800
 SHARES = {"chat": 1.0, "code": 1 / 3}
-GPUS = {"chat": "GPU-1f00", "code": "GPU-2f00"}
+GPUS = {"chat": "GPU-1f", "code": "GPU-2f"}  # the first is that of the sweep
+MODEL = samples.sweep().target.model
 MEMORY_BYTES = 80 * 2.0**30
 BOUNDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, math.inf)
 SLO = (Slo("ttft", "p95", 500.0), Slo("itl", "p95", 50.0))
@@ -80,7 +81,7 @@ class Month:
                 f"http://user:s3cret@{name}:8000/?key=s3cret",
                 "front",
                 "vllm",
-                "llama-8b",
+                MODEL,
                 (GPUS[name],),
                 "process list",
                 SLO,
@@ -94,18 +95,19 @@ class Month:
         for name, gpu in GPUS.items():
             self.history.add_source(name, service="front", gpus=[gpu])
         for day in range(DAYS):
-            step = 60 if day >= DAYS - 2 else 600
             start = END + (day - DAYS) * DAY_S
-            times = range(start, start + DAY_S, step)
+            step = 60 if day == DAYS - 1 else 600
             for source in (*SHARES, "gpu"):
+                times = range(start, start + DAY_S, step)
                 self.history.add_minutes(source, [a_minute(source, one) for one in times])
+                assert self.history.flush(60)
             self.clocks.pass_s(DAY_S - (RAW_S if day == DAYS - 1 else 0))
-            assert self.history.flush(60)
         self.advance(RAW_S)
         self.history.add_curve(samples.sweep(), "chat")
         assert self.history.flush(60)
         for _ in range(2):
             self.assess()
+        assert self.history.state().minutes_dropped == 0
 
     def advance(self, seconds: int) -> None:
         """Samples every five seconds, the last of them at the new instant."""

@@ -437,13 +437,18 @@ window.servefitCharts = (() => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
       event.preventDefault();
-      const last = spec.x.values.length - 1;
-      at = at < 0 && step < 0 ? last : Math.min(last, Math.max(0, at + step));
+      const places = spec.x.values.map((_, i) => i).filter((i) => isKnown(spec, i));
+      const next = step > 0 ? places.find((i) => i > at)
+        : places.findLast((i) => at < 0 || i < at);
+      at = next ?? (at < 0 ? places.at(-1) : at);
       u.setCursor({ left: u.valToPos(spec.x.values[at], "x"), top: 10 }, true);
       showTip(u, spec, host, at);
       say(tipText(tipLines(spec, at)));
     });
   }
+
+  /** An instant of which nothing is known is passed by; a load that failed is worth a word. */
+  const isKnown = (spec, i) => !spec.x.time || spec.series.some((s) => s.values[i] !== null);
 
   const tipText = ({ head, rows, state }) =>
     [head, ...rows.map((r) => `${r.label} ${r.value}`), ...state].join(", ");

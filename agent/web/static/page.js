@@ -164,11 +164,9 @@
 
   async function verdict() {
     const found = await ask("assessments", { limit: "200", ...view.who });
-    const none = found.length ? "" : await ask("assessment", view.who).then(() => "",
-      (error) => error.message);
     return () => {
       view.assessments = found;
-      byId("verdict").replaceChildren(...parts.verdicts(found, none));
+      byId("verdict").replaceChildren(...parts.verdicts(found));
       byId("history").replaceChildren(parts.history(found));
       if (view.pattern) drawWeek();
     };

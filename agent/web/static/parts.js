@@ -65,18 +65,22 @@ window.servefitParts = (() => {
   const SEVERITY = ["bad", "warn", "info", "neutral", "good"];
   const severity = ({ verdict }) => SEVERITY.indexOf(named(verdict.finding)[1]);
 
-  /** The newest of each scope, the worst first. */
+  const asked = ({ verdict }) => verdict.ratio?.value ?? -1;
+
+  /** The newest of each scope, the worst and the fullest first. */
   function newest(assessments) {
     const scopes = new Map();
     for (const one of assessments) if (!scopes.has(one.scope)) scopes.set(one.scope, one);
-    return [...scopes.values()].sort((a, b) => severity(a) - severity(b));
+    return [...scopes.values()].sort(
+      (a, b) => severity(a) - severity(b) || asked(b) - asked(a));
   }
 
-  /** `none`: what is said where nothing was concluded yet. */
-  function verdicts(assessments, none) {
+  const NONE = "No verdict yet: the agent gives one every hour, unless [assess] every says otherwise.";
+
+  function verdicts(assessments) {
     const cards = newest(assessments).map(verdictCard);
     const empty = () => element("article", { class: "card verdict neutral" },
-      element("p", { class: "sentence" }, none));
+      element("p", { class: "sentence" }, NONE));
     return cards.length ? cards : [empty()];
   }
 
@@ -164,7 +168,7 @@ window.servefitParts = (() => {
       table("Servers", ["Server", "State", "Address", "Service", "Model", "Engine", "GPUs",
         "Series missing"], serverRows(status)),
       table("GPUs", ["GPU", "UUID", "Memory", "Servers"], gpuRows(status)),
-      table("The agent", ["Part", "State", "Newest", "Errors", ""], ownRows(status)),
+      table("The agent", ["Part", "State", "Newest", "Errors", "Said"], ownRows(status)),
     ];
     const boxes = tables.map((one) => element("div", { class: "card scroll", tabindex: "0",
       role: "region", "aria-label": one.caption.textContent }, one));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import re
@@ -27,7 +28,7 @@ from tests.loadgen.report import samples
 from tests.support import require
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "<img src=x onerror=\"window.pwned=1\">'&</script>"
+HOSTILE = '<img src=x onerror="window.pwned=1">\'&</script>'
 TOKEN = "s3cret-token"
 RANGES = {"15m": (900, 5), "1h": (3600, 20), "24h": (DAY_S, 300), "30d": (30 * DAY_S, 10_800)}
 
@@ -175,9 +176,7 @@ def test_the_verdict_comes_first_with_its_number(show: Any, month: Month) -> Non
     assert code["summary"] in rows.nth(0).inner_text()
 
 
-def test_without_a_verdict_it_says_when_one_comes(
-    show: Any, tmp_path: Path, browser: Any
-) -> None:
+def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, browser: Any) -> None:
     empty = Month(tmp_path / "agent.db")
     empty.servers = []
     with Served(empty) as url:
@@ -410,10 +409,10 @@ def test_the_week_is_told_in_the_time_of_whoever_looks(show: Any) -> None:
         .map((cells) => cells.map((cell) => cell.value))"""
     days = show().page.evaluate(script, profile)
     assert days[0][:3] == [166, 167, 0]
-    assert sum(days, []) == [*range(166, 168), *range(166)]
+    assert [*itertools.chain(*days)] == [*range(166, 168), *range(166)]
 
 
-# ------------------------------------------------------------------------------ health, names, token
+# ----------------------------------------------------------------------------- health, names, token
 
 
 def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
@@ -435,7 +434,9 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
 
 def test_hostile_names_are_text(show: Any, changed: Month) -> None:
     changed.servers = [
-        ServerStatus(HOSTILE, "http://x", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), missing=(HOSTILE,)),
+        ServerStatus(
+            HOSTILE, "http://x", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), missing=(HOSTILE,)
+        ),
         *changed.servers,
     ]
     changed.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]

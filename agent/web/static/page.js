@@ -19,7 +19,8 @@
     "90d": { s: 90 * 86400, step: 6 * 3600, name: "90 days" },
   };
   const DEFAULT_RANGE = "1h";
-  const WINDOW = "7d"; // of the curve that production shows, and of the week
+  const WINDOW = "7d"; // of the curve that production shows, and of the week: takes seconds
+  const GLANCE = "1h"; // of the first look at the curve
   const OFTEN_S = 60; // a step may be long, what is newest in it is looked at this often
   const SELDOM_S = 60; // health and verdict
   const RARELY_S = 900; // curve and week
@@ -118,10 +119,14 @@
 
   const aligned = (unix_s, step) => Math.floor(unix_s / step) * step;
 
-  /** Several series from an instant on, up to now. */
-  const table = (from, to) => ask("table", {
-    metrics: views.METRICS.join(","), from: String(from), to: String(to),
-    step: String(view.range.step), ...view.who });
+  /** All series from an instant on, up to now: two questions, which the store answers side by side. */
+  async function table(from, to) {
+    const { range, who } = view;
+    const halves = await Promise.all([views.OF_SERVERS, views.OF_GPUS].map((names) => ask("table", {
+      metrics: names.join(","), from: String(from), to: String(to), step: String(range.step),
+      ...who })));
+    return { ...halves[0], metrics: Object.assign({}, ...halves.map((half) => half.metrics)) };
+  }
 
   /** The table with its newest steps replaced, and as long as it was asked to be. */
   function spliced(old, fresh, from) {
@@ -140,7 +145,7 @@
     const old = newest ? view.table : null;
     const begin = old ? Math.max(from, aligned(view.drawnAt - OFTEN_S, step) - step) : from;
     const fresh = await table(begin, now);
-    const gap = old && fresh.from_s > old.from_s + old.metrics[views.METRICS[0]].values.length * step;
+    const gap = old && fresh.from_s > old.from_s + old.metrics[views.OF_SERVERS[0]].values.length * step;
     return () => {
       view.table = old && !gap ? spliced(old, fresh, from) : fresh;
       view.drawnAt = now;
@@ -212,9 +217,9 @@
     charts.show(grid("curve"), views.curveChart(view.curves, view.pattern, inFlight()));
   }
 
-  async function curve() {
+  async function curve(window_ = WINDOW) {
     view.about = subject();
-    const found = await ask("curve", { window: WINDOW, ...view.about });
+    const found = await ask("curve", { window: window_, ...view.about });
     return () => {
       headings();
       view.curves = found;
@@ -275,6 +280,7 @@
 
   /** Everything, for the view that the address names. The heavier questions come last. */
   async function open() {
+    delete document.documentElement.dataset.seen;
     delete document.documentElement.dataset.ready;
     const { range, who } = chosen();
     const known = view?.status;
@@ -286,9 +292,13 @@
     if (mine !== view || !view.status) return;
     const now = view.status.now_unix_s;
     Object.assign(view, { rareAt: now, seldomAt: now });
-    await Promise.all([load("verdict", verdict), load("series", () => series(now))]);
-    if (mine !== view) return;
-    await load("curve", curve);
+    const first = [
+      load("verdict", verdict).then(() => mine === view && load("curve", () => curve(GLANCE))),
+      load("series", () => series(now)),
+    ];
+    await Promise.all(first);
+    document.documentElement.dataset.seen = range;
+    if (mine === view) await load("curve", () => curve());
     if (mine === view) await load("week", pattern);
     if (mine === view) document.documentElement.dataset.ready = range;
   }
@@ -311,7 +321,7 @@
     }
     if (now - view.rareAt >= RARELY_S) {
       view.rareAt = now;
-      await load("curve", curve);
+      await load("curve", () => curve());
       await load("week", pattern);
     }
   }

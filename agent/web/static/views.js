@@ -33,6 +33,9 @@ window.servefitViews = (() => {
       ["energy_j_per_output_token", "J per token", "--s4"]]],
   ];
   const METRICS = [...new Set(CHARTS.flatMap(([, , , , made]) => made.map(([name]) => name)))];
+  const ofGpu = (name) => name.startsWith("gpu_") || name.startsWith("energy_");
+  const OF_GPUS = METRICS.filter(ofGpu);
+  const OF_SERVERS = METRICS.filter((name) => !ofGpu(name));
 
   const day = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const when = (unix_s) => day.format(new Date(unix_s * 1000));
@@ -190,5 +193,5 @@ window.servefitViews = (() => {
     };
   }
 
-  return { METRICS, timeCharts, curveChart, latencyCharts, capacityOf, week, when };
+  return { METRICS, OF_GPUS, OF_SERVERS, timeCharts, curveChart, latencyCharts, capacityOf, week, when };
 })();

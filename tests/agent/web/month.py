@@ -53,7 +53,12 @@ def at(name: str, unix_s: float) -> At:
     tokens_per_s = 150 * running / (1 + running / 90)
     requests_per_s = tokens_per_s / 256
     return At(
-        running, tokens_per_s, 512 * requests_per_s, requests_per_s, running / 100, 150 + 6 * running
+        running,
+        tokens_per_s,
+        512 * requests_per_s,
+        requests_per_s,
+        running / 100,
+        150 + 6 * running,
     )
 
 
@@ -143,9 +148,7 @@ class Month:
         self.clocks.pass_s(1)
         with Recall(self.history.path) as recall:
             for name in SHARES:
-                found = assess(
-                    recall, server=name, window_s=7 * DAY_S, slo=SLO, now_s=self.now_s
-                )
+                found = assess(recall, server=name, window_s=7 * DAY_S, slo=SLO, now_s=self.now_s)
                 self.history.add_assessment(found.scope, found.verdict)
         assert self.history.flush(60)
 

@@ -397,7 +397,10 @@ async def test_a_percentile_stands_in_each_step_of_its_minute(planted: Planted) 
     [
         ("series", "parameter 'metric' is missing"),
         ("table", "parameter 'metrics' is missing"),
-        ("table?metrics=kv_usage_ratio,ttft_p94_ms", "no metric 'ttft_p94_ms', nearest is 'ttft_p9"),
+        (
+            "table?metrics=kv_usage_ratio,ttft_p94_ms",
+            "no metric 'ttft_p94_ms', nearest is 'ttft_p9",
+        ),
         ("table?metrics=" + "a," * 32, "33 metrics: ask for at most 32"),
         ("events?server=chat", "unknown parameter 'server'"),
         ("series?metric=kv_usage", "no metric 'kv_usage', nearest is 'kv_usage_ratio'"),
@@ -571,7 +574,12 @@ async def test_metrics_in_both_formats_and_compressed(planted: Planted) -> None:
 async def test_a_token_is_needed_where_one_is_configured(planted: Planted) -> None:
     right = {"Authorization": f"Bearer {TOKEN}"}
     async with asking(planted, TOKEN) as client:
-        for path in ("/metrics", "/api/v1/status", "/nowhere", "/api/v1/table"):
+        for path in (
+            "/metrics",
+            "/api/v1/status",
+            "/nowhere",
+            "/api/v1/table?metrics=kv_usage_ratio",
+        ):
             for wrong in (
                 {},
                 {"Authorization": TOKEN},

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -384,8 +385,12 @@ def test_the_curve_is_the_sweep_with_production_in_it(show: Any, month: Month) -
     )
     caption = page.inner_text("#chart-curve figcaption")
     assert "limit: KV cache memory" in caption
-    slo = [line["y"] for line in shown.charts()["curve-ttft"]["lines"]]
-    assert slo == [500]
+    for metric, bound in (("ttft", 500), ("itl", 50)):
+        chart = shown.charts()[f"curve-{metric}"]
+        assert [line["y"] for line in chart["lines"]] == [bound]
+        assert page.is_visible(f"#chart-curve-{metric} canvas")
+        known = [one for one in chart["series"]["p95"] if one is not None]
+        assert known == [getattr(level, f"{metric}_ms").p95 for level in sweep.levels]
 
 
 def test_the_week_is_the_pattern_against_the_capacity(show: Any, month: Month) -> None:
@@ -432,34 +437,35 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
     assert "GPU-2f" in page.locator("#health table").nth(1).inner_text()
 
 
-def test_hostile_names_are_text(show: Any, changed: Month) -> None:
-    changed.servers = [
-        ServerStatus(
-            HOSTILE, "http://x", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), missing=(HOSTILE,)
-        ),
-        *changed.servers,
+def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
+    one = Month(tmp_path / "agent.db")
+    one.servers = [
+        ServerStatus(HOSTILE, "http://x", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), missing=(HOSTILE,))
     ]
-    changed.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]
-    changed.samplers = [SamplerStatus(HOSTILE, False, None, None, 1, HOSTILE)]
-    verdict = samples.verdict()
-    changed.history.add_assessment(
-        HOSTILE, msgspec.structs.replace(verdict, finding=HOSTILE, summary=HOSTILE)
-    )
-    sweep = samples.hostile()
-    changed.history.add_source(HOSTILE, service=HOSTILE, gpus=[])
-    changed.history.add_curve(msgspec.structs.replace(sweep), HOSTILE)
-    assert changed.history.flush(20)
-    view = f"range=1h&server={HOSTILE.replace('&', '%26').replace('<', '%3C')}"
-    shown = show(view)
-    page = shown.page
-    assert page.evaluate("window.pwned") is None
-    assert page.locator("img").count() == 0
-    assert HOSTILE in page.inner_text("#verdict")
-    assert HOSTILE in page.inner_text("#history")
-    assert HOSTILE in page.locator("#health table").nth(0).inner_text()
-    assert HOSTILE in page.locator("#health table").nth(1).inner_text()
-    assert HOSTILE in page.inner_text("#h-curve")
-    shown.keep("hostile")
+    one.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]
+    one.samplers = [SamplerStatus(HOSTILE, False, None, None, 1, HOSTILE)]
+    verdict = msgspec.structs.replace(samples.verdict(), finding=HOSTILE, summary=HOSTILE)
+    one.history.add_source(HOSTILE, service=HOSTILE, gpus=[HOSTILE])
+    one.history.add_assessment(HOSTILE, verdict)
+    one.history.add_curve(samples.hostile(), HOSTILE)
+    assert one.history.flush(20)
+    with Served(one) as url:
+        shown = Shown(browser, url)
+        shown.page.goto(f"{url}/#{urlencode({'range': '1h', 'server': HOSTILE})}")
+        shown.ready("1h")
+        page = shown.page
+        assert page.evaluate("window.pwned") is None
+        assert page.locator("img").count() == 0
+        for place in ("#verdict", "#history", "#h-curve", "#h-week", "#health table >> nth=0"):
+            assert HOSTILE in page.inner_text(place), place
+        assert HOSTILE in page.inner_text("#health table >> nth=1")
+        assert HOSTILE in page.inner_text("#health table >> nth=2")
+        assert HOSTILE in page.locator("#whose").inner_text()
+        assert "limit: <img" in page.inner_text("#chart-curve figcaption")
+        assert (shown.complaints, shown.left) == ([], [])
+        shown.keep("hostile")
+        page.close()
+    one.history.close()
 
 
 def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:

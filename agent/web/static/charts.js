@@ -274,7 +274,7 @@ window.servefitCharts = (() => {
     };
     const x = {
       ...common, size: 24, gap: 6,
-      label: spec.x.label, labelFont: FONT, labelSize: 18, labelGap: 0,
+      label: spec.x.label || undefined, labelFont: FONT, labelSize: 18, labelGap: 0,
     };
     if (spec.x.time) {
       x.values = (u, splits) => splits.map(tickTime);
@@ -549,7 +549,7 @@ window.servefitCharts = (() => {
   /** Like `mount`; a chart that is there already keeps its focus and takes the new numbers. */
   function show(grid, spec) {
     const one = mounted.get(spec.id);
-    if (!one || frameOf(one.spec) !== frameOf(spec)) return mount(grid, spec);
+    if (!one?.host.isConnected || frameOf(one.spec) !== frameOf(spec)) return mount(grid, spec);
     Object.assign(one.spec, spec);
     one.host.setAttribute("aria-label", spec.summary);
     one.plot.setData(lines(spec));

@@ -170,8 +170,10 @@
   async function verdict() {
     const found = await ask("assessments", { limit: "200", ...view.who });
     return () => {
-      view.assessments = found;
-      byId("verdict").replaceChildren(...parts.verdicts(found));
+      const scopes = new Set(view.status.servers.flatMap(({ name, service }) =>
+        [scopeOf({ server: name }), scopeOf({ service })]));
+      view.assessments = found.filter(({ scope }) => scopes.has(scope));
+      byId("verdict").replaceChildren(...parts.verdicts(view.assessments));
       byId("history").replaceChildren(parts.history(found));
       if (view.pattern) drawWeek();
     };
@@ -224,15 +226,20 @@
       headings();
       view.curves = found;
       drawCurve();
-      grid("latency").replaceChildren();
-      for (const spec of views.latencyCharts(found)) charts.show(grid("latency"), spec);
+      const latencies = views.latencyCharts(found);
+      if (!latencies.length) grid("latency").replaceChildren();
+      for (const spec of latencies) charts.show(grid("latency"), spec);
       byId("curve-note").textContent = curveNote(found);
     };
   }
 
+  const KNOWN_BY = {
+    source: "handed over as its own", url: "known by its address", model: "known by its model",
+  };
+
   function curveNote({ measured, passive }) {
     const from = measured && `Measured ${views.when(measured.received_unix_s)} with ` +
-      `${measured.sweep.target.model || "an unnamed model"}, taken for this by its ${measured.by}.`;
+      `${measured.sweep.target.model || "an unnamed model"}, ${KNOWN_BY[measured.by]}.`;
     const replicas = view.status.servers.filter((one) => one.service === view.about.service).length;
     const one = measured && view.about.service && replicas > 1 ? `It is of one of ${replicas}.` : "";
     return [from || "No sweep was handed over yet: `loadgen sweep URL --agent` measures the curve.",

@@ -78,7 +78,7 @@ class Month:
         self.config = Config(
             server=tuple(Server(name=name, url=f"http://{name}:8000") for name in SHARES)
         )
-        self.totals = dict.fromkeys([*SHARES, *GPUS.values()], 0.0)
+        self.tokens = dict.fromkeys(SHARES, 0.0)
         self.newest: list[Batch] = []
         self.servers = [
             ServerStatus(
@@ -126,14 +126,13 @@ class Month:
 
     def _sample(self, name: str) -> list[Reading]:
         one, read = at(name, self.now_s), self.clocks.reading
-        self.totals[name] += 5
-        seconds = self.totals[name]
+        self.tokens[name] += 5 * one.tokens_per_s
         return [
             read("requests_running", one.running),
             read("requests_waiting", 0.0),
             read("kv_usage_ratio", one.kv),
-            read("output_tokens_total", one.tokens_per_s * seconds),
-            read("requests_finished_total", one.requests_per_s * seconds),
+            read("output_tokens_total", self.tokens[name]),
+            read("requests_finished_total", self.tokens[name] / 256),
         ]
 
     def _of_gpu(self, name: str) -> list[Reading]:

@@ -25,6 +25,7 @@ from agent.web.app import HEADERS, STATIC, Site, application
 from loadgen.report.html import FINDINGS, REASONS
 from tests.agent.web.month import BOUNDS, DAY_S, END, MODEL, Month, at, ttft_counts
 from tests.conftest import find_axe, find_chromium
+from tests.e2e.running_agent import Page, RunningAgent, server
 from tests.loadgen.report import samples
 from tests.support import require
 
@@ -294,6 +295,25 @@ def is_what_the_store_says(shown: Shown, month: Month) -> bool:
     known = {name: [math.nan if one is None else one for one in wanted[name]] for name in found}
     shown_now = {name: [math.nan if one is None else one for one in found[name]] for name in found}
     return all(shown_now[n] == pytest.approx(known[n], rel=1e-9, nan_ok=True) for n in found)
+
+
+def test_a_running_agent_is_followed(browser: Any, page: Page, tmp_path: Path) -> None:
+    """`agent run` itself, beside a server's page that always says the same."""
+    with RunningAgent(tmp_path, server("chat", page.url) + '[gpu]\nsource = "none"\n') as agent:
+        shown = Shown(browser, agent.url)
+        shown.page.goto(f"{agent.url}/#range=15m")
+        shown.ready("15m")
+
+        def shows(least: int) -> bool:
+            found = series_of(shown.charts())
+            known = [one for one in found.get("requests_running", []) if one is not None]
+            return len(known) >= least and set(known) == {3.0}
+
+        shown.until(lambda: shows(1), "the first samples do not appear")
+        shown.until(lambda: shows(2), "no later ones do")
+        assert "answers" in shown.page.locator("#health table").nth(0).inner_text()
+        assert (shown.complaints, shown.left) == ([], [])
+        shown.page.close()
 
 
 def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> None:

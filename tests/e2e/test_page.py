@@ -457,6 +457,27 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
     assert "GPU-2f" in page.locator("#health table").nth(1).inner_text()
 
 
+def test_a_simulated_server_is_told_as_such(show: Any) -> None:
+    """As the agent's status says it of a server; every chart that it is in says so, too."""
+    page = show("range=1h").page
+    told = page.evaluate(
+        """async () => {
+          const status = await (await fetch("/api/v1/status")).json();
+          status.servers[1].simulated = true;
+          const names = servefitParts.health(status)[0].querySelectorAll("tbody th");
+          const { METRICS, timeCharts } = servefitViews;
+          const metrics = Object.fromEntries(METRICS.map((name) => [name, { values: [1, 2] }]));
+          const grid = document.querySelector('[data-charts="time"]');
+          for (const spec of timeCharts({ from_s: 0, step_s: 60, metrics }, [], true))
+            servefitCharts.show(grid, spec);
+          return [...names].map((one) => one.textContent);
+        }"""
+    )
+    assert told == ["chat", "code simulated"]
+    figures = page.locator('[data-charts="time"] figure')
+    assert figures.locator(".badge.simulated").count() == figures.count() == 10
+
+
 def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
     one = Month(tmp_path / "agent.db")
     one.servers = [

@@ -543,7 +543,7 @@ window.servefitCharts = (() => {
   }
 
   /** What was laid out when the chart was made; where it changes the chart is made anew. */
-  const frameOf = (spec) => JSON.stringify([hasValues(spec), wantsLogY(spec), spec.x.log,
+  const frameOf = (spec) => JSON.stringify([hasValues(spec), spec.simulated, wantsLogY(spec), spec.x.log,
     spec.note ?? "", spec.marks.length, spec.series.map((s) => s.key), legendEntries(spec)]);
 
   /** Like `mount`; a chart that is there already keeps its focus and takes the new numbers. */

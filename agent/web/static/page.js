@@ -149,7 +149,7 @@
     return () => {
       view.table = old && !gap ? spliced(old, fresh, from) : fresh;
       view.drawnAt = now;
-      const specs = views.timeCharts(view.table, slos());
+      const specs = views.timeCharts(view.table, slos(), servers().some((one) => one.simulated));
       for (const spec of specs) charts.show(grid("time"), spec);
       if (view.curves) drawCurve();
     };

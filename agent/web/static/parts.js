@@ -130,12 +130,18 @@ window.servefitParts = (() => {
     }
   }
 
+  /** A server's name; one without hardware is told as such. */
+  function nameOf({ name, simulated }) {
+    const badge = element("span", { class: "badge simulated" }, "simulated");
+    return simulated ? element("span", {}, name, " ", badge) : name;
+  }
+
   function serverRows({ servers, samplers, gpus }) {
     const names = new Map(gpus.map((gpu) => [gpu.uuid, gpu.name]));
     return servers.map((one) => {
       const sampler = samplers.find(({ name }) => name === one.name);
       const on = one.gpus.map((uuid) => `${names.get(uuid) ?? "GPU"} ${uuid.slice(0, 12)}`);
-      return [one.name, state(sampler), host(one.url), one.service, one.model, one.engine,
+      return [nameOf(one), state(sampler), host(one.url), one.service, one.model, one.engine,
         ["line", on.join(", ") || null], ["line", one.missing.join(", ") || null]];
     });
   }

@@ -52,8 +52,9 @@ window.servefitViews = (() => {
     return `${title}, ${unit}, from ${when(from)} to ${when(to)}. ${told.join(" ") || "No data."}`;
   }
 
-  /** `table` as /api/v1/table answers; `slos` of the servers shown, a line each. */
-  function timeCharts(table, slos) {
+  /** `table` as /api/v1/table answers; `slos` of the servers shown, a line each; `simulated`: any of
+      them is. */
+  function timeCharts(table, slos, simulated = false) {
     const { from_s: from, step_s: step, metrics } = table;
     const count = metrics[METRICS[0]].values.length;
     const times = Array.from({ length: count }, (_, i) => from + i * step);
@@ -65,7 +66,7 @@ window.servefitViews = (() => {
       const bounds = slos.filter((slo) => slo.metric === id);
       const label = (slo) => `SLO ${slo.statistic} < ${number(slo.bound_ms)} ms`;
       return {
-        id, title, unit, format, series, simulated: false,
+        id, title, unit, format, series, simulated,
         x: { time: true, values: times, from, to, step, label: "", name: "" },
         valid: blank(true), met: blank(null), notes: blank(""), showsMet: false,
         lines: bounds.map((slo) => ({ y: slo.bound_ms, label: label(slo) })),

@@ -316,6 +316,23 @@ def test_a_running_agent_is_followed(browser: Any, page: Page, tmp_path: Path) -
         shown.page.close()
 
 
+def test_what_did_not_come_is_said_and_asked_for_again(browser: Any, url: str) -> None:
+    shown = Shown(browser, url)
+    busy = {
+        "status": 503,
+        "content_type": "application/json",
+        "body": '{"error": "busy: ask again"}',
+    }
+    shown.page.route("**/api/v1/table?**", lambda route: route.fulfill(**busy), times=2)
+    shown.page.goto(f"{url}/#range=1h")
+    shown.ready("1h")
+    shown.until(lambda: "load" in shown.charts(), "it is not asked for again")
+    assert shown.page.is_hidden("#trouble")
+    assert [line for line in shown.complaints if "503" not in line] == []
+    assert len(shown.complaints) == 2
+    shown.page.close()
+
+
 def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> None:
     with Served(month) as url:
         shown = Shown(browser, url)

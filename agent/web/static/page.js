@@ -307,7 +307,9 @@
     document.documentElement.dataset.seen = range;
     if (mine === view) await load("curve", () => curve());
     if (mine === view) await load("week", pattern);
-    if (mine === view) document.documentElement.dataset.ready = range;
+    if (mine !== view) return;
+    view.opened = true;
+    document.documentElement.dataset.ready = range;
   }
 
   // ------------------------------------------------------------------------------------------ live
@@ -317,16 +319,18 @@
     byId("live").textContent = text;
   }
 
-  /** What is new since the last look; nothing while nobody looks. */
+  /** What is new since the last look, and what did not come then; nothing while nobody looks. */
   async function refresh(now) {
-    if (document.hidden || !view?.table) return;
+    if (document.hidden) return;
+    if (!view.status) await open();
+    if (!view.opened) return;
     const due = Math.min(view.range.step, OFTEN_S);
     if (now - view.drawnAt >= due * 0.9) await load("series", () => series(now, true));
     if (now - view.seldomAt >= SELDOM_S) {
       view.seldomAt = now;
       await Promise.all([load("status", status), load("verdict", verdict)]);
     }
-    if (now - view.rareAt >= RARELY_S) {
+    if (now - view.rareAt >= (view.curves && view.pattern ? RARELY_S : SELDOM_S)) {
       view.rareAt = now;
       await load("curve", () => curve());
       await load("week", pattern);

@@ -36,6 +36,11 @@ def find_victoria_metrics() -> Path | None:
     return command if command.exists() else None
 
 
+def find_axe() -> Path | None:
+    script = real_dir() / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+    return script if script.exists() else None
+
+
 def find_chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -283,6 +288,7 @@ def missing_parts() -> list[str]:
         "Arize Phoenix (make real-parts)": find_phoenix(),
         "Kubernetes' schemas (make real-parts)": find_kubernetes_validate(),
         "VictoriaMetrics (make real-parts, on Debian)": find_victoria_metrics(),
+        "axe-core (make real-parts, with npm)": find_axe(),
         "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
         "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),
         "an NVIDIA GPU": Path("/dev/nvidiactl").exists(),

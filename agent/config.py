@@ -34,6 +34,7 @@ FILE_BYTES_MAX = 1024 * 1024
 TOKEN_LENGTH_MIN = 16
 HOUR_S, DAY_S = 3600.0, 86_400.0
 YEAR_S = 366 * DAY_S
+RESERVED = ("agent", "assessment", "gpu", "host")  # sources that are no servers
 OTLP_ENDPOINT = "http://127.0.0.1:4318"  # where a collector listens for OTLP over HTTP
 
 
@@ -578,6 +579,11 @@ def _check_servers(config: Config, source: _Source) -> None:
         if server.name in names:
             raise source.error(
                 f'two servers are called "{server.name}": give each a name of its own',
+                "server", nth, "name",
+            )  # fmt: skip
+        if server.name in RESERVED or server.name.startswith("service:"):
+            raise source.error(
+                f'"{server.name}" is what the agent calls something else: give it another name',
                 "server", nth, "name",
             )  # fmt: skip
         names[server.name] = nth

@@ -95,6 +95,7 @@ class Daemon:
         self._known: list[Known] = []
         self._delivery: Delivery | None = None
         self._receiver: Receiver | None = None
+        self._reconciling = asyncio.Lock()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -226,6 +227,10 @@ class Daemon:
 
     async def _reconcile(self) -> None:
         """Ends what is no longer wanted as it is, and begins what is not there."""
+        async with self._reconciling:
+            await self._make_as_wanted()
+
+    async def _make_as_wanted(self) -> None:
         wanted = self._wanted()
         for key in [key for key, made in self._parts.items() if wanted.get(key) != made]:
             del self._parts[key]

@@ -27,8 +27,8 @@ _MILLION = 1e6
 # the catalogue's devices of which it is.
 _LOW, _HIGH = 0.57, 1.7
 
-_TARIFF = (0.08, 0.15, 0.35)  # USD/kWh: industry in the USA, its households, industry in Germany
-_PUE = 1.4  # of a common server room; new data centres reach 1.1 to 1.2
+_TARIFF = (0.08, 0.15, 0.35)  # USD/kWh, indicative: large customers where power is cheap to small ones where not
+_PUE = 1.4  # indicative: a common server room; large new ones reach 1.1 to 1.2
 
 
 class Usd(msgspec.Struct, frozen=True):
@@ -87,15 +87,18 @@ def catalogue() -> Prices:
     return Prices(found)
 
 
+_Amount = float | tuple[float, float, float]
+
+
 class _GpuRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    usd_per_hour: float | list[float]
+    usd_per_hour: _Amount
     as_of: str
     source: str
     basis: Literal["rental", "owned"] = "rental"
 
 
 class _PowerRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    usd_per_kwh: float | list[float] = list(_TARIFF)
+    usd_per_kwh: _Amount = _TARIFF
     pue: float = _PUE
     rest_w_per_gpu: float = 0.0
 
@@ -132,10 +135,10 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
-def _usd(given: float | list[float], key: str) -> Usd:
+def _usd(given: _Amount, key: str) -> Usd:
     """One number is what is paid; three are [low, typical, high]."""
-    numbers = given if isinstance(given, list) else [given] * 3
-    if len(numbers) != 3 or not all(0 < a <= b < math.inf for a, b in pairwise(numbers)):
+    numbers = given if isinstance(given, tuple) else (given, given, given)
+    if not all(0 < a <= b < math.inf for a, b in pairwise(numbers)):
         raise UsageError(f"{key}: write a number above 0, or three: [low, typical, high]")
     return Usd(*numbers)
 

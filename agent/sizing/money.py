@@ -27,7 +27,11 @@ _MILLION = 1e6
 # the catalogue's devices of which it is.
 _LOW, _HIGH = 0.57, 1.7
 
-_TARIFF = (0.08, 0.15, 0.35)  # USD/kWh, indicative: large customers where power is cheap to small ones where not
+_TARIFF = (
+    0.08,
+    0.15,
+    0.35,
+)  # USD/kWh, indicative: large customers where power is cheap to small ones where not
 _PUE = 1.4  # indicative: a common server room; large new ones reach 1.1 to 1.2
 
 
@@ -58,7 +62,7 @@ class Price(msgspec.Struct, frozen=True):
 
 
 class Power(msgspec.Struct, frozen=True):
-    """What owned hardware's power costs, and what a GPU's share of the rest of the machine draws."""
+    """What power costs, and what the rest of a machine draws for each of its GPUs."""
 
     usd_per_kwh: Usd = Usd(*_TARIFF)
     pue: float = _PUE
@@ -244,9 +248,7 @@ def _below(
 ) -> tuple[float, float, float]:
     """How many surely, probably (evenly in a bucket) and possibly lie under a bound."""
     low = value = high = 0.0
-    edges: Iterable[tuple[float, float]] = zip(
-        (0.0, *bounds), (*bounds, math.inf), strict=True
-    )
+    edges: Iterable[tuple[float, float]] = zip((0.0, *bounds), (*bounds, math.inf), strict=True)
     for (begin, end), count in zip(edges, counts, strict=True):
         if end <= bound:
             low, value, high = low + count, value + count, high + count

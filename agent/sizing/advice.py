@@ -56,7 +56,7 @@ class Known(msgspec.Struct, frozen=True):
     """What advice is made from, beside the verdict.
 
     `levels`: those it was judged by, of `sweep` where there is one. `settings`: the server's own,
-    by name. `slo`: what was judged. `least_s`: who uses a box is known once it was observed so long.
+    by name. `slo`: what was judged. `least_s`: observed so long, it is known who uses a box.
     `history`: earlier assessments, newest first, as (unix s, the verdict's `cost`).
     """
 
@@ -337,9 +337,9 @@ def _use(known: Known, box: Box | None) -> _Use | None:
     each = max(1.0, at_once / box.replicas)
     cache = each * kv_bytes(spec.model, prompt + answer / 2, spec.kv_precision, spec.tp)
     read = active_weight_bytes(spec.model, spec.precision, each) + cache
-    flops = 2 * spec.model.params_active * rate * (1 + prompt / answer)
+    work = 2 * spec.model.params_active * rate * (1 + prompt / answer)
     return _Use(
-        flops / (box.gpus * spec.gpu.flops_per_s(spec.precision)),
+        work / (box.gpus * spec.gpu.flops_per_s(spec.precision)),
         read * rate / each / (box.gpus * spec.gpu.bandwidth_bytes_per_s),
         kv,
     )
@@ -385,7 +385,7 @@ def _personal(
         return None
     return Reason(
         "TRAINING_CLASS_FOR_PERSONAL",
-        f"one person's load (P99 of {number(p99)} at once, no training declared) on {place.gpus}"
+        f"one person's load (P99 of {p99:.3g} at once, no training declared) on {place.gpus}"
         f" x {place.card.name}, a training-class device: {best.words} would hold it by prediction,"
         f" a token every {_from_to(best.tpot_ms)} ms, for {_percent(*best.saving)} less",
         {
@@ -418,9 +418,9 @@ def _class(known: Known, place: _Place | None) -> str:
     if place is None:
         return f"Do I train? {trains} What class of hardware this is, is not known."
     card = place.card
-    flops = max(card.flops.values(), default=0.0)
+    flops = card.flops.get("bf16", 0.0)
     built = f"{card.memory_bytes / GIB:.0f} GiB, {card.bandwidth_bytes_per_s / 1e12:.3g} TB/s"
-    built += f", {flops / 1e12:,.0f} TFLOPS" if flops else ""
+    built += f", {flops / 1e12:,.0f} TFLOPS in bf16" if flops else ""
     text = f"Do I train? {trains} {card.name} is {card.category} ({built})"
     use = _use(known, place.box)
     if use is None:
@@ -438,7 +438,7 @@ def _users(verdict: Verdict, known: Known) -> str:
         return "One user or a service? Not known: no demand was observed or declared."
     who = "One user" if p99 <= PERSONAL_MOST else "A service"
     how = "P99 of the minutes" if known.pattern else "declared"
-    return f"One user or a service? {who}: {number(p99)} requests at once ({how})."
+    return f"One user or a service? {who}: {p99:.3g} requests at once ({how})."
 
 
 def _experience(verdict: Verdict, known: Known) -> str:

@@ -29,9 +29,10 @@ from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
 from agent.sizing import curve as curves
 from agent.sizing import production
-from agent.sizing.advice import Known, advise
+from agent.sizing.advice import advise
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
+from agent.sizing.kind import Known
 from agent.sizing.money import Prices, catalogue, parse_prices
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
@@ -256,8 +257,10 @@ def judge_file(
         simulated=sweep.run.simulated,
         target=sweep.target.url,
     )
-    known = Known(sweep.levels, tuple(slo), sweep, target=sweep.target.url or "URL")
-    return advise(verdict, known)
+    prompt, answer = (demand.input_tokens.mean, demand.output_tokens.mean) if demand else (0, 0)
+    lengths = (prompt, answer) if prompt and answer else None
+    target = sweep.target.url or "URL"
+    return advise(verdict, Known(sweep.levels, tuple(slo), sweep, lengths=lengths, target=target))
 
 
 class _Asked(NamedTuple):

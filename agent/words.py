@@ -36,16 +36,39 @@ def verdict_lines(verdict: Verdict, *, action: bool = True) -> list[str]:
     confidence = verdict.confidence
     lines.append(f"confidence {confidence.level}, limited by {confidence.limited_by}")
     lines += [f"{reason.code}: {reason.because}" for reason in verdict.reasons]
+    if verdict.qualifier and "because" in verdict.qualifier:
+        lines.append(f"{verdict.qualifier['name']}: {verdict.qualifier['because']}")
     recommendation = verdict.recommendation
     if recommendation is not None:
         if action:
             lines.append(f"do: {recommendation.action}")
+        lines += offer_lines(verdict)
         if recommendation.confirm_with:
             lines.append(f"confirm with: {recommendation.confirm_with}")
         if recommendation.overturned_by:
             lines.append(f"overturned by: {recommendation.overturned_by}")
     lines += [f"missing: {text}" for text in verdict.missing]
     return lines
+
+
+def offer_lines(verdict: Verdict) -> list[str]:
+    """What is recommended in hardware or flags: which, what it saves, how sure that is."""
+    offer = verdict.recommendation
+    if offer is None:
+        return []
+    parts = [offer.configuration] if offer.configuration else []
+    if offer.saving_lo is not None and offer.saving_hi is not None and offer.saving_hi > 0:
+        usd = verdict.cost.get("saving_usd_per_month")
+        told = f" ({span(*usd)} USD a month)" if usd else ""
+        parts.append(f"{span(100 * offer.saving_lo, 100 * offer.saving_hi)} % less{told}")
+    name = "configuration" if offer.configuration else "saving"
+    lines = [f"{name}: {', '.join(parts)}"] if parts else []
+    return lines + ([f"error bar: {offer.error_bar}"] if offer.error_bar else [])
+
+
+def span(low: float, high: float) -> str:
+    """`80–83`; one number where both are the same as told."""
+    return "–".join(dict.fromkeys(f"{value:,.0f}" for value in (low, high)))
 
 
 # ------------------------------------------------------------------------------------ in a notebook

@@ -64,6 +64,7 @@ class Need(msgspec.Struct, frozen=True):
 
     `requests_per_s` arrive on their own, and at once there are as many as that takes, with room for
     bursts; `at_once` are there in any case. `tails`: by target, its statistic over the mean.
+    `personal`: one person's, who may have a consumer's card; a data centre may not.
     """
 
     input_tokens: float
@@ -72,6 +73,7 @@ class Need(msgspec.Struct, frozen=True):
     slo: tuple[Slo, ...]
     tails: Mapping[str, float]
     requests_per_s: float | None = None
+    personal: bool = False
     words: str = ""
 
 
@@ -217,7 +219,7 @@ def candidates(
     oracle, now = Oracle(box, sweep), _month(box.spec.gpu, box.gpus, box, prices)
     asked = _Asked(oracle, box, need, prices, now, cheaper)
     found = []
-    for variants in _variants(box.spec):
+    for variants in _variants(box.spec, need.personal):
         ways = [_least(asked, spec, flags) for spec, flags in variants]
         found += sorted((one for one in ways if one is not None), key=_rank)[:1]
     return sorted(found, key=_rank)
@@ -237,7 +239,7 @@ def _rank(one: Candidate) -> tuple[float, int, int]:
     return cost, len(one.steps), one.gpus
 
 
-def _variants(here: EngineSpec) -> Iterator[list[tuple[EngineSpec, str]]]:
+def _variants(here: EngineSpec, personal: bool) -> Iterator[list[tuple[EngineSpec, str]]]:
     """What may be tried: other flags, fewer or more of these GPUs, other GPUs of the vendor."""
     yield [(here, "")]
     for flags, changes in _flags(here):
@@ -246,6 +248,8 @@ def _variants(here: EngineSpec) -> Iterator[list[tuple[EngineSpec, str]]]:
         if card.vendor != here.gpu.vendor or card.arch in _TOO_OLD:
             continue
         if _BY_THE_RACK in card.interconnect:
+            continue
+        if card.category == "consumer" and not (personal or here.gpu.category == "consumer"):
             continue
         there: dict[str, Any] = {"gpu": card, "num_gpu_blocks": None}
         yield [

@@ -39,7 +39,7 @@ HIGHEST = Efficiencies(t0_s=0.2, eta_b=1.0, eta_c=1.0, eta_p=1.0)
 # anew). NVIDIA: A100, H100, H200, RTX 4090 under TensorRT-LLM, vLLM and SGLang, 2023 to 2026. AMD:
 # MI300X alone, under a vLLM of 2024.
 TYPICAL = {
-    "NVIDIA": Efficiencies(t0_s=0.00359, eta_b=0.716, eta_c=0.212, eta_p=0.538),
+    "NVIDIA": Efficiencies(t0_s=0.00358, eta_b=0.705, eta_c=0.210, eta_p=0.543),
     "AMD": Efficiencies(t0_s=0.00888, eta_b=0.744, eta_c=0.665, eta_p=0.0216),
 }
 
@@ -48,10 +48,10 @@ TYPICAL = {
 # with the rows behind each, and how often they held what had not shaped them.
 SPREADS = {
     "precision": (0.67, 1.16),
-    "model": (0.59, 1.50),
-    "parallelism": (0.64, 1.47),
-    "GPU": (0.68, 1.40),
-    "everything": (0.51, 1.48),  # nothing of the kind was measured: another GPU, engine and model
+    "model": (0.59, 1.48),
+    "parallelism": (0.63, 1.48),
+    "GPU": (0.67, 1.41),
+    "everything": (0.50, 1.49),  # nothing of the kind was measured: another GPU, model and engine
 }
 
 # How far the efficiencies of one set-up lie from those typical of the vendor, as deviations of

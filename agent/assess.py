@@ -15,14 +15,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
-from agent.config import Config
+from agent.config import Config, read_prices
 from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Slo, Sweep, UsageError, Verdict
 from agent.recall import Recall
@@ -33,7 +32,7 @@ from agent.sizing.advice import advise
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
 from agent.sizing.kind import Known
-from agent.sizing.money import Prices, catalogue, parse_prices
+from agent.sizing.money import Prices, catalogue
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
 from agent.sizing.production import Needs, Scene, conclude, span
@@ -177,7 +176,7 @@ def assess_each(
         raise UsageError(
             f"{recall.path} knows no inference server yet: `agent run --config FILE` observes them"
         )
-    prices = read_prices(config.prices.file)
+    prices = read_prices(config.prices.file) if config.prices.file else None
     found = []
     for scope in scopes:
         is_part = scope.is_replica and not (is_named and expect_concurrency is not None)
@@ -200,17 +199,6 @@ def assess_each(
             )
         )
     return found
-
-
-def read_prices(file: Path | None) -> Prices:
-    """The prices of a file, else the catalogue's. Raises UsageError naming the file."""
-    if file is None:
-        return catalogue()
-    try:
-        return parse_prices(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, UsageError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"prices file {file}: {why}") from error
 
 
 class _Scope(NamedTuple):

@@ -47,8 +47,9 @@ class Known(msgspec.Struct, frozen=True):
     """What advice is made from, beside the verdict.
 
     `levels`: those it was judged by, of `sweep` where there is one. `settings`: the server's own,
-    by name. `slo`: what was judged. `lengths`: declared, of a prompt and an answer. `least_s`: observed so long, it is known who uses a box.
-    `history`: earlier assessments, newest first, as (unix s, the verdict's `cost`).
+    by name. `slo`: what was judged. `lengths`: declared, of a prompt and an answer. `least_s`:
+    observed so long, it is known who uses a box. `history`: earlier assessments, newest first, as
+    (unix s, the verdict's `cost`).
     """
 
     levels: Sequence[Level]

@@ -265,8 +265,9 @@ def _flag(case: _Case) -> Recommendation | None:
     codes = [one.code for one in case.verdict.reasons]
     if given is None:
         return None
+    at_once = max(case.need.at_once, p99_of(case.verdict, case.known) or 0.0)
     if "ADMISSION_CAP" in codes:
-        flag = f"--max-num-seqs {others.batch_limit(case.box, case.need)}"
+        flag = f"--max-num-seqs {others.batch_limit(case.box, case.need, at_once)}"
         bar = "none is given: how much the cap held back, only a sweep without it tells"
     elif "COMPUTE_PREFILL" in codes and _is_off(case.known, "enable_prefix_caching"):
         flag = "--enable-prefix-caching"
@@ -277,7 +278,7 @@ def _flag(case: _Case) -> Recommendation | None:
         given,
         configuration=f"{_here(case.box)} with {flag}",
         error_bar=bar,
-        confirm_with=_sweep(case, case.known.target),
+        confirm_with=_sweep(case, case.known.target, at_once),
     )
 
 

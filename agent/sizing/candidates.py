@@ -384,10 +384,11 @@ def _keeps(level: PredictedLevel, target: Slo, need: Need) -> bool:
     return mean is not None and mean * need.tails[format_slo([target])] <= target.bound_ms
 
 
-def batch_limit(box: Box, need: Need) -> int:
-    """The --max-num-seqs that the KV cache of one engine has room for at these lengths."""
+def batch_limit(box: Box, need: Need, at_once: float) -> int:
+    """The --max-num-seqs of one engine: twice what is there at once, as far as its cache has room."""
     room = sequences_that_fit(box.spec, need.input_tokens, need.output_tokens)
-    return max(1, min(int(room), 1 << math.ceil(math.log2(max(2.0, 2 * need.at_once)))))
+    wanted = 1 << math.ceil(math.log2(max(2.0, 2 * at_once / box.replicas)))
+    return max(1, min(int(room), wanted))
 
 
 def measured_at(levels: Sequence[Level], at_once: float) -> float | None:

@@ -161,12 +161,16 @@ def _use(known: Known, box: Box | None) -> _Use | None:
     if not rate or not at_once:
         return None
     spec, (prompt, answer) = box.spec, lengths
+    try:
+        flops = spec.gpu.flops_per_s(spec.precision)
+    except UsageError:
+        return None
     each = max(1.0, at_once / box.replicas)
     cache = each * kv_bytes(spec.model, prompt + answer / 2, spec.kv_precision, spec.tp)
     read = active_weight_bytes(spec.model, spec.precision, each) + cache
     work = 2 * spec.model.params_active * rate * (1 + prompt / answer)
     return _Use(
-        work / (box.gpus * spec.gpu.flops_per_s(spec.precision)),
+        work / (box.gpus * flops),
         read * rate / each / (box.gpus * spec.gpu.bandwidth_bytes_per_s),
         kv,
     )

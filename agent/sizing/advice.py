@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.model import Reason, Recommendation, UsageError, Verdict
+from agent.model import Reason, Recommendation, Slo, UsageError, Verdict
 from agent.sizing import candidates as others
 from agent.sizing import curve as curves
 from agent.sizing import money
@@ -40,8 +40,9 @@ from agent.words import number
 ALIKE = 1.25  # lengths that differ by less are the same
 KEPT = 3  # candidates that stay with a verdict
 
-# Where no SLO was given: what a reader takes for prompt and fluent.
+# Where the SLO does not say: what a reader takes for prompt and fluent.
 ASSUMED = tuple(parse_slo("ttft:p95<1000ms,tpot:p95<100ms"))
+FLUENT = tuple(parse_slo("tpot:p95<100ms,itl:p95<100ms"))  # either, as it was measured
 
 _STEPS = {
     "GPU": "another GPU of the vendor",
@@ -107,16 +108,29 @@ def _need(verdict: Verdict, known: Known) -> Need | None:
         at_once = max(at_once, 1.0)
     if not (at_once or rate):
         return None
-    slo, p99 = known.slo or ASSUMED, p99_of(verdict, known)
+    p99 = p99_of(verdict, known)
+    each = max(at_once, p99 or 0.0) / known.replicas
+    slo = _asked(known, each)
     return Need(
         *lengths,
         at_once=at_once,
         slo=slo,
-        tails=others.tails(slo, known.levels, max(at_once, p99 or 0.0) / known.replicas),
+        tails=others.tails(slo, known.levels, each),
         requests_per_s=rate,
         personal=p99 is not None and p99 <= PERSONAL_MOST,
         words=words,
     )
+
+
+def _asked(known: Known, at_once: float) -> tuple[Slo, ...]:
+    """The SLO, and where it leaves out how fast an answer is written, or all, what is assumed."""
+    if not known.slo:
+        return ASSUMED
+    if {"itl", "tpot", "e2e"} & {one.metric for one in known.slo}:
+        return known.slo
+    measured = others.tails(FLUENT, known.levels, at_once)
+    fluent = [one for one in FLUENT if format_slo([one]) in measured]
+    return (*known.slo, (fluent or list(FLUENT))[0])
 
 
 def _candidates(
@@ -312,7 +326,8 @@ def _predicted(case: _Case, best: Candidate, given: Recommendation) -> Recommend
     rate = best.output_tokens_per_s
     down, up = rate.lo90 / rate.value - 1, rate.hi90 / rate.value - 1
     steps = " and ".join(_STEPS[step] for step in best.steps) or "other flags"
-    assumed = "" if case.known.slo else f"; no SLO is known, {format_slo(ASSUMED)} was assumed"
+    added = [one for one in case.need.slo if one not in case.known.slo]
+    assumed = f"; {format_slo(added)} was assumed, for the SLO does not say" if added else ""
     outside = "; its load lies outside of what was swept" if best.outside else ""
     changed = best.precision != case.box.spec.precision
     answers = "; weights in another precision answer differently: check that too" if changed else ""

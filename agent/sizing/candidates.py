@@ -385,7 +385,7 @@ def _keeps(level: PredictedLevel, target: Slo, need: Need) -> bool:
 
 
 def batch_limit(box: Box, need: Need, at_once: float) -> int:
-    """The --max-num-seqs of one engine: twice what is there at once, as far as its cache has room."""
+    """The --max-num-seqs of one engine: twice what is there at once, where its cache has room."""
     room = sequences_that_fit(box.spec, need.input_tokens, need.output_tokens)
     wanted = 1 << math.ceil(math.log2(max(2.0, 2 * at_once / box.replicas)))
     return max(1, min(int(room), wanted))

@@ -89,6 +89,15 @@ def test_otherwise_it_is_not_said(changed: dict[str, Any]) -> None:
     assert found.recommendation == KEEP
 
 
+def test_an_slo_without_a_word_of_fluency_does_not_allow_a_crawl() -> None:
+    bare = advised(slo=tuple(parse_slo("ttft:p95<60s")))
+    assert "tpot:p95<100ms was assumed, for the SLO does not say" in str(offer(bare).error_bar)
+    assert all(1.4 * one["tpot_ms"]["hi90"] <= 100 for one in bare.cost["candidates"])
+    none = advised(slo=())
+    assert "ttft:p95<1000ms,tpot:p95<100ms was assumed" in str(offer(none).error_bar)
+    assert "was assumed" not in str(offer(advised()).error_bar)
+
+
 def test_a_shortened_window_is_enough_where_it_was_configured() -> None:
     found = advised(pattern=seen(days=0.1), least_s=3600.0)
     assert "TRAINING_CLASS_FOR_PERSONAL" in codes(found)

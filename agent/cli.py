@@ -443,13 +443,13 @@ def doctor(file: str | None, urls: tuple[str, ...], as_json: bool) -> int:
 def run(file: str | None, urls: tuple[str, ...]) -> None:
     """Stay beside production: sample, keep, export, judge, until it is stopped.
 
-    Without a server in the configuration or --url, those that answer on this machine's usual ports
-    are observed. SIGHUP reads the configuration again, SIGTERM ends the agent. What happens is said
+    Without --config and --url it observes the servers that answer on this machine's usual ports.
+    SIGHUP reads the configuration again, SIGTERM ends the agent. What happens is said
     on stderr, a line each.
     """
-    from agent import daemon
+    from agent import startup
 
-    daemon.run(file, urls)
+    startup.run(file, urls)
 
 
 @cli.command()

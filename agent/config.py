@@ -280,6 +280,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[str, one_of("auto", "nvml", "dcgm", "amdsmi", "none")] = "auto"
     interval_s: Annotated[float, duration(1, HOUR_S)] = msgspec.field(default=1.0, name="interval")
     url: Annotated[str | None, URL] = None  # of dcgm-exporter's page
+    gpm: Annotated[bool, FLAG] = False  # occupancy, tensor and DRAM activity: Hopper and newer
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):

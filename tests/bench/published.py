@@ -24,7 +24,6 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -433,9 +432,14 @@ class Carry(NamedTuple):
         return [error for errors in self.errors.values() for error in errors]
 
     @property
+    def judged(self) -> int:
+        """Rows of the parts whose others show a spread."""
+        return sum(len(self.errors[part]) for part in self.held)
+
+    @property
     def coverage(self) -> float:
-        rows = sum(len(self.errors[part]) for part in self.held)
-        return sum(share * len(self.errors[part]) for part, share in self.held.items()) / rows
+        held = sum(share * len(self.errors[part]) for part, share in self.held.items())
+        return held / self.judged
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -488,16 +492,13 @@ def outcome(path: Path) -> tuple[list[Figure], list[str]]:
     right = sum(one.truth == one.said for one in shown) / len(shown)
     refused, asked = refusals(groups)
     figures = [
-        _error("same GPU", [one.error for one in used], 0.10),
-        _interval("same GPU", sum(one.held for one in used) / len(used)),
+        _error("same GPU, each length and load in turn", [one.error for one in used], 0.10),
+        _interval("same GPU", sum(one.held for one in used) / len(used), len(used)),
         _error("same GPU, failed fits too", [one.error for one in same]),
         _error("another GPU, all rows", _best(groups), 0.20),
-        _error("another GPU, model and engine known", steps["GPU"].every),
-        _interval("another GPU, model and engine known", steps["GPU"].coverage),
-        _error("another GPU, any model and engine", steps["everything"].every),
-        _interval("another GPU, any model and engine", steps["everything"].coverage),
-        _error("another engine", engines.every),
-        _interval("another engine", engines.coverage),
+        *_carried("another GPU, model and engine known", steps["GPU"]),
+        *_carried("another GPU, any model and engine", steps["everything"]),
+        *_carried("another engine", engines),
         *(_error(f"another {name}", steps[name].every) for name in _WITHIN),
         Figure(f"another vendor: refused, of {asked}", refused, f"{asked}", refused == asked),
         Figure(f"bound by KV or not: right, % of {len(shown)} sweeps", 100 * right, "≥ 95",
@@ -519,6 +520,10 @@ def _best(groups: Sequence[Group]) -> list[float]:
     return [error for errors in known.values() for error in errors]
 
 
+def _carried(what: str, step: Carry) -> tuple[Figure, Figure]:
+    return _error(what, step.every), _interval(what, step.coverage, step.judged)
+
+
 def _error(what: str, errors: Sequence[float], bar: float | None = None) -> Figure:
     value = absolute(errors)
     text = f"{what}: median absolute error, % ({len(errors):,} rows)"
@@ -527,10 +532,9 @@ def _error(what: str, errors: Sequence[float], bar: float | None = None) -> Figu
     return Figure(text, 100 * value, f"≤ {100 * bar:g}", value <= bar)
 
 
-def _interval(what: str, share: float) -> Figure:
-    return Figure(
-        f"{what}: within the 90 % interval, %", 100 * share, "85–95", 0.85 <= share <= 0.95
-    )
+def _interval(what: str, share: float, rows: int) -> Figure:
+    text = f"{what}: in the 90 % interval, % ({rows:,} rows)"
+    return Figure(text, 100 * share, "85–95", 0.85 <= share <= 0.95)
 
 
 def _table(*rows: Sequence[object]) -> str:
@@ -549,7 +553,8 @@ def _sources_table(scored: Sequence[Scored]) -> str:
     return _table(
         ("same GPU: source", "GPU", "rows", "median absolute error", "in the interval"),
         *((*key, len(some), _percent(absolute(one.error for one in some)),
-           _percent(sum(one.held for one in some) / len(some))) for key, some in sorted(by.items())),
+           _percent(sum(one.held for one in some) / len(some)))
+          for key, some in sorted(by.items())),
     )  # fmt: skip
 
 
@@ -557,8 +562,9 @@ def _steps_table(steps: dict[str, Carry]) -> str:
     rows = []
     for name, step in steps.items():
         lo, hi = step.spread
-        rows.append((f"**{name}**", len(step.every), _percent(absolute(step.every)),
-                     f"{lo:.2f}–{hi:.2f}", _percent(step.coverage) if step.held else ""))  # fmt: skip
+        coverage = _percent(step.coverage) if step.held else ""
+        error = _percent(absolute(step.every))
+        rows.append((f"**{name}**", len(step.every), error, f"{lo:.2f}–{hi:.2f}", coverage))
         rows += [(part, len(errors), _percent(absolute(errors)), "",
                   _percent(step.held[part]) if part in step.held else "")
                  for part, errors in sorted(step.errors.items())]  # fmt: skip
@@ -569,7 +575,7 @@ def _steps_table(steps: dict[str, Carry]) -> str:
 def _kv_table(shown: Sequence[Shown]) -> str:
     counts = Counter((bool(one.group.rows[0].latencies), one.truth, one.said) for one in shown)
     return _table(
-        ("KV-bound or not", "bound, said so", "bound, said not", "not, said not", "not, said bound"),
+        ("KV", "bound, said so", "bound, said not", "not, said not", "not, said bound"),
         *((name, *(counts[told, truth, said] for truth, said in
                    ((True, True), (True, False), (False, False), (False, True))))
           for told, name in ((True, "latencies told"), (False, "static batches"))),

@@ -23,7 +23,6 @@ from agent.sizing.candidates import Box, Candidate, Need, shape
 from agent.sizing.curve import format_slo, parse_slo
 from agent.sizing.kind import (
     CHEAPER,
-    PERSONAL_MOST,
     Known,
     Place,
     lengths_of,
@@ -117,7 +116,7 @@ def _need(verdict: Verdict, known: Known) -> Need | None:
         slo=slo,
         tails=others.tails(slo, known.levels, each),
         requests_per_s=rate,
-        personal=p99 is not None and p99 <= PERSONAL_MOST,
+        personal=p99 is not None and p99 <= known.t.single_user,
         words=words,
     )
 

@@ -23,11 +23,9 @@ from agent.sizing.engine import active_weight_bytes, kv_bytes
 from agent.sizing.hardware import GIB, Gpu
 from agent.sizing.money import Prices
 from agent.sizing.pattern import Pattern
+from agent.sizing.rules import DEFAULTS, Thresholds
 from agent.words import number, span
 
-PERSONAL_MOST = 2.0  # P99 of the requests at once up to which a box serves one person
-IDLES_MOST = 0.2  # a resource used less than this at the peak, while another binds, is idle
-BINDS_FROM = 0.85  # demand over capacity from which what limits the box binds at the peak
 DAY_S = 86_400.0
 
 # What to look for by finding: only what surely saves, or whatever holds the load; else nothing.
@@ -65,6 +63,7 @@ class Known(msgspec.Struct, frozen=True):
     lengths: tuple[float, float] | None = None
     least_s: float = DAY_S
     history: Sequence[tuple[float, Mapping[str, Any]]] = ()
+    t: Thresholds = DEFAULTS
     target: str = "URL"
 
 
@@ -179,7 +178,7 @@ def _use(known: Known, box: Box | None) -> _Use | None:
 def mismatch(verdict: Verdict, known: Known, place: Place) -> dict[str, Any] | None:
     """One resource binds at the peak while another idles: which way to move, not just how far."""
     at_peak = verdict.finding == "UNDER_SIZED" or (
-        verdict.ratio is not None and verdict.ratio.value >= BINDS_FROM
+        verdict.ratio is not None and verdict.ratio.value >= known.t.binds_ratio_min
     )
     binds = next((one.code for one in verdict.reasons if one.code in _BINDS), None)
     use = _use(known, place.box)
@@ -189,7 +188,7 @@ def mismatch(verdict: Verdict, known: Known, place: Place) -> dict[str, Any] | N
     if use.kv is not None:
         used["memory for the KV cache"] = use.kv
     idle, share = min(used.items(), key=lambda one: one[1])
-    if share >= IDLES_MOST or idle == _BINDS[binds]:
+    if share >= known.t.idles_share_max or idle == _BINDS[binds]:
         return None
     return {
         "name": "MISMATCHED",
@@ -207,7 +206,7 @@ def personal_reason(
     p99 = p99_of(verdict, known)
     if known.trains or place.card.category != "training-class" or not found:
         return None
-    if p99 is None or p99 > PERSONAL_MOST or not CHEAPER.get(verdict.finding):
+    if p99 is None or p99 > known.t.single_user or not CHEAPER.get(verdict.finding):
         return None
     if known.pattern is not None and known.pattern.covered_s < known.least_s:
         return None
@@ -268,7 +267,7 @@ def _users(verdict: Verdict, known: Known) -> str:
     p99 = p99_of(verdict, known)
     if p99 is None:
         return "One user or a service? Not known: no demand was observed or declared."
-    who = "One user" if p99 <= PERSONAL_MOST else "A service"
+    who = "One user" if p99 <= known.t.single_user else "A service"
     how = "P99 of the minutes" if known.pattern else "declared"
     return f"One user or a service? {who}: {p99:.3g} requests at once ({how})."
 

@@ -609,6 +609,7 @@ def _known(
         expect_concurrency=scene.expect_concurrency,
         least_s=scene.needs.idle_s,
         history=_history(recall, asked) if measured_s is not None else (),
+        host_j=_host_j(recall, asked, scene.pattern),
         target=scene.target,
     )
 
@@ -619,3 +620,27 @@ def _history(recall: Recall, asked: _Asked) -> list[tuple[float, Mapping[str, An
         return []
     kept = recall.assessments(asked.scope, limit=1000)
     return [(one["at_unix_s"], one["verdict"].get("cost", {})) for one in kept]
+
+
+_HERE = ("127.0.0.1", "::1", "localhost")
+
+
+def _host_j(recall: Recall, asked: _Asked, seen: Pattern) -> float | None:
+    """Energy of this machine's processors and memory, where it runs these servers and no other.
+
+    A counter of the whole platform has the others in it.
+    """
+    urls = [asked.urls.get(name, "") for name in asked.servers]
+    if set(recall.servers()) - set(asked.servers):
+        return None
+    if not all(urlsplit(url).hostname in _HERE for url in urls):
+        return None
+    from agent.sources import HOST  # with an event loop, which is not needed elsewhere here
+
+    joules: dict[str, float] = defaultdict(float)
+    begin_s = seen.end_unix_s - seen.window_s
+    for minute in recall.minutes(HOST, begin_s, seen.end_unix_s, ("host_energy_j",)):
+        for value in minute.values:
+            joules[dict(value.labels).get("domain", "")] += value.increase or 0.0
+    whole = [used for domain, used in joules.items() if domain.endswith("psys")]
+    return math.fsum(whole or joules.values()) or None

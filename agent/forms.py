@@ -62,6 +62,9 @@ def _concluded(verdict: Verdict) -> list[tuple[str, str]]:
         ("J per output token, idle included", _known(energy.get("j_per_output_token"))),
         ("J per output token, busy", _known(energy.get("j_per_output_token_busy"))),
         ("W idle", _known(energy.get("idle_w"))),
+        ("J per output token, processors and memory", _known(
+            energy.get("host_j_per_output_token"))),
+        ("energy while idle", _percent(energy.get("idle_ratio"))),
         ("TTFT p99/p50", _known(verdict.stability.get("ttft_p99_over_p50"))),
         ("ITL p99/p50", _known(verdict.stability.get("itl_p99_over_p50"))),
         *_money(verdict),

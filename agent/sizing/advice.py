@@ -149,15 +149,18 @@ def _candidates(
 
 
 def _energy(known: Known) -> dict[str, Any]:
-    """Beside what the verdict has: a month, and how much of it nobody had anything of."""
+    """Beside what the verdict has of the GPUs: a month of them, how much of it nobody had anything
+    of, and, apart, what processors and memory took."""
+    found: dict[str, Any] = {}
     energy = known.pattern.energy if known.pattern else None
-    if energy is None or not energy.energy_j or energy.power_w.mean is None:
-        return {}
-    return {
-        "kwh_per_month": energy.power_w.mean * HOURS_A_MONTH / 1e3,
-        "idle_ratio": (energy.idle_j or 0.0) / energy.energy_j,
-        "of": "the GPUs alone",
-    }
+    if energy is not None and energy.energy_j and energy.power_w.mean is not None:
+        found["kwh_per_month"] = energy.power_w.mean * HOURS_A_MONTH / 1e3
+        found["idle_ratio"] = (energy.idle_j or 0.0) / energy.energy_j
+    if known.pattern is not None and known.host_j is not None:
+        found["host_energy_j"] = known.host_j
+        if known.pattern.output_tokens:
+            found["host_j_per_output_token"] = known.host_j / known.pattern.output_tokens
+    return found
 
 
 def _cost(verdict: Verdict, known: Known, place: Place) -> dict[str, Any]:

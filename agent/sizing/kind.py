@@ -64,6 +64,7 @@ class Known(msgspec.Struct, frozen=True):
     least_s: float = DAY_S
     history: Sequence[tuple[float, Mapping[str, Any]]] = ()
     t: Thresholds = DEFAULTS
+    host_j: float | None = None  # of the machine's processors and memory, over the window
     target: str = "URL"
 
 
@@ -213,9 +214,10 @@ def personal_reason(
     best = next((one for one in found if one.category != "training-class"), None)
     if best is None or best.saving is None:
         return None
+    how = "P99 of" if known.pattern else "declared"
     return Reason(
         "TRAINING_CLASS_FOR_PERSONAL",
-        f"one person's load (P99 of {p99:.3g} at once, no training declared) on {place.gpus}"
+        f"one person's load ({how} {p99:.3g} at once, no training declared) on {place.gpus}"
         f" x {place.card.name}, a training-class device: {best.words} would hold it by prediction,"
         f" a token every {number(best.tpot_ms.lo90)}–{number(best.tpot_ms.hi90)} ms, for"
         f" {span(100 * best.saving[0], 100 * best.saving[1])} % less",

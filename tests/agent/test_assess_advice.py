@@ -11,13 +11,15 @@ import pytest
 from agent import forms
 from agent.assess import assess_each, judge_file
 from agent.config import parse as parse_config
+from agent.minutes import Minute
 from agent.model import Sweep, UsageError, encode
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
 from agent.sizing.declared import parse_demand
 from agent.sizing.production import Needs
+from tests.agent.recorded import NOON, counter, minute
 from tests.agent.sizing.swept import H100, sweep_of
-from tests.agent.test_assess import END, Box, ask
+from tests.agent.test_assess import END, MINUTES, Box, ask
 from tests.agent.test_cli import Command, agent
 
 SLO = parse_slo("ttft:p95<1000ms")
@@ -143,3 +145,37 @@ def test_what_might_be_cheaper_is_told_where_nothing_is_recommended() -> None:
     found = judge_file(sweep_of(), SLO, expect_concurrency=24)
     (row,) = [value for name, value in forms.sheet("x", found).evidence if "cheapest" in name]
     assert row.endswith(" USD a month")
+
+
+# ------------------------------------------------------------------------------------------ energy
+
+
+def package(*joules: float, domain: str = "package-0") -> list[Minute]:
+    return [
+        minute(NOON + 60 * n, [counter("host_energy_j", 0, rise, domain=domain)], source="host")
+        for n, rise in enumerate(joules)
+    ]
+
+
+def test_processors_and_memory_are_told_apart_from_the_gpus(box: Box) -> None:
+    alone(box)
+    for one in (*package(3000.0, 3000.0), *package(1000.0, domain="package-0/dram")):
+        box.history.add_minute(one)
+    path = box.done()
+    found = ask(path, slo=SLO, urls={"chat": "http://127.0.0.1:8000"}).verdict.energy
+    assert found["host_energy_j"] == 7000
+    assert found["host_j_per_output_token"] == pytest.approx(7000 / (6000 * MINUTES))
+    assert found["energy_j"] == 6000.0 * MINUTES
+    for elsewhere in ({}, {"chat": "http://gpu:8000"}):
+        assert "host_energy_j" not in ask(path, slo=SLO, urls=elsewhere).verdict.energy
+
+
+def test_the_whole_platform_is_counted_once_and_for_nobody_beside_others(box: Box) -> None:
+    alone(box)
+    for one in (*package(3000.0), *package(9000.0, domain="psys")):
+        box.history.add_minute(one)
+    assert box.history.flush()
+    urls = {name: "http://localhost:8000" for name in ("chat", "other")}
+    assert ask(box.path, slo=SLO, urls=urls).verdict.energy["host_energy_j"] == 9000
+    path = box.serve(1.0, "other", minutes=1).done()
+    assert "host_energy_j" not in ask(path, slo=SLO, urls=urls).verdict.energy

@@ -63,8 +63,7 @@ def advise(verdict: Verdict, known: Known) -> Verdict:
             cost={**verdict.cost, "unknown": lacking[0]},
             questions=questions(verdict, known, None),
         )
-    need = _need(verdict, known)
-    found = _candidates(verdict, known, place, need, lacking)
+    need, found = _look(verdict, known, place, lacking)
     personal = personal_reason(verdict, known, place, found)
     more = [personal, _score(known, place)]
     advised = msgspec.structs.replace(
@@ -82,11 +81,36 @@ def advise(verdict: Verdict, known: Known) -> Verdict:
     return _saving(_recommended(rest, personal is not None), rest)
 
 
-def _need(verdict: Verdict, known: Known) -> Need | None:
+def _look(
+    verdict: Verdict, known: Known, place: Place, lacking: list[str]
+) -> tuple[Need | None, list[Candidate]]:
+    """What has to be held, and what would hold it by prediction.
+
+    Where the box that is there does not hold its load, the model has to say so too: if not of the
+    busy minutes, then of the busiest; a model that says otherwise is not asked what would.
+    """
+    need, cheaper = _need(verdict, known), CHEAPER.get(verdict.finding)
+    box, sweep = place.box, known.sweep
+    if cheaper is None or need is None or box is None or sweep is None:
+        return need, []
+    try:
+        oracle = others.Oracle(box, sweep)
+        if not cheaper and others.holds_now(oracle, box, need):
+            need = _need(verdict, known, busiest=True) or need
+            if others.holds_now(oracle, box, need):
+                raise UsageError("a sweep with these lengths: by that of now this box holds it")
+        return need, others.candidates(oracle, box, need, known.prices, cheaper=cheaper)
+    except UsageError as error:
+        lacking.append(str(error))
+        return need, []
+
+
+def _need(verdict: Verdict, known: Known, *, busiest: bool = False) -> Need | None:
     """What has to be held; null where no demand is known.
 
     To take hardware away, the largest demand that was ever sampled; to add some, the busy minutes'
-    requests/s (P95), for how many wait at once where it is too small is its own doing.
+    requests/s (P95, or the `busiest`), for how many wait at once where it is too small is its own
+    doing.
     """
     lengths = lengths_of(known)
     if lengths is None:
@@ -96,9 +120,9 @@ def _need(verdict: Verdict, known: Known) -> Need | None:
         at_once, rate = declared.get("concurrency") or 0.0, declared.get("rps")
         words = "as declared"
     elif verdict.finding == "UNDER_SIZED":
-        rate = seen.requests_per_s.p95
+        rate = seen.requests_per_s.peak if busiest else seen.requests_per_s.p95
         at_once = 0.0 if rate else seen.concurrency.p99 or 0.0
-        words = "the P95 of the minutes"
+        words = "the busiest minute" if busiest else "the P95 of the minutes"
     else:
         rate, at_once = seen.requests_per_s.peak, seen.concurrency.max or 0.0
         words = "the most that was ever seen"
@@ -130,19 +154,6 @@ def _asked(known: Known, at_once: float) -> tuple[Slo, ...]:
     measured = others.tails(FLUENT, known.levels, at_once)
     fluent = [one for one in FLUENT if format_slo([one]) in measured]
     return (*known.slo, (fluent or list(FLUENT))[0])
-
-
-def _candidates(
-    verdict: Verdict, known: Known, place: Place, need: Need | None, lacking: list[str]
-) -> list[Candidate]:
-    cheaper = CHEAPER.get(verdict.finding)
-    if cheaper is None or need is None or place.box is None or known.sweep is None:
-        return []
-    try:
-        return others.candidates(place.box, known.sweep, need, known.prices, cheaper=cheaper)
-    except UsageError as error:
-        lacking.append(str(error))
-        return []
 
 
 # --------------------------------------------------------------------------------- energy and money
@@ -303,13 +314,15 @@ def _is_off(known: Known, setting: str) -> bool:
 
 
 def _bigger(case: _Case, why: str) -> Recommendation | None:
+    """The same hardware with other flags first, for nothing has to be bought; else the cheapest."""
     given = case.verdict.recommendation
     if given is None or not case.found:
         return given
-    best = case.found[0]
+    free = (one for one in case.found if one.flags and one.gpus == case.box.gpus)
+    best = next(free, case.found[0])
     return msgspec.structs.replace(
         _predicted(case, best, given),
-        action=f"{best.words} {why}, by prediction the cheapest; {given.action}",
+        action=f"{best.words} {why}, by prediction; {given.action}",
     )
 
 

@@ -43,6 +43,7 @@ _REPLICAS = (1, 2, 3, 4, 6, 8, 12, 16)
 _AT_ONCE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOO_OLD = ("Volta", "Turing")  # have no bf16, and engines give them up
 _BY_THE_RACK = "NVL72"  # nobody sells one of these
+_UTILIZATION = 0.9  # vLLM's own default: the part of a GPU's memory that it takes
 _BLOCKS_FREE = 0.5  # a cache under this part of what would fit was made small by a flag
 
 
@@ -205,24 +206,36 @@ class Oracle:
         return carried, carried.steps
 
 
+def holds_now(oracle: Oracle, box: Box, need: Need) -> bool:
+    """Would the box that is there hold the load, by prediction? Raises UsageError."""
+    _check(need)
+    deployed = Deployment(box.spec, box.replicas, box.engine)
+    return held(oracle.basis(box.spec)[0], deployed, need, oracle.ttft) is not None
+
+
 def candidates(
-    box: Box, sweep: Sweep, need: Need, prices: Prices, *, cheaper: bool
+    oracle: Oracle, box: Box, need: Need, prices: Prices, *, cheaper: bool
 ) -> list[Candidate]:
     """What would hold the load, the cheapest first; only what surely saves where `cheaper`.
 
-    Of each device, and of each way to run the one that is there, the cheapest. Raises UsageError
-    where the sweep cannot be used, or a target of the SLO cannot be predicted.
+    Else what is there does not hold it, and fewer of the same are none. Of each device, and of each
+    way to run the one that is there, the cheapest. Raises UsageError where a target of the SLO
+    cannot be predicted.
     """
-    names = [format_slo([target]) for target in need.slo]
-    if lacking := [name for name in names if name not in need.tails]:
-        raise UsageError(f"how far {lacking[0]} lies above the mean, in the sweep")
-    oracle, now = Oracle(box, sweep), _month(box.spec.gpu, box.gpus, box, prices)
+    _check(need)
+    now = _month(box.spec.gpu, box.gpus, box, prices)
     asked = _Asked(oracle, box, need, prices, now, cheaper)
     found = []
     for variants in _variants(box.spec, need.personal):
         ways = [_least(asked, spec, flags) for spec, flags in variants]
         found += sorted((one for one in ways if one is not None), key=_rank)[:1]
     return sorted(found, key=_rank)
+
+
+def _check(need: Need) -> None:
+    names = [format_slo([target]) for target in need.slo]
+    if lacking := [name for name in names if name not in need.tails]:
+        raise UsageError(f"how far {lacking[0]} lies above the mean, in the sweep")
 
 
 class _Asked(NamedTuple):
@@ -232,6 +245,11 @@ class _Asked(NamedTuple):
     prices: Prices
     now: Usd | None
     cheaper: bool
+
+    def differs(self, replicas: int) -> bool:
+        """Are so many of the same engine what is looked for: fewer, or more?"""
+        now = self.box.replicas
+        return replicas < now if self.cheaper else replicas > now
 
 
 def _rank(one: Candidate) -> tuple[float, int, int]:
@@ -261,19 +279,22 @@ def _variants(here: EngineSpec, personal: bool) -> Iterator[list[tuple[EngineSpe
 
 def _flags(here: EngineSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     """Flags that give the box that is there more room, with what they change."""
-    free: dict[str, Any] = {"num_gpu_blocks": None}
+    free: dict[str, Any] = {
+        "num_gpu_blocks": None,
+        "gpu_memory_utilization": max(_UTILIZATION, here.gpu_memory_utilization),
+    }
     try:
         whole = kv_capacity_tokens(msgspec.structs.replace(here, **free))
     except UsageError:
         return
     if here.num_gpu_blocks and kv_capacity_tokens(here) < _BLOCKS_FREE * whole:
-        yield "all its memory for the KV cache (--gpu-memory-utilization 0.9)", free
+        yield f"all its memory for the KV cache (--gpu-memory-utilization {_UTILIZATION})", free
     if "fp8" not in here.gpu.flops:
         return
     if here.kv_precision != "fp8":
-        yield "--kv-cache-dtype fp8", {"kv_precision": "fp8", **free}
+        yield "--kv-cache-dtype fp8", {"kv_precision": "fp8", "num_gpu_blocks": None}
     if here.precision in ("bf16", "fp16"):
-        yield "--quantization fp8", {"precision": "fp8", **free}
+        yield "--quantization fp8", {"precision": "fp8", "num_gpu_blocks": None}
 
 
 def _month(card: Gpu, count: int, box: Box, prices: Prices) -> Usd | None:
@@ -295,7 +316,7 @@ def _least(asked: _Asked, spec: EngineSpec, flags: str) -> Candidate | None:
             return None
         if month is None and spec.gpu != asked.box.spec.gpu:
             return None
-        if (spec, replicas) == (asked.box.spec, asked.box.replicas):
+        if spec == asked.box.spec and not asked.differs(replicas):
             continue
         try:
             basis, steps = asked.oracle.basis(spec)

@@ -73,6 +73,14 @@ def test_prices_of_a_file_count_and_a_wrong_one_is_said(box: Box, tmp_path: Path
         month()
 
 
+def test_a_wrong_price_is_found_before_anything_runs(capsys: Command, tmp_path: Path) -> None:
+    (tmp_path / "prices.toml").write_text('[gpu.L4]\nusd_per_hour = -1\nas_of = "x"\nsource = "y"')
+    (tmp_path / "agent.toml").write_text('[prices]\nfile = "prices.toml"\n')
+    code, out, err = agent(capsys, "config", "check", str(tmp_path / "agent.toml"))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "prices.toml: [gpu.L4] usd_per_hour: write a number above 0" in err
+
+
 def test_the_servers_own_settings_make_the_box(box: Box) -> None:
     settings = {"model": "llama-3.1-8b", "vllm:cache_config_info.cache_dtype": "fp8"}
     box.serve(1.5, gpus=("g0",)).history.add_fingerprint("chat", "x", settings)

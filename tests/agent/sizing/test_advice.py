@@ -19,6 +19,7 @@ from agent.sizing.pattern import Buckets, Distribution, Quiet, Rate, Spread
 from tests.agent.sizing.swept import sweep_of
 from tests.agent.sizing.test_kind import SLO, known, seen, verdict
 
+HARD = Rate(10.0, 30.0, 40.0)
 KEEP = Recommendation("keep it", confirm_with="loadgen sweep x")
 BUSY = {
     "requests_per_s": Rate(1.0, 3.0, 4.0),
@@ -142,12 +143,29 @@ def test_over_sized_replicas_go_one_by_one() -> None:
 
 
 def test_under_sized_is_offered_the_cheapest_that_holds_it() -> None:
-    found = advised("UNDER_SIZED", pattern=seen(40.0, **BUSY))
+    found = advised("UNDER_SIZED", pattern=seen(40.0, **BUSY | {"requests_per_s": HARD}))
     do, best = offer(found), found.cost["candidates"][0]
-    assert do.action == f"{best['configuration']} to hold it, by prediction the cheapest; keep it"
+    assert do.action == f"{best['configuration']} to hold it, by prediction; keep it"
     assert do.configuration == best["configuration"]
-    assert best["output_tokens_per_s"]["lo90"] >= 300 * 3.0
+    assert best["output_tokens_per_s"]["lo90"] >= 300 * 30.0
     assert "the P95 of the minutes" in str(do.error_bar)
+    hours = Rate(1.0, 3.0, 30.0)  # the busy minutes are held, the busiest are not
+    found = advised("UNDER_SIZED", pattern=seen(40.0, **BUSY | {"requests_per_s": hours}))
+    assert "the busiest minute" in str(offer(found).error_bar)
+
+
+def test_the_same_hardware_with_other_flags_comes_first() -> None:
+    small = {"num_gpu_blocks": "1500", "block_size": "16"}
+    sweep = sweep_of(loads=(1, 2, 4, 8))
+    found = advised("UNDER_SIZED", pattern=seen(40.0, **BUSY), sweep=sweep, settings=small)
+    assert "1 x H100-SXM-80GB with " in str(offer(found).configuration)
+
+
+def test_a_model_that_contradicts_the_measurement_is_not_asked() -> None:
+    found = advised("UNDER_SIZED", pattern=seen(40.0))
+    assert found.recommendation == KEEP
+    assert found.cost["candidates"] == []
+    assert "by that of now this box holds it" in found.missing[-1]
 
 
 def test_a_flag_comes_before_hardware() -> None:

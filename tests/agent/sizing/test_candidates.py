@@ -15,11 +15,13 @@ from agent.sizing.candidates import (
     Box,
     Candidate,
     Need,
+    Oracle,
     at_once_for,
     batch_limit,
     box_of,
     candidates,
     card_of,
+    holds_now,
     measured_at,
     shape,
     tails,
@@ -43,7 +45,7 @@ def find(
     asked: Need, *, cheaper: bool = True, box: Box = BOX, sweep: Sweep = SWEEP,
     prices: Prices | None = None,
 ) -> list[Candidate]:  # fmt: skip
-    return candidates(box, sweep, asked, prices or catalogue(), cheaper=cheaper)
+    return candidates(Oracle(box, sweep), box, asked, prices or catalogue(), cheaper=cheaper)
 
 
 # ------------------------------------------------------------------------------------ what is there
@@ -180,6 +182,22 @@ def test_owned_hardware_draws_power_at_the_same_share_of_its_tdp() -> None:
     assert l40s.usd_per_month is not None
     assert l40s.usd_per_month.typical == pytest.approx(730 * (0.3 + 0.175 * 0.2))
     assert find(need(0.1), prices=prices) == []  # what its own GPUs draw is not known
+
+
+def test_what_does_not_hold_it_is_not_offered_less_of_the_same() -> None:
+    three = msgspec.structs.replace(BOX, replicas=3)
+    more = [one for one in find(need(0.5), box=three, cheaper=False) if one.gpu == "H100-SXM-80GB"]
+    assert all(one.replicas > 3 for one in more if one.tp == 1 and not one.flags)
+
+
+@given(st.floats(0.05, 20.0))
+@settings(max_examples=20, deadline=None)
+def test_replicas_help_to_hold_it(rate: float) -> None:
+    oracle = Oracle(BOX, SWEEP)
+    held = [
+        holds_now(oracle, msgspec.structs.replace(BOX, replicas=n), need(rate)) for n in (1, 2, 8)
+    ]
+    assert held == sorted(held)
 
 
 def test_a_cache_made_small_by_a_flag_is_given_its_memory_back() -> None:

@@ -181,7 +181,6 @@ def _assess_curve(
     from agent.model import UsageError
     from agent.sizing.curve import parse_slo
     from agent.sizing.declared import parse_demand
-    from agent.words import printable, verdict_lines
 
     if demand is not None and (expect_concurrency or expect_rps):
         raise UsageError("--demand and --expect-… both declare the demand: give one of them")
@@ -202,9 +201,6 @@ def _assess_curve(
     )
     if form == "json":
         _print_json(verdict)
-    elif form == "text":
-        for line in verdict_lines(verdict):
-            click.echo(printable(line))
     else:
         _print_sheets([sheet(sweep.target.model or curve, verdict)], form)
 

@@ -28,6 +28,9 @@ from agent.model import Slo, UsageError
 from agent.sizing.curve import format_slo, parse_slo
 from agent.words import printable
 
+if typing.TYPE_CHECKING:
+    from agent.sizing.money import Prices as PriceList
+
 T = TypeVar("T")
 
 FILE_BYTES_MAX = 1024 * 1024
@@ -645,9 +648,21 @@ def check_files(config: Config, file: str) -> None:
             if section.ca_file:
                 _check_ca(section.ca_file)
         if config.prices.file:
-            _read(config.prices.file, "prices file")
+            read_prices(config.prices.file)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def read_prices(path: Path) -> PriceList:
+    """The prices that a file declares. Raises UsageError naming the file."""
+    from agent.sizing.money import parse_prices
+
+    try:
+        return parse_prices(_read(path, "prices file"))
+    except UsageError as error:
+        if str(path) in str(error):
+            raise
+        raise UsageError(f"prices file {path}: {error}") from error
 
 
 def read_token(path: Path) -> str:

@@ -89,7 +89,11 @@ class Thresholds(msgspec.Struct, frozen=True):
     levels_few: int = 4
     """Fewer valid levels than this: low confidence."""
     single_user: float = 2.0
-    """Declared concurrency up to which the box serves one person rather than a service."""
+    """Concurrency, declared or P99, up to which the box serves one person and no service."""
+    binds_ratio_min: float = 0.85
+    """MISMATCHED: what limits the server binds from this demand over capacity …"""
+    idles_share_max: float = 0.20
+    """… and a resource of which less than this share is used in the busy minutes idles."""
 
 
 DEFAULTS = Thresholds()

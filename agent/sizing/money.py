@@ -27,11 +27,8 @@ _MILLION = 1e6
 # the catalogue's devices of which it is.
 _LOW, _HIGH = 0.57, 1.7
 
-_TARIFF = (
-    0.08,
-    0.15,
-    0.35,
-)  # USD/kWh, indicative: large customers where power is cheap to small ones where not
+# USD/kWh, indicative: large customers where power is cheap to small ones where it is not.
+_TARIFF = (0.08, 0.15, 0.35)
 _PUE = 1.4  # indicative: a common server room; large new ones reach 1.1 to 1.2
 
 

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -20,13 +19,20 @@ from typing import Any, NamedTuple
 
 from agent import model
 from agent.model import Level, Stats, Sweep, Verdict
+from loadgen.report.labels import (
+    NOTHING,
+    REASONS,
+    TO,
+    engine_name,
+    gpu_names,
+    instant,
+    named,
+    number,
+    slo_text,
+)
 
 SCRIPTS = ("sharp.js", "vendor/uPlot/uPlot.iife.min.js", "charts.js", "specs.js", "report.js")
 STYLES = ("vendor/uPlot/uPlot.min.css", "servefit.css", "report.css")
-
-NOTHING = "\N{EN DASH}"
-TO = " \N{EN DASH} "
-TIMES = " \N{MULTIPLICATION SIGN} "
 
 # What people call a finding, and the tone of its colour.
 FINDINGS = {
@@ -40,28 +46,6 @@ FINDINGS = {
     "BORDERLINE": ("Borderline", "warn"),
     "INSUFFICIENT_DATA": ("Not enough data", "neutral"),
     "CAPACITY_ONLY": ("Capacity, no demand known", "info"),
-}
-
-REASONS = {
-    "KV_MEMORY": "KV cache memory",
-    "MEM_BANDWIDTH": "memory bandwidth",
-    "COMPUTE_PREFILL": "prefill compute",
-    "ADMISSION_CAP": "admission cap",
-    "INTERCONNECT": "interconnect",
-    "CLIENT_LIMITED": "the client itself",
-    "BURST_ONLY": "bursts only",
-    "DIURNAL_PEAK": "daily peak",
-    "WEIGHTS_DONT_FIT": "weights do not fit",
-    "PREFIX_CACHE_DEPENDENT": "depends on the prefix cache",
-    "POWER_CAPPED": "power cap",
-    "THROTTLED": "throttled clocks",
-    "RETRY_INFLATED": "inflated by retries",
-    "SLO_BROKEN_ALONE": "SLO broken by one request alone",
-    "FOREIGN_TRAFFIC": "foreign traffic",
-    "ERRORS": "failed requests",
-    "UNSTEADY": "not steady",
-    "INVALID": "not valid",
-    "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
 }
 
 BADGE = '<span class="badge simulated">simulated</span>'
@@ -150,31 +134,10 @@ def _embedded(sweep: Sweep) -> str:
 # ---------------------------------------------------------------------------------- numbers as text
 
 
-def _number(value: float | None) -> str:
-    """Three significant digits, thousands grouped, never an exponent."""
-    if value is None:
-        return NOTHING
-    size = abs(value)
-    if size >= 100 or float(value).is_integer():
-        return f"{value:,.0f}"
-    if size >= 1:
-        return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
-    return f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
-
-
 def _percent(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value * 100:.1f}".removesuffix(".0") + " %"
-
-
-def _instant(iso: str) -> str:
-    """ISO 8601 as people read it, in UTC; anything else as it stands."""
-    try:
-        at = datetime.fromisoformat(iso).astimezone(UTC)
-    except ValueError:
-        return iso
-    return at.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _value(value: Any) -> str:
@@ -185,7 +148,7 @@ def _value(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case int() | float():
-            return _number(value)
+            return number(value)
         case dict():
             return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
         case list() | tuple():
@@ -194,30 +157,11 @@ def _value(value: Any) -> str:
             return str(value)
 
 
-def _named(code: str | None) -> str:
-    return REASONS.get(code or "", code or NOTHING)
-
-
-def _gpus(sweep: Sweep) -> str:
-    """How many of which, such as two NVIDIA H100, from the list of GPUs; '' when none is known."""
-    names = [gpu.name for gpu in sweep.target.gpus]
-    return ", ".join(f"{names.count(name)}{TIMES}{name}" for name in dict.fromkeys(names))
-
-
-def _bound(ms: float) -> str:
-    return f"{_number(ms / 1000)} s" if ms >= 1000 else f"{_number(ms)} ms"
-
-
-def _slo(sweep: Sweep) -> str:
-    parts = [f"{slo.metric.upper()} {slo.statistic} < {_bound(slo.bound_ms)}" for slo in sweep.slo]
-    return ", ".join(parts)
-
-
 # ----------------------------------------------------------------------------------- the first view
 
 
 def _header(sweep: Sweep) -> str:
-    gpus = _gpus(sweep)
+    gpus = gpu_names(sweep)
     badges = (BADGE if sweep.run.simulated else "") + (
         ' <span class="badge warn">interrupted</span>' if sweep.run.interrupted else ""
     )
@@ -226,7 +170,7 @@ def _header(sweep: Sweep) -> str:
     return (
         f'<header><span class="brand">servefit</span><h1><b>{escape(sweep.target.model)}</b>'
         f"{where}</h1>{badges}"
-        f'<time class="when" datetime="{started}">{escape(_instant(sweep.run.started_at))}</time>'
+        f'<time class="when" datetime="{started}">{escape(instant(sweep.run.started_at))}</time>'
         "</header>"
     )
 
@@ -241,7 +185,7 @@ def _verdict(sweep: Sweep) -> str:
     name, tone = FINDINGS.get(verdict.finding, (verdict.finding, "neutral"))
     sure = verdict.confidence
     limited = f", limited by {escape(sure.limited_by)}" if sure.limited_by else ""
-    since = f" · since {escape(_instant(verdict.since))}" if verdict.since else ""
+    since = f" · since {escape(instant(verdict.since))}" if verdict.since else ""
     return (
         f'<section class="card verdict {tone}" aria-label="Verdict">'
         f'<span class="pill finding">{escape(name)}</span> '
@@ -304,7 +248,7 @@ def _offered(level: Level) -> float | None:
 
 
 def _load(level: Level) -> str:
-    shown = _number(_offered(level))
+    shown = number(_offered(level))
     return f"{shown} requests/s" if _is_open(level) else f"concurrency {shown}"
 
 
@@ -314,8 +258,8 @@ def _tile_best(sweep: Sweep) -> str:
         return ""
     sub = f"at {_load(best)}" + (", SLO missed" if best.slo_met is False else "")
     if best.output_tokens_per_s:
-        return _tile("Most output", _number(best.output_tokens_per_s), "tokens/s", sub)
-    return _tile("Most answered", _number(best.request_throughput), "requests/s", sub)
+        return _tile("Most output", number(best.output_tokens_per_s), "tokens/s", sub)
+    return _tile("Most answered", number(best.request_throughput), "requests/s", sub)
 
 
 def _tile_knee(sweep: Sweep) -> str:
@@ -325,14 +269,14 @@ def _tile_knee(sweep: Sweep) -> str:
         return ""
     sub = "more load adds under 5 %" if sweep.curve.saturated else "not yet saturated"
     if knee.output_tokens_per_s:
-        sub = f"{_number(knee.output_tokens_per_s)} tokens/s; {sub}"
+        sub = f"{number(knee.output_tokens_per_s)} tokens/s; {sub}"
     if not _open_loop(sweep):
-        return _tile("Knee", _number(knee.concurrency), "concurrent", sub)
+        return _tile("Knee", number(knee.concurrency), "concurrent", sub)
     wanted = knee.output_tokens_per_s
     valid = filter(_valid, sweep.levels)
     offered = [lv for lv in valid if lv.offered_rps and lv.output_tokens_per_s]
     at = min(offered, key=lambda lv: abs((lv.output_tokens_per_s or 0.0) - wanted), default=None)
-    return _tile("Knee", _number(at.offered_rps if at else None), "requests/s", sub)
+    return _tile("Knee", number(at.offered_rps if at else None), "requests/s", sub)
 
 
 def _tile_capacity(sweep: Sweep) -> str:
@@ -344,18 +288,18 @@ def _tile_capacity(sweep: Sweep) -> str:
     if capacity.lo is None:
         first = "broken" if value is None else "too close to call"
         sub = f"{first} at the lowest load that was tried"
-        text = "–" if capacity.hi is None else f"< {_number(capacity.hi)}"
+        text = "–" if capacity.hi is None else f"< {number(capacity.hi)}"
         return _tile("SLO capacity", text, unit, sub)
     if capacity.bracketed:
-        sub = f"between {_number(capacity.lo)} and {_number(capacity.hi)}"
-        return _tile("SLO capacity", _number(value), unit, sub)
+        sub = f"between {number(capacity.lo)} and {number(capacity.hi)}"
+        return _tile("SLO capacity", number(value), unit, sub)
     sub = "a lower bound: the SLO was never broken"
-    return _tile("SLO capacity", f"≥ {_number(value)}", unit, sub)
+    return _tile("SLO capacity", f"≥ {number(value)}", unit, sub)
 
 
 def _tile_limit(sweep: Sweep) -> str:
     code = sweep.curve.limit
-    return _tile("Limited by", _named(code), sub=code or "") if code else ""
+    return _tile("Limited by", named(code), sub=code or "") if code else ""
 
 
 def _tile_ratio(sweep: Sweep) -> str:
@@ -371,7 +315,7 @@ def _tile_energy(sweep: Sweep) -> str:
     best = _working(sweep)
     if best is None or best.energy_j_per_output_token is None:
         return ""
-    value = _number(best.energy_j_per_output_token)
+    value = number(best.energy_j_per_output_token)
     return _tile("Energy", value, "J/token", f"at {_load(best)}")
 
 
@@ -379,7 +323,7 @@ def _tile_cost(sweep: Sweep) -> str:
     best = _working(sweep)
     if best is None or best.cost_usd_per_million_output_tokens is None:
         return ""
-    value = _number(best.cost_usd_per_million_output_tokens)
+    value = number(best.cost_usd_per_million_output_tokens)
     return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}")
 
 
@@ -503,12 +447,12 @@ class Column(NamedTuple):
 
 def _stat(metric: str, statistic: str) -> Callable[[Level], str]:
     def show(level: Level) -> str:
-        return _number(getattr(getattr(level, f"{metric}_ms"), statistic))
+        return number(getattr(getattr(level, f"{metric}_ms"), statistic))
 
     return show
 
 
-def _of_server(field: str, shown: Callable[[Any], str] = _number) -> Callable[[Level], str]:
+def _of_server(field: str, shown: Callable[[Any], str] = number) -> Callable[[Level], str]:
     def show(level: Level) -> str:
         return shown(getattr(level.server, field)) if level.server else NOTHING
 
@@ -518,7 +462,7 @@ def _of_server(field: str, shown: Callable[[Any], str] = _number) -> Callable[[L
 def _interval(level: Level) -> str:
     """The two ends of the 95 % interval of the output rate."""
     ci = level.output_tokens_per_s_ci95
-    return f"{_number(ci[0])}{TO}{_number(ci[1])}" if ci else NOTHING
+    return f"{number(ci[0])}{TO}{number(ci[1])}" if ci else NOTHING
 
 
 def _met(level: Level) -> str:
@@ -526,23 +470,23 @@ def _met(level: Level) -> str:
 
 
 def _requests(level: Level) -> str:
-    return _number(level.requests.ok) if level.requests else NOTHING
+    return number(level.requests.ok) if level.requests else NOTHING
 
 
 def _failed(level: Level) -> str:
-    return _number(level.requests.failed) if level.requests else NOTHING
+    return number(level.requests.failed) if level.requests else NOTHING
 
 
 def _watts(level: Level) -> str:
     read = [gpu.power_w_mean for gpu in level.gpu]
     known = [watts for watts in read if watts is not None]
-    return _number(sum(known)) if known and len(known) == len(read) else NOTHING
+    return number(sum(known)) if known and len(known) == len(read) else NOTHING
 
 
 COLUMNS = (
-    Column("Output tokens/s", "", lambda lv: _number(lv.output_tokens_per_s)),
+    Column("Output tokens/s", "", lambda lv: number(lv.output_tokens_per_s)),
     Column("Output tokens/s", "95 %", _interval),
-    Column("Requests", "per s", lambda lv: _number(lv.request_throughput)),
+    Column("Requests", "per s", lambda lv: number(lv.request_throughput)),
     Column("Requests", "ok", _requests),
     Column("Requests", "failed", _failed),
     Column("SLO", "", _met),
@@ -557,8 +501,8 @@ COLUMNS = (
     Column("Server", "KV max", _of_server("kv_usage_max", _percent)),
     Column("Server", "preempt.", _of_server("preemptions")),
     Column("Power", "W", _watts),
-    Column("Power", "J/token", lambda lv: _number(lv.energy_j_per_output_token)),
-    Column("Cost", "USD/M", lambda lv: _number(lv.cost_usd_per_million_output_tokens)),
+    Column("Power", "J/token", lambda lv: number(lv.energy_j_per_output_token)),
+    Column("Cost", "USD/M", lambda lv: number(lv.cost_usd_per_million_output_tokens)),
 )
 
 
@@ -583,7 +527,7 @@ def _caption(sweep: Sweep) -> str:
     text = f"{len(sweep.levels)} load point" + ("" if len(sweep.levels) == 1 else "s")
     if bad:
         text += f", {bad} not valid: shown, but no part of the curve"
-    text += f". SLO: {_slo(sweep)}." if sweep.slo else "."
+    text += f". SLO: {slo_text(sweep)}." if sweep.slo else "."
     return escape(" ".join((text, *(f"At every level: {note}." for note in _common(sweep)))))
 
 
@@ -627,7 +571,7 @@ def _first(columns: Sequence[Column], index: int) -> str:
 
 def _row(level: Level, columns: Sequence[Column], known: Sequence[str]) -> str:
     valid = _valid(level)
-    load = _number(_offered(level))
+    load = number(_offered(level))
     cells = "".join(_cell(level, columns, i) for i in range(len(columns)))
     kind = "" if valid else ' class="invalid"'
     return (
@@ -673,7 +617,7 @@ def _achieved(sweep: Sweep, pick: Callable[[Level], Stats]) -> float | None:
 
 
 def _lengths(asked: int | str, achieved: float | None) -> str:
-    return f"{asked} asked" + (f", {_number(achieved)} measured on average" if achieved else "")
+    return f"{asked} asked" + (f", {number(achieved)} measured on average" if achieved else "")
 
 
 def _workload(sweep: Sweep) -> list[tuple[str, str | None]]:
@@ -703,18 +647,13 @@ def _overhead(sweep: Sweep) -> str:
     )
 
 
-def _engine(sweep: Sweep) -> str | None:
-    named = " ".join(filter(None, (sweep.target.engine, sweep.target.engine_version)))
-    return named or None
-
-
 def _memory(sweep: Sweep) -> str:
     sizes = {g.memory_total_bytes for g in sweep.target.gpus if g.memory_total_bytes}
     return ", ".join(f"{size / 2**30:.0f} GiB each" for size in sorted(sizes))
 
 
 def _gpu_fact(sweep: Sweep) -> str | None:
-    gpus = _gpus(sweep)
+    gpus = gpu_names(sweep)
     return (f"{gpus}, {_memory(sweep)}" if _memory(sweep) else gpus) if gpus else None
 
 
@@ -731,13 +670,13 @@ def _facts(sweep: Sweep) -> str:
     pairs: list[tuple[str, str | None]] = [
         ("Target", target.url),
         ("Model", target.model),
-        ("Engine", _engine(sweep)),
+        ("Engine", engine_name(sweep)),
         ("GPUs", _gpu_fact(sweep)),
         *_workload(sweep),
-        ("SLO", _slo(sweep) or "none"),
+        ("SLO", slo_text(sweep) or "none"),
         ("Seed", str(run.seed)),
         ("Run", run.id),
-        ("Started", _instant(run.started_at)),
+        ("Started", instant(run.started_at)),
         ("Load generator", f"servefit {run.tool_version} on {run.host}"),
         ("Besides the levels", _overhead(sweep)),
         ("Fingerprint", target.fingerprint),

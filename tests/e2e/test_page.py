@@ -22,7 +22,8 @@ from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.stats import Histogram, percentile
 from agent.web.app import HEADERS, STATIC, Site, application
-from loadgen.report.html import FINDINGS, REASONS
+from loadgen.report.html import FINDINGS
+from loadgen.report.labels import REASONS
 from tests.agent.web.month import BOUNDS, DAY_S, END, MODEL, Month, at, ttft_counts
 from tests.conftest import find_axe, find_chromium
 from tests.e2e.running_agent import Page, RunningAgent, server

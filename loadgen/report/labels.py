@@ -1,0 +1,80 @@
+"""What the parts of a sweep are called and how its numbers are written, in every picture of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from agent.model import Sweep
+
+NOTHING = "\N{EN DASH}"
+TO = " \N{EN DASH} "
+TIMES = " \N{MULTIPLICATION SIGN} "
+
+REASONS = {
+    "KV_MEMORY": "KV cache memory",
+    "MEM_BANDWIDTH": "memory bandwidth",
+    "COMPUTE_PREFILL": "prefill compute",
+    "ADMISSION_CAP": "admission cap",
+    "INTERCONNECT": "interconnect",
+    "CLIENT_LIMITED": "the client itself",
+    "BURST_ONLY": "bursts only",
+    "DIURNAL_PEAK": "daily peak",
+    "WEIGHTS_DONT_FIT": "weights do not fit",
+    "PREFIX_CACHE_DEPENDENT": "depends on the prefix cache",
+    "POWER_CAPPED": "power cap",
+    "THROTTLED": "throttled clocks",
+    "RETRY_INFLATED": "inflated by retries",
+    "SLO_BROKEN_ALONE": "SLO broken by one request alone",
+    "FOREIGN_TRAFFIC": "foreign traffic",
+    "ERRORS": "failed requests",
+    "UNSTEADY": "not steady",
+    "INVALID": "not valid",
+    "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
+}
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands grouped, never an exponent."""
+    if value is None:
+        return NOTHING
+    size = abs(value)
+    if size >= 100 or float(value).is_integer():
+        return f"{value:,.0f}"
+    if size >= 1:
+        return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
+
+
+def instant(iso: str) -> str:
+    """ISO 8601 as people read it, in UTC; anything else as it stands."""
+    try:
+        at = datetime.fromisoformat(iso).astimezone(UTC)
+    except ValueError:
+        return iso
+    return at.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def named(code: str | None) -> str:
+    """A reason's code in words."""
+    return REASONS.get(code or "", code or NOTHING)
+
+
+def gpu_names(sweep: Sweep) -> str:
+    """How many of which, such as two NVIDIA H100, from the list of GPUs; '' when none is known."""
+    names = [gpu.name for gpu in sweep.target.gpus]
+    return ", ".join(f"{names.count(name)}{TIMES}{name}" for name in dict.fromkeys(names))
+
+
+def engine_name(sweep: Sweep) -> str | None:
+    """The engine and its version, as far as they are known."""
+    return " ".join(filter(None, (sweep.target.engine, sweep.target.engine_version))) or None
+
+
+def _bound(ms: float) -> str:
+    return f"{number(ms / 1000)} s" if ms >= 1000 else f"{number(ms)} ms"
+
+
+def slo_text(sweep: Sweep) -> str:
+    """Every target with its bound; '' without an SLO."""
+    parts = [f"{slo.metric.upper()} {slo.statistic} < {_bound(slo.bound_ms)}" for slo in sweep.slo]
+    return ", ".join(parts)

@@ -336,18 +336,24 @@ def runs(db: str | None, limit: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN", default="latest")
 @option("--db", metavar="FILE", help="Database.  [default: in your data directory]")
-@click.option("--html", "html_file", metavar="FILE", help="Write the report, one HTML file.")
-def report(run: str, db: str | None, html_file: str | None) -> None:
-    """Show a run again: its table and verdict, or its HTML report.
+@click.option("--html", metavar="FILE", help="Write the report, one HTML file.")
+@click.option("--svg", metavar="FILE|-", help="Write the main curve as a picture.")
+@click.option("--png", metavar="FILE|-", help="The same; drawn by Chromium or Chrome.")
+@click.option("--card", metavar="FILE|-", help="Write the result as Markdown, to paste somewhere.")
+def report(run: str, db: str | None, **files: str | None) -> None:
+    """Show a run again: its table and verdict, its HTML report, a picture, a card.
 
     RUN is an id, the beginning of one, or latest.
     """
+    if list(files.values()).count("-") > 1:
+        raise click.UsageError("only one of --html, --svg, --png and --card can go to stdout")
     with _reading(db) as store:
         sweep = store.load(run)
-    if html_file is None:
+    if set(files.values()) == {None}:
         _show(sweep, sys.stdout)
-    else:
-        _export(sweep, "html", html_file)
+    for form, path in files.items():
+        if path is not None:
+            _export(sweep, form, path)
 
 
 @cli.command()

@@ -25,6 +25,15 @@ def rendered(sweep: Sweep, form: str) -> bytes:
         from loadgen.report.table import levels_parquet
 
         return levels_parquet(sweep)
+    if form == "card":
+        from loadgen.report.card import card
+
+        return card(sweep).encode()
+    if form in ("svg", "png"):
+        from loadgen.report.picture import HEIGHT, WIDTH, svg
+        from loadgen.report.raster import png
+
+        return png(svg(sweep), WIDTH, HEIGHT) if form == "png" else svg(sweep).encode()
     from loadgen.report.html import render
 
     return render(sweep).encode()

@@ -45,6 +45,10 @@ PURE = {
     "loadgen.search",
     "loadgen.kept",
     "loadgen.compare",
+    "loadgen.report.card",
+    "loadgen.report.labels",
+    "loadgen.report.picture",
+    "loadgen.report.words",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

@@ -25,6 +25,7 @@ from loadgen.lengths import Fixed
 from tests.agent.test_store import sweep as a_sweep
 from tests.e2e.command import environment
 from tests.loadgen.levels import closed_loop, side
+from tests.loadgen.report import samples
 
 ROOT = Path(__file__).parent.parent.parent
 URL = "http://127.0.0.1:9"
@@ -400,6 +401,20 @@ def test_runs_report_export(loadgen: Command, kept: Sweep, tmp_path: Path) -> No
     code, _, err = loadgen("export", "-o", str(tmp_path))
     assert code == 2
     assert "this is a directory" in err
+
+
+def test_a_picture_and_a_card(loadgen: Command, tmp_path: Path) -> None:
+    with Store() as store:
+        store.save(samples.sweep())
+    picture, card = tmp_path / "r.svg", tmp_path / "r.md"
+    code, out, err = loadgen("report", "--svg", str(picture), "--card", str(card))
+    assert (code, out, err) == (0, "", f"wrote {picture}\nwrote {card}\n")
+    assert picture.read_text().startswith("<svg ")
+    assert samples.sweep().run.id in card.read_text()
+    assert loadgen("report", "--card", "-") == (0, card.read_text(), "")
+    code, out, err = loadgen("report", "--card", "-", "--svg", "-")
+    assert (code, out) == (2, "")
+    assert "only one of" in err
 
 
 def test_another_tools_files_need_requests(loadgen: Command, kept: Sweep) -> None:

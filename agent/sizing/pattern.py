@@ -174,7 +174,7 @@ def pattern(window: Window, time_zone: tzinfo = UTC) -> Pattern:
     """The pattern of a window; `time_zone` is that of the hours of the week."""
     weights = window.weights_s()
     steady = np.where(window.marked("gap") > 0, 0.0, weights)
-    arrivals = _arrivals(window)
+    arrivals = arrivals_per_record(window)
     profile = _profile(window, weights, steady, arrivals, time_zone)
     energy = _energy(window)
     covered_s = float(weights.sum())
@@ -230,7 +230,7 @@ def pattern(window: Window, time_zone: tzinfo = UTC) -> Pattern:
 # -------------------------------------------------------------------------------------- arrivals
 
 
-def _arrivals(window: Window) -> Floats | None:
+def arrivals_per_record(window: Window) -> Floats | None:
     """Requests that arrived in each record; None where no server counts its requests."""
     total: Floats = np.zeros(window.places)
     known = False

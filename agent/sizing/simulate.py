@@ -2,14 +2,15 @@
 
 `Engine` follows vLLM V1's scheduler and knows no clock: the caller submits requests and asks for
 steps, each of which says how long it would have taken and who got a token. Whoever adds up the
-durations has virtual time (`replay`, `closed_loop`); whoever sleeps through them has a server
-(`loadgen.targets.sim`).
+durations has virtual time (`Virtual`, `closed_loop`, `agent.sizing.replay`); whoever sleeps through
+them has a server (`loadgen.targets.sim`).
 
 What it keeps of vLLM V1: a first-come-first-served queue; one token budget a step, given to the
 decoding sequences first and to prompts in chunks after that; `max_num_seqs`; a KV cache in blocks,
 allocated as they are needed; when they run out, the most recently admitted request is thrown out,
-returns to the head of the queue and computes everything again. What it leaves out: prefix caching,
-speculative decoding, priorities, a full queue.
+returns to the head of the queue and computes everything again. What it leaves out: speculative
+decoding, priorities, a full queue, and of prefix caching all but what the caller says of a request:
+its cached tokens are not computed, but take blocks of their own, as if nobody shared them.
 
 The cost of a step does not depend on the batch: sequences that decode advance together, so that
 one counter of steps says where each of them is. A heap holds the step each one finishes at, and an
@@ -18,10 +19,13 @@ array counts, for each phase modulo the block size, how many need a new block th
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
+from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -61,14 +65,15 @@ class _Request:
     """A request inside the engine; `done` counts the tokens it has been given."""
 
     __slots__ = (
-        "admitted", "at_step", "computed", "computed_at", "done", "finish_at", "id", "output",
-        "prompt",
+        "admitted", "at_step", "cached", "computed", "computed_at", "done", "finish_at", "id",
+        "output", "prompt",
     )  # fmt: skip
 
-    def __init__(self, request_id: int, prompt: int, output: int) -> None:
+    def __init__(self, request_id: int, prompt: int, output: int, cached: int) -> None:
         self.id = request_id
         self.prompt = prompt
         self.output = output
+        self.cached = cached  # tokens of the prompt that need no computing; the first time only
         self.done = 0
         self.admitted = False
         self.computed = 0  # KV entries while in prefill
@@ -130,13 +135,16 @@ class Engine:
 
     # ----------------------------------------------------------------------------- requests
 
-    def submit(self, request_id: int, prompt_tokens: int, output_tokens: int) -> None:
+    def submit(
+        self, request_id: int, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """Queues a request that will be given exactly `output_tokens`.
 
-        Raises UsageError where it has no tokens or does not fit in `max_model_len`; ValueError
-        where the id is still in use.
+        `cached_tokens` of its prompt are found in the prefix cache when it is first scheduled; one
+        token is computed in any case. Raises UsageError where it has no tokens or does not fit in
+        `max_model_len`; ValueError where the id is still in use.
         """
-        if prompt_tokens < 1 or output_tokens < 1:
+        if prompt_tokens < 1 or output_tokens < 1 or cached_tokens < 0:
             raise UsageError("a request needs at least one prompt token and one output token")
         if prompt_tokens + output_tokens > self.max_model_len:
             raise UsageError(
@@ -145,7 +153,8 @@ class Engine:
             )
         if request_id in self._running or request_id in self._waiting:
             raise ValueError(f"request {request_id} is already in the engine")
-        self._waiting[request_id] = _Request(request_id, prompt_tokens, output_tokens)
+        cached = min(cached_tokens, prompt_tokens - 1)
+        self._waiting[request_id] = _Request(request_id, prompt_tokens, output_tokens, cached)
 
     def abort(self, request_id: int) -> bool:
         """Drops a request wherever it is; False where it is not, or no longer, in the engine."""
@@ -247,18 +256,23 @@ class Engine:
         request = self._partial
         if request is not None:
             chunk = min(request.prompt + request.done - request.computed, budget)
-            if self._blocks_missing(request, chunk) > self.num_blocks - self._used:
+            blocks = self._blocks(request.computed + chunk) - self._blocks(request.computed)
+            if blocks > self.num_blocks - self._used:
                 step.preempted.append(self._preempt_last())  # it is itself the latest
             elif chunk:
+                self._used += blocks
                 flops += self._compute(request, chunk, step, completed)
                 budget -= chunk
         if step.preempted:
             return flops, completed
         while budget > 0 and self._waiting and len(self._running) < self._seats:
             request = next(iter(self._waiting.values()))
-            chunk = min(request.prompt + request.done, budget)
-            if self._blocks_missing(request, chunk) > self.num_blocks - self._used:
+            chunk = min(request.prompt + request.done - request.cached, budget)
+            blocks = self._blocks(request.cached + chunk)
+            if blocks > self.num_blocks - self._used:
                 break
+            self._used += blocks
+            request.computed, request.cached = request.cached, 0
             del self._waiting[request.id]
             self._running[request.id] = request
             if not request.admitted:
@@ -268,15 +282,13 @@ class Engine:
             budget -= chunk
         return flops, completed
 
-    def _blocks_missing(self, request: _Request, chunk: int) -> int:
-        size = self._block
-        return -(-(request.computed + chunk) // size) - -(-request.computed // size)
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block)
 
     def _compute(
         self, request: _Request, chunk: int, step: Step, completed: list[_Request]
     ) -> float:
         """Takes `chunk` tokens of a prompt into the step; returns the FLOPs of attention."""
-        self._used += self._blocks_missing(request, chunk)
         start = request.computed
         request.computed = end = start + chunk
         step.prefilled += chunk
@@ -372,44 +384,66 @@ class VirtualLevel(msgspec.Struct, frozen=True):
     preemptions: int
 
 
-class Replayed(msgspec.Struct, frozen=True):
-    """A replayed trace: the level, and each request in the order given (NaN where rejected)."""
+class Record(NamedTuple):
+    """What happened to one engine, in columns; instants in s of virtual time."""
 
-    level: VirtualLevel
-    queue_s: Floats
-    ttft_s: Floats
-    e2e_s: Floats
+    sent_s: Floats  # one entry a request, in order of `sent_s`
+    output_tokens: Floats
+    admitted_s: Floats  # NaN where it was rejected: longer than the engine takes
+    first_s: Floats
+    finished_s: Floats
+    steps: Floats  # one row a run of steps alike, in order of time: `STEP_COLUMNS`
+    odd_gaps: Floats  # gaps across a preemption, in order of time: (end, gap)
+    num_blocks: int
 
 
-class _Virtual:
+STEP_COLUMNS = (
+    "start_s", "end_s", "steps", "decoded", "after_prefill", "running", "waiting", "blocks_mean",
+    "blocks_last", "preempted",
+)  # fmt: skip
+
+
+class Virtual:
     """An engine with virtual time and a record of what happened."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.engine = Engine(spec)
         self.now_s = 0.0
-        self.rejected = 0
         # one entry a request; its id is its index
-        self.sent_s: list[float] = []
-        self.output: list[int] = []
-        self.admitted_s: list[float] = []
-        self.first_s: list[float] = []
-        self.finished_s: list[float] = []
+        self._sent_s = array("d")
+        self._output = array("d")
+        self._admitted_s = array("d")
+        self._first_s = array("d")
+        self._finished_s = array("d")
         self._lost_at_s: dict[int, float] = {}  # preempted: when their last token came
-        # one entry a run of steps
-        self._runs: list[tuple[float, ...]] = []
-        self._odd_gaps: list[tuple[float, float]] = []  # (end, gap) across a preemption
+        self._steps = array("d")
+        self._odd_gaps = array("d")
 
-    def submit(self, prompt_tokens: int, output_tokens: int, sent_s: float) -> None:
-        request_id = len(self.sent_s)
-        self.sent_s.append(sent_s)
-        self.output.append(output_tokens)
-        self.admitted_s.append(math.nan)
-        self.first_s.append(math.nan)
-        self.finished_s.append(math.nan)
-        try:
-            self.engine.submit(request_id, prompt_tokens, output_tokens)
-        except UsageError:
-            self.rejected += 1
+    @property
+    def in_flight(self) -> int:
+        return self.engine.running + self.engine.waiting
+
+    def submit(
+        self, prompt_tokens: int, output_tokens: int, sent_s: float, cached_tokens: int = 0
+    ) -> None:
+        """Hands a request to the engine, which may find it too long."""
+        request_id = len(self._sent_s)
+        self._sent_s.append(sent_s)
+        self._output.append(output_tokens)
+        self._admitted_s.append(math.nan)
+        self._first_s.append(math.nan)
+        self._finished_s.append(math.nan)
+        with contextlib.suppress(UsageError):
+            self.engine.submit(request_id, prompt_tokens, output_tokens, cached_tokens)
+
+    def run_until(self, at_s: float) -> None:
+        """Makes all steps that start before `at_s`; an idle engine waits for it."""
+        while self.now_s < at_s:
+            self.advance(at_s)
+
+    def drain(self) -> None:
+        while not self.engine.idle:
+            self.advance(math.inf)
 
     def advance(self, until_s: float) -> list[int]:
         """Makes steps that are alike, none of them starting after `until_s`; who finished.
@@ -423,65 +457,93 @@ class _Virtual:
             return []
         self.now_s = end_s = start_s + step.duration_s
         for request_id in step.admitted:
-            self.admitted_s[request_id] = start_s
+            self._admitted_s[request_id] = start_s
         for request_id in step.first:
-            self.first_s[request_id] = end_s
+            self._first_s[request_id] = end_s
         for request_id in step.finished:
-            self.finished_s[request_id] = end_s
+            self._finished_s[request_id] = end_s
         for request_id in step.preempted:
-            if not math.isnan(self.first_s[request_id]):
+            if not math.isnan(self._first_s[request_id]):
                 self._lost_at_s.setdefault(request_id, start_s)
         for request_id in step.resumed:
-            self._odd_gaps.append((end_s, end_s - self._lost_at_s.pop(request_id)))
-        self._runs.append((
+            self._odd_gaps.extend((end_s, end_s - self._lost_at_s.pop(request_id)))
+        self._steps.extend((
             start_s, end_s, step.steps, step.decoded, len(step.first) + len(step.resumed),
             step.running, self.engine.waiting, (step.blocks[0] + step.blocks[1]) / 2,
-            step.blocks[1],
+            step.blocks[1], len(step.preempted),
         ))  # fmt: skip
         return step.finished
 
-    def per_request(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Instants sent, admitted, of the first token and of the last one, in s."""
-        return (
-            np.array(self.sent_s),
-            np.array(self.admitted_s),
-            np.array(self.first_s),
-            np.array(self.finished_s),
+    def record(self) -> Record:
+        """What happened until now."""
+        columns = (
+            np.array(column)
+            for column in (
+                self._sent_s, self._output, self._admitted_s, self._first_s, self._finished_s,
+            )
+        )  # fmt: skip
+        return Record(
+            *columns,
+            steps=np.array(self._steps).reshape(-1, len(STEP_COLUMNS)),
+            odd_gaps=np.array(self._odd_gaps).reshape(-1, 2),
+            num_blocks=self.engine.num_blocks,
         )
 
-    def level(self, lo_s: float, hi_s: float) -> VirtualLevel:
-        """The window from `lo_s` to `hi_s`; the tokens of a step across its edge count in part."""
-        sent, admitted, first, finished = self.per_request()
-        inside = (sent >= lo_s) & (sent <= hi_s) & ~np.isnan(finished)
-        output = np.array(self.output)[inside]
-        several = output > 1
-        decode_s = (finished - first)[inside]
-        rates = _window(np.array(self._runs, dtype=float).reshape(-1, 9), lo_s, hi_s)
-        odd = [gap for end, gap in self._odd_gaps if lo_s <= end <= hi_s]
-        window_s = hi_s - lo_s
-        done = int(((finished >= lo_s) & (finished <= hi_s)).sum())
-        return VirtualLevel(
-            requests=int(inside.sum()),
-            rejected=self.rejected,
-            duration_s=self.now_s,
-            window_s=window_s,
-            output_tokens_per_s=rates.tokens / window_s if window_s else 0.0,
-            request_throughput=done / window_s if window_s else 0.0,
-            ttft_ms=summary(1e3 * (first - sent)[inside]),
-            itl_ms=_weighted(
-                1e3 * np.append(rates.gaps_s, odd), np.append(rates.gap_counts, np.ones(len(odd)))
-            ),
-            tpot_ms=summary(1e3 * decode_s[several] / (output[several] - 1)),
-            e2e_ms=summary(1e3 * (finished - sent)[inside]),
-            queue_ms=summary(1e3 * (admitted - sent)[inside]),
-            running_mean=rates.running_mean,
-            running_max=rates.running_max,
-            waiting_mean=rates.waiting_mean,
-            waiting_max=rates.waiting_max,
-            kv_usage_mean=rates.blocks_mean / self.engine.num_blocks,
-            kv_usage_max=rates.blocks_max / self.engine.num_blocks,
-            preemptions=self.engine.preemptions,
-        )
+
+def level(records: Sequence[Record], lo_s: float, hi_s: float) -> VirtualLevel:
+    """The window from `lo_s` to before `hi_s`, of engines that share a load.
+
+    The tokens of a step across its edge count in part. Of several engines rates and means are those
+    of all together, maxima of the fullest one, shares of their caches' sum.
+    """
+    sent, output, admitted, first, finished = (
+        np.concatenate(parts)
+        for parts in zip(*(_sent_within(one, lo_s, hi_s) for one in records), strict=True)
+    )
+    kept = ~np.isnan(finished)
+    sent, output, admitted, first, finished = (
+        column[kept] for column in (sent, output, admitted, first, finished)
+    )
+    several = output > 1
+    rates = _window(np.concatenate([_steps_within(one, lo_s, hi_s) for one in records]), lo_s, hi_s)
+    odd = np.concatenate([one.odd_gaps for one in records])
+    odd = odd[(odd[:, 0] >= lo_s) & (odd[:, 0] <= hi_s), 1]
+    window_s = hi_s - lo_s
+    done = sum(int(((one.finished_s >= lo_s) & (one.finished_s <= hi_s)).sum()) for one in records)
+    return VirtualLevel(
+        requests=sent.size,
+        rejected=int((~kept).sum()),
+        duration_s=max(float(one.steps[-1, 1]) if one.steps.size else 0.0 for one in records),
+        window_s=window_s,
+        output_tokens_per_s=rates.tokens / window_s if window_s else 0.0,
+        request_throughput=done / window_s if window_s else 0.0,
+        ttft_ms=summary(1e3 * (first - sent)),
+        itl_ms=_weighted(
+            1e3 * np.append(rates.gaps_s, odd), np.append(rates.gap_counts, np.ones(odd.size))
+        ),
+        tpot_ms=summary(1e3 * (finished - first)[several] / (output[several] - 1)),
+        e2e_ms=summary(1e3 * (finished - sent)),
+        queue_ms=summary(1e3 * (admitted - sent)),
+        running_mean=rates.running_mean,
+        running_max=rates.running_max,
+        waiting_mean=rates.waiting_mean,
+        waiting_max=rates.waiting_max,
+        kv_usage_mean=rates.blocks_mean / sum(one.num_blocks for one in records),
+        kv_usage_max=rates.blocks_max / min(one.num_blocks for one in records),
+        preemptions=rates.preemptions,
+    )
+
+
+def _sent_within(one: Record, lo_s: float, hi_s: float) -> tuple[Floats, ...]:
+    begin, end = np.searchsorted(one.sent_s, (lo_s, hi_s))
+    columns = one.sent_s, one.output_tokens, one.admitted_s, one.first_s, one.finished_s
+    return tuple(column[begin:end] for column in columns)
+
+
+def _steps_within(one: Record, lo_s: float, hi_s: float) -> Floats:
+    """Rows that overlap the window; they lie in order, one behind the other."""
+    begin = np.searchsorted(one.steps[:, 1], lo_s, side="right")
+    return one.steps[begin : np.searchsorted(one.steps[:, 0], hi_s)]
 
 
 class _Window(msgspec.Struct):
@@ -494,12 +556,12 @@ class _Window(msgspec.Struct):
     waiting_max: int
     blocks_mean: float
     blocks_max: int
+    preemptions: int
 
 
 def _window(runs: Floats, lo_s: float, hi_s: float) -> _Window:
     """Sums and time averages of the runs of steps over a window; nothing runs between them."""
-    runs = runs[(runs[:, 1] > lo_s) & (runs[:, 0] < hi_s)]
-    start, end, steps, decoded, after_prefill, running, waiting, blocks, blocks_last = runs.T
+    start, end, steps, decoded, after_prefill, running, waiting, blocks, blocks_last, out = runs.T
     overlap_s = np.minimum(end, hi_s) - np.maximum(start, lo_s)
     share = overlap_s / (end - start)
     window_s = max(hi_s - lo_s, 1e-12)
@@ -514,6 +576,7 @@ def _window(runs: Floats, lo_s: float, hi_s: float) -> _Window:
         waiting_max=int(waiting.max(initial=0)),
         blocks_mean=float((overlap_s * blocks).sum() / window_s),
         blocks_max=int(blocks_last.max(initial=0)),
+        preemptions=int(out[start >= lo_s].sum()),
     )
 
 
@@ -556,7 +619,7 @@ def closed_loop(
     A client's next request arrives `turnaround_s` after its last token left. That it is more than
     nothing matters: the engine has begun its next step by then, and the request waits for its end.
     """
-    virtual = _Virtual(spec)
+    virtual = Virtual(spec)
     if ramp_s is None:
         ramp_s = _request_s(spec, concurrency, prompt_tokens, output_tokens)
     due = deque(index * ramp_s / concurrency for index in range(concurrency))
@@ -571,10 +634,11 @@ def closed_loop(
             next_s = virtual.now_s + turnaround_s
             if next_s < duration_s:
                 _insert(due, next_s)
-    whole = virtual.level(0.0, virtual.now_s)
+    record = virtual.record()
+    whole = level([record], 0.0, virtual.now_s)
     if duration_s - last_start_s < 2e-3 * (whole.e2e_ms.mean or 0.0):
         return whole
-    return virtual.level(last_start_s, duration_s)
+    return level([record], last_start_s, duration_s)
 
 
 def _insert(due: deque[float], at_s: float) -> None:
@@ -590,30 +654,3 @@ def _request_s(spec: EngineSpec, concurrency: int, prompt_tokens: int, output_to
     together = min(concurrency, spec.max_num_seqs)
     step_s = decode_step_seconds(spec, together, prompt_tokens + output_tokens / 2)
     return prefill_seconds(spec, prompt_tokens) * together + output_tokens * step_s
-
-
-def replay(spec: EngineSpec, arrivals: Iterable[tuple[float, int, int]]) -> Replayed:
-    """What a trace would have seen: (instant in s, prompt tokens, output tokens), by instant.
-
-    Each request is given exactly its output tokens; one that is too long for the engine is
-    rejected and counted. The level's window is the whole replay, drain included.
-    Raises UsageError where the instants go back.
-    """
-    virtual = _Virtual(spec)
-    last_s = 0.0
-    for at_s, prompt_tokens, output_tokens in arrivals:
-        if at_s < last_s:
-            raise UsageError(f"arrivals are not in order: {at_s:g} s after {last_s:g} s")
-        last_s = at_s
-        while virtual.now_s < at_s:
-            virtual.advance(at_s)
-        virtual.submit(int(prompt_tokens), int(output_tokens), float(at_s))
-    while not virtual.engine.idle:
-        virtual.advance(math.inf)
-    sent, admitted, first, finished = virtual.per_request()
-    return Replayed(
-        level=virtual.level(0.0, virtual.now_s),
-        queue_s=admitted - sent,
-        ttft_s=first - sent,
-        e2e_s=finished - sent,
-    )

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, child, history, peers
+from tests.bench import agent, child, history, peers, replay
 
 Figures = dict[str, float]
 
@@ -361,6 +361,24 @@ def agent_store(bench: Bench) -> list[Row]:
     ]
 
 
+def replayed(bench: Bench) -> list[Row]:
+    """How much headroom public traces need, and how fast that is found out."""
+    if (why := replay.missing()) is not None:
+        print(f"\nSkipped: {why}.")
+        return []
+    found = replay.show(replay.CASES[:1] if bench.quick else replay.CASES)
+    speed = bench.medians(lambda: {name: replay.fast(name) for name in (replay.CHAT, replay.LONG)})
+    return [
+        *(
+            _at_least(f"{name}: requests replayed a second, 200,000 of them", None, rps,
+                      replay.FAST_RPS)
+            for name, rps in speed.items()
+        ),
+        _at_least("traces for which a flat +20 % is wrong", None,
+                  sum(one.flat_wait_s > 2 for one in found), 1),
+    ]  # fmt: skip
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -373,6 +391,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
      "(NVML is a stand-in in C: no driver is asked)", agent_beside),
     (f"agent, its store beside {history.GPUS} GPUs and {history.SERVERS} servers, replayed",
      agent_store),
+    ("replay of public traces", replayed),
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from agent.sizing.engine import (
 )
 from agent.sizing.hardware import gpu
 from agent.sizing.models import model
-from agent.sizing.simulate import Engine, Step, _weighted, closed_loop, replay
+from agent.sizing.simulate import Engine, Step, _weighted, closed_loop
 from agent.stats import summary
 
 SPEC = EngineSpec(gpu("h100-sxm"), model("llama-3.1-8b"))
@@ -205,6 +205,40 @@ def test_what_cannot_be_served_is_refused_at_once() -> None:
         Engine(spec(max_num_batched_tokens=1))
 
 
+def test_what_is_cached_is_not_computed_but_kept() -> None:
+    engine, whole = Engine(SPEC), Engine(SPEC)
+    engine.submit(0, 300, 2, 200)
+    whole.submit(0, 300, 2)
+    step, other = engine.step(), whole.step()
+    assert step is not None
+    assert other is not None
+    assert (step.prefilled, other.prefilled) == (100, 300)
+    assert step.duration_s == Cost(SPEC).step_s(0, 0, 100, attention_flops(SPEC.model, 200, 300))
+    assert step.blocks == other.blocks
+    assert step.first == [0]
+
+
+def test_a_prompt_that_is_all_cached_still_computes_its_last_token() -> None:
+    engine = Engine(SPEC)
+    engine.submit(0, 300, 1, 5000)
+    step = engine.step()
+    assert step is not None
+    assert (step.prefilled, step.finished) == (1, [0])
+    assert engine.blocks_used == 0
+
+
+def test_what_was_cached_is_computed_again_after_a_preemption() -> None:
+    engine = Engine(SMALL)  # 48 tokens in blocks of 4
+    for index in range(4):
+        engine.submit(index, 4, 20, 3)
+    steps = run(engine)
+    assert engine.preemptions
+    first = sum(step.prefilled for step in steps if step.first)
+    assert first == 4
+    assert sum(step.prefilled for step in steps) > 4 * 4
+    assert engine.blocks_used == 0
+
+
 def test_an_idle_engine_has_no_step() -> None:
     assert Engine(SPEC).step() is None
     assert not Engine(SPEC).abort(7)
@@ -275,75 +309,6 @@ def test_a_window_too_short_is_the_whole_level() -> None:
     level = closed_loop(SPEC, 4, 128, 1000, 1.0)
     assert level.window_s == level.duration_s
     assert level.requests == 4
-
-
-def test_replay_agrees_with_requests_apart() -> None:
-    """Far apart, each request sees an engine of its own."""
-    arrivals = [(100.0 * i, 100 * (i + 1), 50 + i) for i in range(5)]
-    replayed = replay(SPEC, arrivals)
-    for index, (_, prompt, output) in enumerate(arrivals):
-        prefill_s = prefill_seconds(SPEC, prompt)
-        decode_s = math.fsum(decode_step_seconds(SPEC, 1, prompt + i) for i in range(1, output))
-        assert replayed.queue_s[index] == 0
-        assert replayed.ttft_s[index] == pytest.approx(prefill_s)
-        assert replayed.e2e_s[index] == pytest.approx(prefill_s + decode_s)
-    assert replayed.level.requests == 5
-    assert replayed.level.running_max == 1
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2000), st.integers(1, 600), st.integers(1, 60)),
-        min_size=1,
-        max_size=40,
-    )
-)
-@settings(max_examples=50)
-def test_replay_does_not_depend_on_how_steps_are_joined(
-    requests: list[tuple[int, int, int]],
-) -> None:
-    """The replay, and a plain loop of single steps with its own clock, see the same instants."""
-    small = spec(num_gpu_blocks=64, max_num_seqs=8, max_num_batched_tokens=256)
-    arrivals = [(at_ms / 1e3, prompt, output) for at_ms, prompt, output in sorted(requests)]
-    replayed = replay(small, arrivals)
-    engine, now_s, due = Engine(small), 0.0, 0
-    finished = [math.nan] * len(arrivals)
-    while due < len(arrivals) or not engine.idle:
-        if engine.idle:
-            now_s = max(now_s, arrivals[due][0])
-        while due < len(arrivals) and arrivals[due][0] <= now_s:
-            engine.submit(due, arrivals[due][1], arrivals[due][2])
-            due += 1
-        step = engine.step()
-        assert step is not None
-        now_s += step.duration_s
-        for request_id in step.finished:
-            finished[request_id] = now_s
-    sent = np.array([at_s for at_s, _, _ in arrivals])
-    assert replayed.e2e_s == pytest.approx(np.array(finished) - sent, rel=1e-6, abs=1e-6)
-    total = sum(output for _, _, output in arrivals)
-    level = replayed.level
-    assert level.output_tokens_per_s * level.window_s == pytest.approx(total)
-    assert level.preemptions == engine.preemptions
-    gaps = sum(output - 1 for _, _, output in arrivals)
-    assert level.itl_ms.n == gaps
-
-
-def test_replay_counts_what_it_rejects() -> None:
-    replayed = replay(SMALL, [(0.0, 4, 4), (0.1, 100, 4)])
-    assert replayed.level.rejected == 1
-    assert replayed.level.requests == 1
-    assert math.isnan(replayed.e2e_s[1])
-
-
-def test_replay_refuses_arrivals_that_go_back() -> None:
-    with pytest.raises(UsageError, match="not in order"):
-        replay(SPEC, [(1.0, 1, 1), (0.5, 1, 1)])
-
-
-def test_replay_of_nothing() -> None:
-    level = replay(SPEC, []).level
-    assert (level.requests, level.output_tokens_per_s, level.ttft_ms.n) == (0, 0.0, 0)
 
 
 @given(

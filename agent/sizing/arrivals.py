@@ -1,0 +1,307 @@
+"""The requests of a time, one by one: recorded, or drawn so that an agent's minutes come out.
+
+Pure. What a replay serves: when each request came and how long its prompt and its reply were. Who
+has them asks for nothing else (a trace's columns, the server's own spans); who has minute records
+gets requests that add up to them, minute by minute.
+
+What minutes cannot tell is drawn, with a random generator that is passed in:
+
+- When inside its minute a request came. Its gaps are gamma distributed, with the square of their
+  coefficient of variation the index of dispersion that the minutes of an hour showed, and never
+  less than 1: what bunches from minute to minute is taken to bunch inside them too.
+- Which prompt had which reply. Lengths are drawn independently, from the histograms of the same
+  hour of the day, and brought to their exact mean: inside a bucket nothing is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agent.model import UsageError
+from agent.sizing.pattern import Pattern, arrivals_per_record
+from agent.sizing.window import Window
+from agent.stats import Floats, Histogram
+
+Tokens = NDArray[np.int64]
+
+DISPERSION_MAX = 100.0  # a CV of 10; beyond, a minute is one burst
+LENGTHS_LEAST = 100  # of an hour of the day, to have a distribution of its own
+HOUR_S = 3600.0
+DRAWN_MOST = 2_000_000  # requests; about 100 MB
+COPY_WITHIN_S = 30.0  # how far from the observed request its copies may come, either way
+
+
+class Arrivals(msgspec.Struct, frozen=True):
+    """Requests in order of their instants, which count from `start_unix_s`."""
+
+    at_s: Floats
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+    cached_tokens: Tokens  # of the prompt, found in the prefix cache
+    window_s: float
+    start_unix_s: float = 0.0
+
+    def __len__(self) -> int:
+        return int(self.at_s.size)
+
+    @property
+    def mean_rps(self) -> float:
+        """Requests a second of the window; 0 where it has no length."""
+        return len(self) / self.window_s if self.window_s else 0.0
+
+    @property
+    def hours(self) -> NDArray[np.int64]:
+        """The hour of each request, by the clock, counted from the window's first one."""
+        first = self.start_unix_s // HOUR_S
+        return ((self.start_unix_s + self.at_s) // HOUR_S - first).astype(np.int64)
+
+    def only(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Arrivals:
+        """Some of the requests, in the same window."""
+        return msgspec.structs.replace(
+            self,
+            at_s=self.at_s[chosen],
+            prompt_tokens=self.prompt_tokens[chosen],
+            output_tokens=self.output_tokens[chosen],
+            cached_tokens=self.cached_tokens[chosen],
+        )
+
+
+def recorded(
+    at_s: ArrayLike,
+    prompt_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    *,
+    cached_tokens: ArrayLike = 0,
+    window_s: float | None = None,
+    start_unix_s: float = 0.0,
+) -> Arrivals:
+    """Requests as they were recorded, put in order; the window ends with the last by default.
+
+    Raises UsageError where an instant is negative or no number, a length under 1, or the columns
+    are not equally long.
+    """
+    at: Floats = np.asarray(at_s, dtype=np.float64)
+    prompt, output = (np.asarray(one, dtype=np.int64) for one in (prompt_tokens, output_tokens))
+    if not at.shape == prompt.shape == output.shape:
+        raise UsageError("arrivals: instants, prompts and replies are not equally many")
+    cached = np.broadcast_to(np.asarray(cached_tokens, dtype=np.int64), at.shape)
+    if at.size and not (at.min() >= 0 and np.isfinite(at).all()):
+        raise UsageError("arrivals: an instant is negative, or no number of seconds")
+    if at.size and min(prompt.min(), output.min(), cached.min() + 1) < 1:
+        raise UsageError("arrivals: a request needs at least one prompt token and one output token")
+    last_s = float(at.max()) if at.size else 0.0
+    whole = Arrivals(at, prompt, output, cached, max(window_s or 0.0, last_s), start_unix_s)
+    return whole.only(np.argsort(at, kind="stable"))
+
+
+def served(rows: Iterable[Mapping[str, Any]], from_s: float, to_s: float) -> Arrivals:
+    """The requests that the server's own spans told, as `agent.recall.Recall.served` has them.
+
+    Those whose lengths are not known are left out. Raises UsageError where there are no others.
+    """
+    known = [
+        (row["at_ms"] / 1e3 - from_s, row["prompt_tokens"], row["output_tokens"])
+        for row in rows
+        if row["prompt_tokens"] and row["output_tokens"]
+    ]
+    if not known:
+        raise UsageError(
+            "no request with its lengths in this window: the server's spans tell them "
+            "([receive.otlp] in the agent's configuration)"
+        )
+    at_s, prompt, output = zip(*known, strict=True)
+    return recorded(at_s, prompt, output, window_s=to_s - from_s, start_unix_s=from_s)
+
+
+# -------------------------------------------------------------------------------- drawn of minutes
+
+
+def observed(
+    window: Window, pattern: Pattern, rng: np.random.Generator, most: int = DRAWN_MOST
+) -> Arrivals:
+    """Requests that came as the minutes of a window say; `pattern` is that of the same window.
+
+    Of more than `most` requests those of the busiest hours are drawn. Prompts are cached by the
+    share that the prefix cache hit in the window. Raises UsageError where no server counts its
+    requests, or none tells how long they are.
+    """
+    counts = arrivals_per_record(window)
+    if counts is None:
+        raise UsageError("no server of this window counts its requests: nothing to replay")
+    starts = window.starts_unix_s - window.start_unix_s
+    whole = _whole(counts)
+    if whole.sum() > most:
+        hours = ((window.starts_unix_s - window.starts_unix_s[0]) // HOUR_S).astype(np.int64)
+        of_hour = np.bincount(hours, whole)
+        whole = np.where(_first_hours(of_hour, of_hour, most)[hours], whole, 0)
+    records = np.repeat(np.arange(window.places), whole)
+    dispersion = pattern.burstiness.within_hours or 1.0
+    at_s = starts[records] + window.record_s * _inside(records, dispersion, rng)
+    of_day = (window.starts_unix_s // HOUR_S % 24).astype(np.int64)
+    lengths = {
+        what: _lengths(window, pattern, what, of_day, records, rng) for what in ("prompt", "output")
+    }
+    return recorded(
+        np.clip(at_s, 0.0, window.window_s),
+        lengths["prompt"],
+        lengths["output"],
+        cached_tokens=np.floor(lengths["prompt"] * (pattern.prefix_hit_rate or 0.0)),
+        window_s=window.window_s,
+        start_unix_s=window.start_unix_s,
+    )
+
+
+def _whole(counts: Floats) -> NDArray[np.int64]:
+    """Counts as whole numbers of the same sum, one behind the other; a negative one takes from
+    those after it."""
+    reached = np.maximum.accumulate(np.maximum(0.0, np.cumsum(counts)))
+    return np.diff(np.round(reached + 1e-9), prepend=0.0).astype(np.int64)
+
+
+def _inside(
+    records: NDArray[np.int64], dispersion: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """When inside its record each request comes, 0 to 1, with gamma gaps; rising in each record.
+
+    n requests have n + 1 gaps, before the first and after the last too. Of a shape of 1 they are
+    the order statistics of n independent instants: Poisson, given the count.
+    """
+    squared_cv = min(max(dispersion, 1.0), DISPERSION_MAX)
+    _, begins, counts = np.unique(records, return_index=True, return_counts=True)
+    gaps = rng.gamma(1 / squared_cv, size=records.size + counts.size) + 1e-12
+    firsts = begins + np.arange(counts.size)  # the first gap of each record
+    total = np.add.reduceat(gaps, firsts) if records.size else gaps
+    reached = np.cumsum(gaps)
+    before = reached[firsts] - gaps[firsts]
+    is_last = np.zeros(gaps.size, dtype=bool)
+    is_last[firsts + counts] = True
+    inside: Floats = (reached[~is_last] - np.repeat(before, counts)) / np.repeat(total, counts)
+    return np.clip(inside, 0.0, 1.0)
+
+
+def _lengths(
+    window: Window,
+    pattern: Pattern,
+    what: str,
+    of_day: NDArray[np.int64],
+    records: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> Tokens:
+    """A length for each request."""
+    name = f"{what}_length_tokens"
+    whole: Floats | None = None
+    drawn: Floats = np.empty(records.size)
+    hours = of_day[records]
+    for hour in np.unique(hours):
+        here = np.flatnonzero(hours == hour)
+        own = window.histograms(name, (of_day == hour).astype(np.float64))
+        if sum(one.n for one in own) >= LENGTHS_LEAST:
+            drawn[here] = _to_mean(_draw(own, here.size, rng), _mean(window, name, of_day == hour))
+            continue
+        if whole is None:
+            whole = _draw_whole(window, pattern, what, records.size, rng)
+        drawn[here] = whole[here]
+    return np.maximum(1, np.round(drawn)).astype(np.int64)
+
+
+def _draw_whole(
+    window: Window, pattern: Pattern, what: str, n: int, rng: np.random.Generator
+) -> Floats:
+    """From the histograms of the whole window; of a mean alone, lengths of a CV of 1."""
+    known = getattr(pattern, f"{what}_tokens_per_request")
+    own = window.histograms(f"{what}_length_tokens")
+    if sum(one.n for one in own) > 0:
+        return _to_mean(_draw(own, n, rng), known.mean)
+    if known.mean is None:
+        raise UsageError(
+            f"no server of this window tells how long its requests' {what}s are: nothing to replay"
+        )
+    return rng.exponential(known.mean, n)
+
+
+def _mean(window: Window, name: str, places: NDArray[np.bool_]) -> float | None:
+    """The exact mean, by the histogram's own sum and count."""
+    n = float(window.total(f"{name}_count")[places].sum())
+    return float(window.total(f"{name}_sum")[places].sum()) / n if n > 0 else None
+
+
+def _draw(histograms: Sequence[Histogram], n: int, rng: np.random.Generator) -> Floats:
+    """Evenly inside each bucket; what lies in the endless one is at its lower end."""
+    low = np.concatenate([(0.0, *one.bounds[:-1]) for one in histograms])
+    high = np.concatenate([one.bounds for one in histograms])
+    share = np.concatenate([one.counts for one in histograms])
+    bucket = rng.choice(low.size, n, p=share / share.sum())
+    width = np.where(np.isfinite(high), high - low, 0.0)
+    drawn: Floats = low[bucket] + width[bucket] * rng.random(n)
+    return drawn
+
+
+def _to_mean(drawn: Floats, mean: float | None) -> Floats:
+    found = float(drawn.mean()) if drawn.size else 0.0
+    return drawn * (mean / found) if mean and found else drawn
+
+
+# ---------------------------------------------------------------------------------- more, and less
+
+
+def times(arrivals: Arrivals, multiple: float, seed: int) -> Arrivals:
+    """The same demand `multiple` times: so many users as there are, each as they are.
+
+    Requests are repeated, or left out, and time stays what it is. To compress time would be wrong
+    where it matters: the busy hour would last half as long at twice the rate, and the queue that
+    it builds up be half of what twice the users make. The first copy of a request is the request
+    itself; further ones come at most `COPY_WITHIN_S` before or after it. So each minute keeps its
+    shape, bursts of minutes grow with the demand (as of a common cause: the cautious reading), and
+    inside a minute the users are independent.
+
+    Of one seed a larger multiple holds every request of a smaller one, so that what is searched
+    over multiples does not jump about. At 1 it is the arrivals themselves.
+    """
+    rng = np.random.default_rng(seed)
+    copies = np.ceil(multiple - rng.random(len(arrivals))).clip(0).astype(np.int64)
+    parts = [np.flatnonzero(copies > 0)]
+    at_s = [arrivals.at_s[parts[0]]]
+    for copy in range(1, math.ceil(multiple)):
+        moved = arrivals.at_s + rng.uniform(-COPY_WITHIN_S, COPY_WITHIN_S, len(arrivals))
+        parts.append(np.flatnonzero(copies > copy))
+        at_s.append(_reflected(moved[parts[-1]], arrivals.window_s))
+    chosen = arrivals.only(np.concatenate(parts))
+    instants = np.concatenate(at_s)
+    order = np.argsort(instants, kind="stable")
+    return msgspec.structs.replace(chosen.only(order), at_s=instants[order])
+
+
+def _reflected(at_s: Floats, window_s: float) -> Floats:
+    """What lies outside the window as far inside it; nothing piles up at its ends."""
+    inside: Floats = np.clip(window_s - np.abs(window_s - np.abs(at_s)), 0.0, window_s)
+    return inside
+
+
+def busiest(arrivals: Arrivals, most: int) -> Arrivals:
+    """The hours that ask for the most tokens, together at most so many requests, at least one hour.
+
+    Whoever asks what breaks first need not serve the quiet hours; the time between the chosen ones
+    stays, empty.
+    """
+    if len(arrivals) <= most:
+        return arrivals
+    hours = arrivals.hours
+    tokens = arrivals.prompt_tokens - arrivals.cached_tokens + arrivals.output_tokens
+    chosen = _first_hours(np.bincount(hours, tokens), np.bincount(hours), most)
+    return arrivals.only(chosen[hours])
+
+
+def _first_hours(load: Floats, requests: Floats, most: float) -> NDArray[np.bool_]:
+    """Which hours are the most loaded ones that together have at most so many requests."""
+    order = np.argsort(-load, kind="stable")
+    fits = np.cumsum(requests[order]) <= most
+    fits[0] = True
+    chosen = np.zeros(load.size, dtype=bool)
+    chosen[order[fits]] = True
+    return chosen

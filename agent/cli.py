@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.forms import Sheet
     from agent.model import Sweep
     from agent.recall import Series
+    from agent.sizing.models import ModelShape
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -221,6 +222,195 @@ def _print_sheets(sheets: Sequence[Sheet], form: str) -> None:
         click.echo("\n\n".join("\n".join(forms.text(one)) for one in sheets))
     else:
         click.echo({"markdown": forms.markdown, "html": forms.html}[form](sheets), nl=False)
+
+
+_AT_LEAST_ONE = click.IntRange(min=1)
+
+
+@cli.command()
+@click.option("--gpu", "card", required=True, metavar="NAME", help="Such as h100-sxm, l40s, 4090.")
+@click.option(
+    "--gpus", type=_AT_LEAST_ONE, default=1, show_default=True, metavar="N", help="So many in all."
+)
+@click.option(
+    "--model",
+    "shape",
+    required=True,
+    metavar="NAME|config.json",
+    help="Short name, Hugging Face id, or a Hugging Face config.json.",
+)
+@click.option(
+    "--precision",
+    metavar="P",
+    help="Of the weights: bf16, fp16, fp8, int8, int4, fp4, mxfp4.  "
+    "[default: what the model's name tells, else bf16]",
+)
+@click.option(
+    "--kv-precision",
+    default="bf16",
+    show_default=True,
+    metavar="P",
+    help="Of the KV cache: bf16, fp16, fp8.",
+)
+@click.option(
+    "--input-tokens", type=_AT_LEAST_ONE, required=True, metavar="N", help="Of a request's prompt."
+)
+@click.option(
+    "--output-tokens", type=_AT_LEAST_ONE, required=True, metavar="N", help="Of its answer."
+)
+@click.option(
+    "--concurrency", required=True, metavar="N,…", help="Requests at once, such as 1,8,64."
+)
+@click.option(
+    "--tp",
+    type=_AT_LEAST_ONE,
+    metavar="N",
+    help="GPUs an engine is split over.  [default: all of a replica's]",
+)
+@click.option(
+    "--replicas", type=_AT_LEAST_ONE, metavar="N", help="Engines alike.  [default: 1, or gpus / tp]"
+)
+@click.option(
+    "--engine",
+    default="vllm",
+    show_default=True,
+    metavar="NAME",
+    help="vllm, sglang or tensorrt-llm.",
+)
+@click.option(
+    "--max-num-seqs",
+    type=_AT_LEAST_ONE,
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Requests an engine takes into its batch.",
+)
+@click.option(
+    "--calibrate",
+    metavar="SWEEP.json",
+    help="A measured sweep, as loadgen --json writes it: figures start from it.",
+)
+@click.option(
+    "--measured-gpu", metavar="NAME", help="What GPU that was on, where it does not tell."
+)
+@click.option("--measured-tp", type=_AT_LEAST_ONE, metavar="N", help="Likewise, how many.")
+@click.option("--measured-precision", metavar="P", help="Likewise, its weights' precision.")
+@click.option("--gpus-file", metavar="FILE", help="GPUs of your own, see config/gpus.example.csv.")
+@click.option("--json", "file", metavar="FILE|-", help="For programs.")
+def predict(
+    card: str,
+    gpus: int,
+    shape: str,
+    precision: str | None,
+    kv_precision: str,
+    input_tokens: int,
+    output_tokens: int,
+    concurrency: str,
+    tp: int | None,
+    replicas: int | None,
+    engine: str,
+    max_num_seqs: int,
+    calibrate: str | None,
+    measured_gpu: str | None,
+    measured_tp: int | None,
+    measured_precision: str | None,
+    gpus_file: str | None,
+    file: str | None,
+) -> None:
+    """Say what hardware that is not there would do, with an interval.
+
+    From what such GPUs reach in published benchmarks, or from a sweep of yours. A figure that
+    cannot be given (the weights do not fit, the sweep is of another vendor's GPU) is refused with
+    the reason, which is an answer: exit code 0.
+
+    \b
+    agent predict --gpu h100-sxm --model llama-3.1-8b --input-tokens 1000 --output-tokens 300 \\
+      --concurrency 1,8,64
+    """
+    from agent.model import UsageError, encode
+    from agent.sizing import hardware
+    from agent.sizing import predict as sizing
+    from agent.sizing.engine import EngineSpec
+    from agent.sizing.models import precision_in
+
+    try:
+        own = hardware.read_gpus(_bytes(gpus_file).decode()) if gpus_file else {}
+    except (UsageError, UnicodeDecodeError) as error:
+        raise UsageError(f"--gpus-file {gpus_file}: {error}") from error
+    levels = _numbers(concurrency, "--concurrency")
+    spec = EngineSpec(
+        gpu=hardware.gpu(card, own),
+        model=_model_shape(shape),
+        precision=precision or precision_in(shape) or "bf16",
+        kv_precision=kv_precision,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(8192, max_num_seqs),
+    )
+    deployed = sizing.deployment(spec, gpus, tp=tp, replicas=replicas, engine=engine)
+    sweep = measured = None
+    if calibrate is not None:
+        try:
+            sweep = _read_sweep(calibrate)
+            measured = sizing.measured_spec(
+                sweep,
+                deployed.spec,
+                card=hardware.gpu(measured_gpu, own) if measured_gpu else None,
+                tp=measured_tp,
+                precision=measured_precision,
+                own=own,
+            )
+        except UsageError as error:
+            raise UsageError(f"--calibrate {calibrate}: {error}") from error
+    elif measured_gpu or measured_tp or measured_precision:
+        raise UsageError("--measured-… says what a sweep was measured on: give it with --calibrate")
+    found = sizing.answer(deployed, levels, input_tokens, output_tokens, sweep, measured)
+    if file is None:
+        for line in sizing.lines(found):
+            click.echo(line)
+    elif file == "-":
+        click.echo(encode(found).decode())
+    else:
+        _write(file, encode(found))
+
+
+def _model_shape(name: str) -> ModelShape:
+    """A built-in model, or what a config.json (or its directory) describes. Raises UsageError."""
+    import msgspec
+
+    from agent.model import UsageError
+    from agent.sizing.models import from_config, model
+
+    path = Path(name)
+    if path.suffix != ".json" and not path.is_dir():
+        return model(name)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = msgspec.json.decode(_bytes(str(path)), type=dict[str, Any])
+        return from_config(config, name=path.resolve().parent.name)
+    except (ValueError, RecursionError, UsageError) as error:
+        raise UsageError(f"--model {path}: {error}") from error
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    """`1,8,64` as numbers above 0. Raises UsageError."""
+    from agent.model import UsageError
+
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < one < math.inf for one in found):
+        raise UsageError(f"{option} {text}: write numbers above 0, such as 1,8,64")
+    return found
+
+
+def _write(file: str, data: bytes) -> None:
+    from agent.model import UsageError
+
+    try:
+        Path(file).write_bytes(data + b"\n")
+    except OSError as error:
+        raise UsageError(f"--json {file}: {error.strerror}") from error
 
 
 @cli.command()

@@ -26,9 +26,10 @@ BITS = {
 }  # fmt: skip
 KV_BYTES = {"bf16": 2, "fp16": 2, "fp8": 1}
 
-# One all-reduce of a small tensor: NVLink with a one-shot kernel, and through PCIe (NCCL tests).
+# One all-reduce of a small tensor: over NVLink one kernel whatever the number of GPUs; through PCIe
+# a ring of 2·(tp - 1) hops, 30 us between two GPUs (NCCL tests).
 _ALL_REDUCE_NVLINK_S = 8e-6
-_ALL_REDUCE_PCIE_S = 30e-6
+_ALL_REDUCE_PCIE_HOP_S = 15e-6
 _NVLINK_MIN_BYTES_PER_S = 200e9  # both directions; slower links are PCIe or a network
 _UNKNOWN_LINK_BYTES_PER_S = 64e9  # PCIe 4 x16, the least that tensor parallelism is run over
 
@@ -157,9 +158,9 @@ def kv_pool_bytes(spec: EngineSpec) -> float:
 def kv_blocks(spec: EngineSpec) -> int:
     """Blocks of the KV cache: as the engine was told, or as many as the pool holds.
 
-    Of a model with sliding layers, these layers' windows are set aside for `max_num_seqs`
-    sequences first, and the blocks hold the full layers. Where every layer slides, blocks are
-    counted as if none did: such a cache holds no less than this.
+    Of a model with sliding layers, these layers' windows are set aside first, for `max_num_seqs`
+    sequences or as many of a window's length as fit, and the blocks hold the full layers. Where
+    every layer slides, blocks are counted as if none did: such a cache holds no less than this.
     Raises UsageError where the weights or a single block do not fit.
     """
     if spec.num_gpu_blocks is not None:
@@ -168,8 +169,10 @@ def kv_blocks(spec: EngineSpec) -> int:
     layer = _kv_layer_bytes(spec.model, spec.kv_precision) * _kv_copies(spec.model, spec.tp)
     pool = kv_pool_bytes(spec)
     layers = spec.model.full_layers
-    if layers:
-        pool -= layer * spec.model.sliding_layers * spec.model.window * spec.max_num_seqs
+    if layers and (window := spec.model.window):
+        whole = kv_bytes(spec.model, window, spec.kv_precision, spec.tp)
+        sequences = min(spec.max_num_seqs, pool // whole)
+        pool -= layer * spec.model.sliding_layers * window * sequences
     blocks = int(pool // (layer * (layers or spec.model.layers) * spec.block_size))
     if blocks < 1:
         raise UsageError(
@@ -201,8 +204,14 @@ def max_model_len(spec: EngineSpec) -> int:
 
 
 def sequences_that_fit(spec: EngineSpec, input_tokens: float, output_tokens: float) -> float:
-    """Sequences whose KV fits at once: pool / (κ·(ISL + OSL/2)) (design equation 3)."""
-    return kv_capacity_tokens(spec) / (input_tokens + output_tokens / 2)
+    """Sequences whose KV fits at once: pool / (κ·(ISL + OSL/2)) (design equation 3).
+
+    A sliding layer holds no more than its window of each.
+    """
+    tokens = input_tokens + output_tokens / 2
+    if spec.num_gpu_blocks is not None:
+        return kv_capacity_tokens(spec) / tokens
+    return kv_pool_bytes(spec) / kv_bytes(spec.model, tokens, spec.kv_precision, spec.tp)
 
 
 def check(spec: EngineSpec) -> None:
@@ -287,9 +296,9 @@ class Cost:
 
     def step_s(
         self,
-        decode_sequences: int,
+        decode_sequences: float,
         context_tokens: float,
-        prefill_tokens: int = 0,
+        prefill_tokens: float = 0,
         prefill_attention_flops: float = 0.0,
     ) -> float:
         """Seconds of one step; `context_tokens` is the sum over the decoding sequences."""
@@ -301,6 +310,11 @@ class Cost:
             + prefill_attention_flops * self._flop
         )
         return self._outside_s(tokens) + (memory if memory > compute else compute)
+
+    def prompt_s(self, tokens: float) -> float:
+        """Seconds of arithmetic and communication that a prompt adds to steps that run anyway."""
+        flops = attention_flops(self.model, 0, tokens)
+        return tokens * (self._prefill_token + self._comm_token) + flops * self._flop
 
     def run_s(self, decode_sequences: int, context_tokens: float, steps: int) -> float:
         """Seconds of so many steps of the same batch, whose context grows by B a step.
@@ -344,7 +358,7 @@ class Cost:
                 lo = middle + 1
         return lo
 
-    def _memory_s(self, decode_sequences: int, context_tokens: float, tokens: int) -> float:
+    def _memory_s(self, decode_sequences: float, context_tokens: float, tokens: float) -> float:
         seconds = self._weights + self._kv_full * context_tokens
         if self._experts:
             seconds += self._experts * (1 - self._miss**tokens)
@@ -352,7 +366,7 @@ class Cost:
             seconds += self._kv_sliding * min(context_tokens, decode_sequences * self._window)
         return seconds
 
-    def _outside_s(self, tokens: int) -> float:
+    def _outside_s(self, tokens: float) -> float:
         return self._fixed + self._comm_fixed + tokens * self._comm_token
 
     def _steps_inside_window(self, b: int, context_tokens: float) -> int:
@@ -367,9 +381,11 @@ def _communication_s(spec: EngineSpec) -> tuple[float, float]:
     if spec.tp == 1:
         return 0.0, 0.0
     link = spec.gpu.interconnect_bytes_per_s or _UNKNOWN_LINK_BYTES_PER_S
-    latency = _ALL_REDUCE_NVLINK_S if link >= _NVLINK_MIN_BYTES_PER_S else _ALL_REDUCE_PCIE_S
+    hops = 2 * (spec.tp - 1)
+    is_nvlink = link >= _NVLINK_MIN_BYTES_PER_S
+    latency = _ALL_REDUCE_NVLINK_S if is_nvlink else hops * _ALL_REDUCE_PCIE_HOP_S
     reduces = 2 * spec.model.layers
-    moved = 2 * (spec.tp - 1) / spec.tp * spec.model.hidden * 2
+    moved = hops / spec.tp * spec.model.hidden * 2
     return reduces * latency, reduces * moved / (link / 2)
 
 
@@ -391,14 +407,14 @@ def decode_step_seconds(spec: EngineSpec, sequences: int, mean_context_tokens: f
     return step_seconds(spec, sequences, sequences * mean_context_tokens)
 
 
-def prefill_seconds(spec: EngineSpec, input_tokens: int, hit_ratio: float = 0.0) -> float:
+def prefill_seconds(spec: EngineSpec, input_tokens: float, hit_ratio: float = 0.0) -> float:
     """Seconds to compute one prompt alone (design equation 5, plus t0 and communication a step).
 
     `hit_ratio` of the prompt is in the prefix cache. Prompts longer than `max_num_batched_tokens`
     take several steps, each of which reads the weights.
     """
     cost = Cost(spec)
-    at, total = round(input_tokens * hit_ratio), 0.0
+    at, total = float(round(input_tokens * hit_ratio)), 0.0
     while at < input_tokens:
         to = min(input_tokens, at + spec.max_num_batched_tokens)
         total += cost.step_s(0, 0, to - at, attention_flops(spec.model, at, to))

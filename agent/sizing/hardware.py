@@ -2,15 +2,16 @@
 
 The numbers stand in `data/gpus.csv`, one row a device, each with where it is from and how far it
 can be trusted. They are data-sheet figures, dense and not sparse; what a device reaches of them is
-`engine.Efficiencies`.
+`engine.Efficiencies`. A user's own file of the same form adds to them (`read_gpus`).
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 
@@ -47,7 +48,7 @@ class Gpu(msgspec.Struct, frozen=True):
     memory_type: str
     bandwidth_bytes_per_s: float
     flops: dict[str, float]  # FLOP/s, dense, by precision: bf16, fp8, fp4 where there are units
-    tdp_w: float
+    tdp_w: float | None
     interconnect: str
     interconnect_bytes_per_s: float | None  # both directions together
     price_low_usd_per_h: float | None
@@ -111,10 +112,6 @@ def _is_short_for(short: str, full: str) -> bool:
     )
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text.strip() else None
-
-
 def _link_bytes_per_s(text: str) -> float | None:
     """Bytes/s of an interconnect described as `NVLink4 900 GB/s` or `PCIe4 (+bridge)`."""
     stated = re.search(r"([\d.]+) (GB|TB|Gb)/s", text)
@@ -123,23 +120,53 @@ def _link_bytes_per_s(text: str) -> float | None:
     return next((rate for name, rate in _PCIE_BYTES_PER_S.items() if name in text), None)
 
 
-def _parse(row: dict[str, str]) -> Gpu:
-    tflops = {name: _number(row[f"{name}_dense_tflops"]) for name in ("bf16", "fp8", "fp4")}
+# Columns of a catalogue: what a device cannot do without, what may be empty, and words.
+_NEEDED = ("memory_gb", "bandwidth_gbs")
+_NUMBERS = (
+    "bf16_dense_tflops", "fp8_dense_tflops", "fp4_dense_tflops", "tdp_w",
+    "price_low_usd_h", "price_typ_usd_h", "price_high_usd_h",
+)  # fmt: skip
+_WORDS = (
+    "gpu", "vendor", "arch", "class", "mem_type", "interconnect", "price_basis", "spec_source",
+    "spec_confidence", "notes",
+)  # fmt: skip
+
+
+def _number(row: Mapping[str, str], column: str) -> float | None:
+    text = row[column]
+    if not text and column not in _NEEDED:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{column} should be a number above 0, not {text!r}")
+    return value
+
+
+def _parse(row: Mapping[str, str]) -> Gpu:
+    """One row. Raises ValueError naming the column that does not hold what it should."""
+    for column in ("gpu", "vendor"):
+        if not row[column]:
+            raise ValueError(f"{column} is empty")
+    at = {column: _number(row, column) for column in (*_NEEDED, *_NUMBERS)}
+    tflops = {name: at[f"{name}_dense_tflops"] for name in ("bf16", "fp8", "fp4")}
     return Gpu(
         name=row["gpu"],
         vendor=row["vendor"],
         arch=row["arch"],
         category=row["class"],
-        memory_bytes=float(row["memory_gb"]) * GIB,
+        memory_bytes=(at["memory_gb"] or 0.0) * GIB,
         memory_type=row["mem_type"],
-        bandwidth_bytes_per_s=float(row["bandwidth_gbs"]) * 1e9,
+        bandwidth_bytes_per_s=(at["bandwidth_gbs"] or 0.0) * 1e9,
         flops={name: value * 1e12 for name, value in tflops.items() if value is not None},
-        tdp_w=float(row["tdp_w"]),
+        tdp_w=at["tdp_w"],
         interconnect=row["interconnect"],
         interconnect_bytes_per_s=_link_bytes_per_s(row["interconnect"]),
-        price_low_usd_per_h=_number(row["price_low_usd_h"]),
-        price_typical_usd_per_h=_number(row["price_typ_usd_h"]),
-        price_high_usd_per_h=_number(row["price_high_usd_h"]),
+        price_low_usd_per_h=at["price_low_usd_h"],
+        price_typical_usd_per_h=at["price_typ_usd_h"],
+        price_high_usd_per_h=at["price_high_usd_h"],
         price_basis=row["price_basis"],
         spec_source=row["spec_source"],
         spec_confidence=row["spec_confidence"],
@@ -147,13 +174,89 @@ def _parse(row: dict[str, str]) -> Gpu:
     )
 
 
+def read_gpus(text: str) -> dict[str, Gpu]:
+    """A catalogue as CSV, by name: the columns of `data/gpus.csv` in any order.
+
+    `gpu`, `vendor`, `memory_gb` and `bandwidth_gbs` have to be there, the rest is known or not.
+    Lines that begin with `#` are comments. Raises UsageError that says of every bad line what is
+    wrong with it.
+    """
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if _is_row(line)]
+    rows = csv.reader(line for _, line in lines)
+    header = [title.strip() for title in next(rows, [])]
+    known = (*_WORDS, *_NEEDED, *_NUMBERS)
+    missing = [column for column in ("gpu", "vendor", *_NEEDED) if column not in header]
+    if missing:
+        raise UsageError(f"no column {', '.join(missing)} in the first line")
+    if strange := [column for column in header if column not in known]:
+        raise UsageError(unknown("column", strange[0], known))
+    found: dict[str, Gpu] = {}
+    wrong: list[str] = []
+    for (number, _), cells in zip(lines[1:], rows, strict=False):
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} fields, the first line has {len(header)}")
+            values = (cell.strip() for cell in cells)
+            device = _parse(dict.fromkeys(known, "") | dict(zip(header, values, strict=True)))
+            if device.name in found:
+                raise ValueError(f"{device.name} stands there twice")
+            found[device.name] = device
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        raise UsageError("; ".join(wrong))
+    return found
+
+
+def _is_row(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
 @cache
 def gpus() -> dict[str, Gpu]:
     """The whole catalogue by name, in the order of the file."""
-    text = resources.files("agent.sizing").joinpath("data/gpus.csv").read_text(encoding="utf-8")
-    return {row["gpu"]: _parse(row) for row in csv.DictReader(text.splitlines())}
+    file = resources.files("agent.sizing").joinpath("data/gpus.csv")
+    return read_gpus(file.read_text(encoding="utf-8"))
 
 
-def gpu(name: str) -> Gpu:
-    """The device that `name` means; see `pick` for short forms. Raises UsageError."""
-    return gpus()[pick("GPU", name, gpus())]
+def gpu(name: str, own: Mapping[str, Gpu] | None = None) -> Gpu:
+    """The device that `name` means; see `pick` for short forms. Raises UsageError.
+
+    `own` are a user's devices; one that is called as one of the catalogue takes its place.
+    """
+    known = {**gpus(), **(own or {})}
+    return known[pick("GPU", name, known)]
+
+
+# What a driver calls a device (NVML, amd-smi), where the catalogue calls it otherwise.
+_DRIVER_NAMES = {
+    "NVIDIA H100 80GB HBM3": "H100-SXM-80GB",
+    "NVIDIA H100 PCIe": "H100-PCIe-80GB",
+    "NVIDIA H100 NVL": "H100-NVL-94GB",
+    "NVIDIA H200": "H200-SXM-141GB",
+    "NVIDIA H200 NVL": "H200-NVL-141GB",
+    "NVIDIA GH200 480GB": "GH200-96GB",
+    "NVIDIA B200": "B200-SXM-180GB",
+    "NVIDIA B300 SXM6 AC": "B300-SXM",
+    "NVIDIA A100-SXM4-80GB": "A100-SXM-80GB",
+    "NVIDIA A100-SXM4-40GB": "A100-SXM-40GB",
+    "NVIDIA A100 80GB PCIe": "A100-PCIe-80GB",
+    "NVIDIA RTX 6000 Ada Generation": "RTX-6000-Ada",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": "RTX-PRO-6000-Max-Q",
+    "NVIDIA GB10": "DGX-Spark-GB10",
+    "NVIDIA Thor": "Jetson-AGX-Thor",
+}
+
+
+def device(name: str, own: Mapping[str, Gpu] | None = None) -> Gpu | None:
+    """The device that a driver calls `name`: `NVIDIA GeForce RTX 4090`, `AMD Instinct MI300X`.
+
+    None where the catalogue does not have exactly that one: a near one would be another.
+    """
+    known = {_key(entry): entry for entry in (*gpus(), *(own or {}))}
+    named = {_key(driver): entry for driver, entry in _DRIVER_NAMES.items()}
+    bare = re.sub(r"(?i)\b(nvidia|tesla|geforce|amd|instinct|radeon|oam)\b", "", name)
+    entry = named.get(_key(name)) or known.get(_key(bare).strip("-"))
+    return gpu(entry, own) if entry else None

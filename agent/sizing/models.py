@@ -1,15 +1,17 @@
 """The shape of a model, as far as its size, its KV cache and its arithmetic go.
 
-A shape comes from a Hugging Face `config.json`, whether it is the user's own or one of the few
-built in below: the table holds the fields of the published configs that matter here, so that it
+A shape comes from a Hugging Face `config.json`, whether it is the user's own or one of those in
+`data/models.json`: the file holds the fields of the published configs that matter here, so that it
 grows by pasting, and the parameter counts follow from the shapes. The tests compare them with the
-counts that the model cards state.
+counts that the model cards state. `like` in the file is another row of the same shape.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from typing import Any
 
 import msgspec
@@ -47,102 +49,48 @@ class ModelShape(msgspec.Struct, frozen=True):
         return self.layers - self.sliding_layers
 
 
-# From the `config.json` of each model's repository on the Hugging Face hub, under its hf_id.
-_LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072}
-_QWEN2 = {"model_type": "qwen2", "vocab_size": 152064, "max_position_embeddings": 32768}
-_QWEN3 = {"vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
-_GPT_OSS = {
-    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "num_experts_per_tok": 4,
-    "vocab_size": 201088, "max_position_embeddings": 131072, "sliding_window": 128,
-    "attention_bias": True,
+# What transformers takes for granted where a config of this `model_type` says nothing.
+_SILENT: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"sliding_window_pattern": 2},
+    "gemma2": {"sliding_window_pattern": 2, "tie_word_embeddings": True},
+    "gemma3_text": {
+        "sliding_window_pattern": 6, "tie_word_embeddings": True, "vocab_size": 262208,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "sliding_window": 4096, "max_position_embeddings": 131072,
+    },
+    "llama4_text": {"sliding_window_pattern": 4, "interleave_moe_layer_step": 1},
 }  # fmt: skip
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+# Plain MLPs, or layers with a state instead of a KV cache.
+_NO_FORMULA = (
+    "bloom", "opt", "gpt2", "gptj", "gpt_neox", "falcon", "mpt", "phi", "mamba", "mamba2", "jamba",
+    "nemotron_h", "minimax", "rwkv", "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear",
+)  # fmt: skip
+_QKV_BIAS = ("qwen2", "qwen2_moe")  # have it and say so nowhere
+_FOUR_NORMS = ("gemma2", "gemma3_text", "glm4")  # a layer, where the others have two
 
-
-def _config(
-    layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, **more: object
-) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": intermediate,
-        **more,
-    }
-
-
-# short name → (Hugging Face id, config)
-_TABLE: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-3.1-8b": (
-        "meta-llama/Llama-3.1-8B-Instruct",
-        _config(32, 4096, 32, 8, 14336, **_LLAMA),
-    ),
-    "llama-3.1-70b": (
-        "meta-llama/Llama-3.1-70B-Instruct",
-        _config(80, 8192, 64, 8, 28672, **_LLAMA),
-    ),
-    "llama-3.2-1b": (
-        "meta-llama/Llama-3.2-1B-Instruct",
-        _config(16, 2048, 32, 8, 8192, tie_word_embeddings=True, head_dim=64, **_LLAMA),
-    ),
-    "llama-3.2-3b": (
-        "meta-llama/Llama-3.2-3B-Instruct",
-        _config(28, 3072, 24, 8, 8192, tie_word_embeddings=True, head_dim=128, **_LLAMA),
-    ),
-    "qwen2.5-7b": ("Qwen/Qwen2.5-7B-Instruct", _config(28, 3584, 28, 4, 18944, **_QWEN2)),
-    "qwen2.5-32b": ("Qwen/Qwen2.5-32B-Instruct", _config(64, 5120, 40, 8, 27648, **_QWEN2)),
-    "qwen2.5-72b": ("Qwen/Qwen2.5-72B-Instruct", _config(80, 8192, 64, 8, 29568, **_QWEN2)),
-    "qwen3-8b": ("Qwen/Qwen3-8B", _config(36, 4096, 32, 8, 12288, **_QWEN3)),
-    "qwen3-14b": ("Qwen/Qwen3-14B", _config(40, 5120, 40, 8, 17408, **_QWEN3)),
-    "qwen3-32b": ("Qwen/Qwen3-32B", _config(64, 5120, 64, 8, 25600, **_QWEN3)),
-    "qwen3-30b-a3b": (
-        "Qwen/Qwen3-30B-A3B",
-        _config(
-            48, 2048, 32, 4, 6144,
-            num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_QWEN3,
-        ),
-    ),
-    "mistral-7b": (
-        "mistralai/Mistral-7B-Instruct-v0.3",
-        _config(32, 4096, 32, 8, 14336, vocab_size=32768, max_position_embeddings=32768),
-    ),
-    "mixtral-8x7b": (
-        "mistralai/Mixtral-8x7B-Instruct-v0.1",
-        _config(
-            32, 4096, 32, 8, 14336,
-            vocab_size=32000, max_position_embeddings=32768,
-            num_local_experts=8, num_experts_per_tok=2,
-        ),
-    ),
-    "gpt-oss-20b": (
-        "openai/gpt-oss-20b",
-        {"num_hidden_layers": 24, "num_local_experts": 32, **_GPT_OSS},
-    ),
-    "gpt-oss-120b": (
-        "openai/gpt-oss-120b",
-        {"num_hidden_layers": 36, "num_local_experts": 128, **_GPT_OSS},
-    ),
-    "deepseek-v3": (
-        "deepseek-ai/DeepSeek-V3",
-        _config(
-            61, 7168, 128, 128, 18432,
-            vocab_size=129280, max_position_embeddings=163840,
-            q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
-            v_head_dim=128, n_routed_experts=256, num_experts_per_tok=8, n_shared_experts=1,
-            moe_intermediate_size=2048, first_k_dense_replace=3,
-        ),
-    ),
-}  # fmt: skip
+# Endings of a checkpoint's name that do not change the shape.
+_ENDING = re.compile(
+    r"-(hf|instruct|base|chat|it|thinking|reasoning|preview|\d{4}|v0\.\d|"
+    r"(nv|mx)?fp[48]|dynamic|bf16|int[48]|w\da\d+|awq|gptq)$"
+)
 
 
 @cache
 def models() -> dict[str, ModelShape]:
-    """The built-in models by short name."""
+    """The built-in models by short name, in the order of the file."""
+    text = resources.files("agent.sizing").joinpath("data/models.json").read_bytes()
+    table: dict[str, dict[str, Any]] = msgspec.json.decode(text)
     return {
-        name: from_config(config, name=name, hf_id=hf_id)
-        for name, (hf_id, config) in _TABLE.items()
+        name: from_config(_whole(table, row), name=name, hf_id=row["hf_id"])
+        for name, row in table.items()
     }
+
+
+def _whole(table: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what it takes from the one it is `like`."""
+    like = row.get("like")
+    return {**(_whole(table, table[like]) if like else {}), **row}
 
 
 def model(name: str) -> ModelShape:
@@ -150,12 +98,34 @@ def model(name: str) -> ModelShape:
 
     Raises UsageError naming the nearest where there is none, the candidates where there are two.
     """
-    by_id = {shape.hf_id.lower(): shape for shape in models().values() if shape.hf_id}
-    if found := by_id.get(name.strip().lower()):
-        return found
-    short = name.rsplit("/", 1)[-1].lower()
-    short = short.removesuffix("-hf").removesuffix("-instruct").removesuffix("-base")
-    return models()[pick("model", short, models())]
+    by_id = {shape.hf_id.lower(): short for short, shape in models().items() if shape.hf_id}
+    named = {_stem(hf_id): short for hf_id, short in by_id.items()}
+    named |= {short: short for short in models()} | by_id
+    for form in (name.strip().lower(), _stem(name)):
+        if form in named:
+            return models()[named[form]]
+    return models()[pick("model", _stem(name), models())]
+
+
+# What a checkpoint's name says of its weights: the first of these that is in it.
+_PRECISIONS = (
+    ("nvfp4", "fp4"), ("mxfp4", "mxfp4"), ("gpt-oss", "mxfp4"), ("fp8", "fp8"), ("w8a8", "int8"),
+    ("int8", "int8"), ("awq", "int4"), ("gptq", "int4"), ("int4", "int4"), ("w4a16", "int4"),
+)  # fmt: skip
+
+
+def precision_in(name: str) -> str | None:
+    """The precision that a checkpoint's name tells: fp8 of `nvidia/Llama-3.1-8B-Instruct-FP8`."""
+    return next((precision for word, precision in _PRECISIONS if word in name.lower()), None)
+
+
+def _stem(name: str) -> str:
+    """`llama-3.1-8b` of `nvidia/Llama-3.1-8B-Instruct-FP8`, and of Ollama's `llama3.1:8b`."""
+    short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-").replace(":", "-")
+    short = re.sub(r"^(llama|gemma|phi|glm)(?=\d)", r"\1-", short)
+    while ending := _ENDING.search(short):
+        short = short[: ending.start()]
+    return short
 
 
 def from_config(
@@ -166,10 +136,9 @@ def from_config(
     A multimodal config is read through its `text_config`. Parameters are counted from the shapes:
     grouped-query or latent attention, gated MLP, routed and shared experts, embeddings; norms
     included, vision towers and extra prediction heads not. Raises UsageError naming the field
-    that is missing or has no sense.
+    that is missing or has no sense, or what there is no formula for.
     """
-    text = config.get("text_config")
-    config = text if isinstance(text, Mapping) else config
+    config = _decoder(config)
     layers, hidden = _int(config, "num_hidden_layers"), _int(config, "hidden_size")
     heads, vocab = _int(config, "num_attention_heads"), _int(config, "vocab_size")
     kv_heads = _int(config, "num_key_value_heads", heads)
@@ -183,7 +152,7 @@ def from_config(
         attention = _attention_params(config, hidden, heads, kv_heads, head_dim)
     mlp = _mlp_params(config, layers, hidden)
     embedding = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    norms = (2 * layers + 1) * hidden
+    norms = ((4 if config.get("model_type") in _FOUR_NORMS else 2) * layers + 1) * hidden
     total = embedding + norms + layers * attention + mlp.dense + mlp.routed
     inactive = mlp.routed - mlp.routed * mlp.active // max(1, mlp.experts)
     window, sliding_layers = _sliding(config, layers)
@@ -210,6 +179,31 @@ def from_config(
     )
 
 
+def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model alone, with what its `model_type` takes for granted.
+
+    Raises UsageError for layers that keep no KV cache, or none of this size: a figure made of the
+    wrong formula would look like any other.
+    """
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        tied = config.get("tie_word_embeddings")
+        config = text if tied is None else {"tie_word_embeddings": tied, **text}
+    kind = config.get("model_type")
+    types = config.get("layer_types") or ()
+    if not isinstance(types, list | tuple):
+        raise UsageError(f"config.json: layer_types should be a list, not {types!r}")
+    strange = next((repr(one) for one in types if one not in _ATTENTION), None)
+    if kind in _NO_FORMULA or strange:
+        what = f"layers of {strange}" if strange else f"a {kind} model"
+        raise UsageError(
+            f"config.json: there is no formula for {what}, only for decoders with softmax "
+            "attention and gated MLPs: measure it instead"
+        )
+    silent = _SILENT.get(str(kind), {})
+    return {**silent, **{key: value for key, value in config.items() if value is not None}}
+
+
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None and default is not None:
@@ -225,8 +219,8 @@ def _attention_params(
     """Parameters of one layer's grouped-query attention: Q, K, V and output projections."""
     query, kv = heads * head_dim, kv_heads * head_dim
     params = hidden * (2 * query + 2 * kv)
-    if config.get("model_type") == "qwen2":
-        params += query + 2 * kv  # Qwen2 has biases on Q, K and V and says so nowhere
+    if config.get("model_type") in _QKV_BIAS:
+        params += query + 2 * kv
     elif config.get("attention_bias"):
         params += query + 2 * kv + hidden
     return params
@@ -261,13 +255,17 @@ def _mlp_params(config: Mapping[str, Any], layers: int, hidden: int) -> _Mlp:
     if experts < 2:
         return _Mlp(layers * 3 * hidden * intermediate, 0, 0, 0)
     expert_width = _int(config, "moe_intermediate_size", intermediate)
-    dense_layers = _int(config, "first_k_dense_replace", 0)
-    moe_layers = layers - dense_layers
+    # Dense first, then experts in every layer or, in Llama 4, in every second.
+    step = _int(config, "interleave_moe_layer_step", 1)
+    moe_layers = (layers - _int(config, "first_k_dense_replace", 0)) // step
+    dense_width = _int(config, "intermediate_size_mlp", intermediate)
     shared_width = expert_width * _int(config, "n_shared_experts", 0)
     shared_width += _int(config, "shared_expert_intermediate_size", 0)
+    if config.get("model_type") == "llama4_text":
+        shared_width = intermediate
     bias = 2 * expert_width + hidden if config.get("model_type") == "gpt_oss" else 0
     return _Mlp(
-        dense=dense_layers * 3 * hidden * intermediate
+        dense=(layers - moe_layers) * 3 * hidden * dense_width
         + moe_layers * (3 * hidden * shared_width + hidden * experts),
         routed=moe_layers * experts * (3 * hidden * expert_width + bias),
         experts=experts,
@@ -279,17 +277,17 @@ def _sliding(config: Mapping[str, Any], layers: int) -> tuple[int, int]:
     """Window in tokens and number of sliding layers; (0, 0) where every layer sees everything.
 
     Which layers slide is said by `layer_types` (newer configs), by `sliding_window_pattern` n
-    (every n-th is full: Gemma 2 and 3), is every other one in gpt-oss, else all of them.
+    (every n-th is full: Gemma, gpt-oss, Llama 4), else it is all of them. Llama 4's chunks are
+    windows of their own length: no more than that is kept or looked at.
     """
-    window = _int(config, "sliding_window", 0)
-    if not window or config.get("use_sliding_window") is False:
+    window = _int(config, "sliding_window", 0) or _int(config, "attention_chunk_size", 0)
+    context = _int(config, "max_position_embeddings", window)
+    if not window or window >= context or config.get("use_sliding_window") is False:
         return 0, 0
     if types := config.get("layer_types"):
-        sliding = sum(kind == "sliding_attention" for kind in types)
+        sliding = sum(kind != "full_attention" for kind in types)
     elif pattern := _int(config, "sliding_window_pattern", 0):
         sliding = layers - layers // pattern
-    elif config.get("model_type") == "gpt_oss":
-        sliding = (layers + 1) // 2
     else:
         sliding = layers
     return (window, sliding) if sliding else (0, 0)

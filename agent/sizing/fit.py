@@ -1,0 +1,524 @@
+"""Efficiencies from measured throughput, and how far a figure from them can be trusted.
+
+Pure. The law is the engine's step (design equations 3 to 5) in closed form:
+
+    tokens/s = B / (t0 + max(memory/η_b, decode/η_c) + prefill/η_p + communication)
+
+with B = min(concurrency, sequences that fit, max_num_seqs), and its four unknowns are fitted to the
+logarithms of measured rates: bounded, robust, drawn towards what other GPUs of the vendor reach.
+What the law leaves is smooth in concurrency and lengths, and is interpolated (kriging): inside the
+swept range a measured sweep answers, outside it the law, with an interval that says so.
+
+A figure carried to what was not measured has the error that such steps had on published
+benchmarks, whole GPUs held out (`python -m tests.bench`, table "capacity model").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from agent.model import Level, UsageError
+from agent.sizing import curve, engine
+from agent.sizing.engine import Cost, Efficiencies, EngineSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+NAMES = ("t0_s", "eta_b", "eta_c", "eta_p")
+LOWEST = Efficiencies(t0_s=1e-5, eta_b=0.02, eta_c=0.005, eta_p=0.01)
+HIGHEST = Efficiencies(t0_s=0.2, eta_b=1.0, eta_c=1.0, eta_p=1.0)
+
+# What the GPUs of a vendor have in common over all published rows (`learn`; the bench prints them
+# anew). NVIDIA: A100, H100, H200, RTX 4090 under TensorRT-LLM, vLLM and SGLang, 2023 to 2026. AMD:
+# MI300X alone, under a vLLM of 2024.
+TYPICAL = {
+    "NVIDIA": Efficiencies(t0_s=0.00359, eta_b=0.716, eta_c=0.212, eta_p=0.538),
+    "AMD": Efficiencies(t0_s=0.00888, eta_b=0.744, eta_c=0.665, eta_p=0.0216),
+}
+
+# How far measured rates lay from those expected after such a step: 5 and 95 of 100 were within
+# these factors of it, every row of the GPU (the engine) in question held out. The bench prints them
+# with the rows behind each, and how often they held what had not shaped them.
+SPREADS = {
+    "precision": (0.67, 1.16),
+    "model": (0.59, 1.50),
+    "parallelism": (0.64, 1.47),
+    "GPU": (0.68, 1.40),
+    "everything": (0.51, 1.48),  # nothing of the kind was measured: another GPU, engine and model
+}
+
+# How far the efficiencies of one set-up lie from those typical of the vendor, as deviations of
+# logarithms: a step's fixed cost is the host's and the engine's, bandwidth is used much alike.
+_PRIOR_SD = np.array([1.0, 0.4, 0.8, 0.8])
+_NOISE = 0.08  # of a measured rate's logarithm, the law's own roughness included
+_BETWEEN = 0.15  # the same of a set-up against what such set-ups have in common
+_OUTLIER = 0.3  # log error beyond which a point pulls no harder (Huber)
+_TTFT_NOISE = 0.25  # of one stream's TTFT: it holds the client's and the network's part too
+
+# Kriging of what the law leaves: how far apart (factors of e) concurrency, input and output have
+# to be for residuals to know little of each other, and the part that is each point's own.
+_REACH = np.array([1.5, 1.5, 1.8])
+_OWN = 0.03
+
+_Z90 = 1.645  # 95 % point of the normal distribution: what both ends of a 90 % interval are made of
+_NEAR = 1.1  # a tenth beyond what was swept is still inside
+LEAST_POINTS = 3
+WORST_RMS = 0.25  # log residuals; beyond it the law does not describe this server
+_FASTER = 0.1  # log residual in the middle that no efficiency up to 1 explains
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Requests alike, so many at once."""
+
+    input_tokens: float
+    output_tokens: float
+    concurrency: float
+    hit_ratio: float = 0.0  # share of the prompt found in the prefix cache
+    reserved: bool = False  # the KV cache is held for the whole answer from its beginning
+
+
+class Point(msgspec.Struct, frozen=True):
+    """What was measured at a load."""
+
+    load: Load
+    output_tokens_per_s: float
+    ttft_s: float | None = None  # used of a single stream only, where nothing waits
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A value with its 90 % interval."""
+
+    value: float
+    lo: float
+    hi: float
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What is expected at a load; `ratio` to the law: what the measurement knows better than it."""
+
+    output_tokens_per_s: Estimate
+    ratio: float
+    kv_bound: bool  # more requests than the KV cache holds
+    outside: list[str]  # which of lengths and concurrency lie outside of what was swept
+
+
+# -------------------------------------------------------------------------------------------- law
+
+
+class Work:
+    """What each of some loads asks of the hardware, in seconds a step at full efficiency."""
+
+    def __init__(self, spec: EngineSpec, loads: Sequence[Load]) -> None:
+        rows = [_work(spec, load) for load in loads]
+        self.columns: Array = np.array(rows, dtype=np.float64).reshape(-1, 8)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Work]) -> Work:
+        joined = cls.__new__(cls)
+        joined.columns = np.concatenate([part.columns for part in parts])
+        return joined
+
+    def log_rate(self, params: Array) -> Array:
+        """Logarithm of output tokens/s, by the logarithms of the efficiencies."""
+        t0, eta_b, eta_c, eta_p = np.exp(params)
+        sequences, memory, decode, prefill, outside = self.columns.T[:5]
+        step = t0 + np.maximum(memory / eta_b, decode / eta_c) + prefill / eta_p + outside
+        rate: Array = np.log(sequences / step)
+        return rate
+
+    def log_ttft(self, params: Array) -> Array:
+        """Logarithm of the TTFT of one prompt alone, in s (design equation 5)."""
+        t0, eta_b, _, eta_p = np.exp(params)
+        prompt, weights, outside = self.columns.T[5:]
+        ttft: Array = np.log(t0 + np.maximum(prompt / eta_p, weights / eta_b) + outside)
+        return ttft
+
+
+def _work(spec: EngineSpec, load: Load) -> tuple[float, ...]:
+    """Sequences; memory, decode, prefill and communication a step; then, of one prompt alone,
+    arithmetic, weights and communication.
+
+    Each is what is left of the engine's own step where everything else costs nothing.
+    """
+    b = max(1.0, min(load.concurrency, sequences_held(spec, load), spec.max_num_seqs))
+    context = b * (load.input_tokens + load.output_tokens / 2)
+    link, memory, decode, prefill = (_alone(spec, **shares) for shares in _ALONE)
+
+    def prompt_s(cost: Cost) -> float:
+        cached = load.input_tokens * load.hit_ratio
+        return cost.prompt_s(load.input_tokens) - cost.prompt_s(cached)
+
+    prompts = b / load.output_tokens  # that come with a step
+    link_s, sent_s = link.step_s(b, context), prompt_s(link)
+    return (
+        b,
+        memory.step_s(b, context) - link_s,
+        decode.step_s(b, context) - link_s,
+        prompts * (prompt_s(prefill) - sent_s),
+        link_s + prompts * sent_s,
+        prompt_s(prefill) - sent_s,
+        memory.step_s(0, 0, load.input_tokens) - link.step_s(0, 0, load.input_tokens),
+        link.step_s(0, 0) + sent_s,
+    )
+
+
+_ALONE: tuple[dict[str, float], ...] = ({}, {"eta_b": 1.0}, {"eta_c": 1.0}, {"eta_p": 1.0})
+
+
+def _alone(spec: EngineSpec, eta_b: float = math.inf, eta_c: float = math.inf,
+           eta_p: float = math.inf) -> Cost:  # fmt: skip
+    """The engine whose other parts take no time."""
+    shares = Efficiencies(t0_s=0.0, eta_b=eta_b, eta_c=eta_c, eta_p=eta_p)
+    return Cost(msgspec.structs.replace(spec, efficiencies=shares))
+
+
+def sequences_held(spec: EngineSpec, load: Load) -> float:
+    """Sequences whose KV cache fits at once (design equation 3).
+
+    Sequences that began at different times hold ISL + OSL/2 in the mean. Those of a static batch
+    reach ISL + OSL together, and TensorRT-LLM admits none that has not its last block.
+    Raises UsageError where the weights do not fit.
+    """
+    tokens = load.input_tokens + load.output_tokens / (1 if load.reserved else 2)
+    if spec.num_gpu_blocks is not None:
+        return engine.kv_capacity_tokens(spec) / tokens
+    pool = engine.kv_pool_bytes(spec)
+    return pool / engine.kv_bytes(spec.model, tokens, spec.kv_precision, spec.tp)
+
+
+def kv_bound(spec: EngineSpec, load: Load) -> bool:
+    """Are there more requests than the KV cache holds? Without any fitted parameter."""
+    return load.concurrency > sequences_held(spec, load)
+
+
+# -------------------------------------------------------------------------------------------- fit
+
+
+class Fit:
+    """The efficiencies of one server, fitted to its sweep; see `fit`.
+
+    `ok` says whether it may be used, `why_not` in one line why it may not. `residuals` are
+    measured over law, as logarithms, by point. `spec` is the measured one with these efficiencies.
+    """
+
+    def __init__(self, spec: EngineSpec, points: Sequence[Point], start: Efficiencies) -> None:
+        loads = [point.load for point in points]
+        measured = Measured(spec, points)
+        self._params, self._covariance = _solve([measured], logs(start))
+        self.points = tuple(points)
+        self.spec = msgspec.structs.replace(spec, efficiencies=_efficiencies(self._params))
+        self.residuals = tuple(
+            map(float, measured.log_rates - measured.work.log_rate(self._params))
+        )
+        self._left = _Left(loads, np.array(self.residuals))
+        self.why_not = self._why_not(loads)
+
+    @property
+    def ok(self) -> bool:
+        return self.why_not is None
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the residuals: 0.05 is 5 %."""
+        return float(np.sqrt(np.mean(np.square(self.residuals))))
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """t0_s, eta_b, eta_c and eta_p with their 90 % intervals.
+
+        What the sweep did not show (compute, where memory was the limit all along) keeps nearly
+        the width of what was known before.
+        """
+        half = _Z90 * np.sqrt(np.diag(self._covariance))
+        bounds = np.clip([self._params - half, self._params + half], logs(LOWEST), logs(HIGHEST))
+        rows = np.exp([self._params, *bounds]).T
+        return {name: Estimate(*map(float, row)) for name, row in zip(NAMES, rows, strict=True)}
+
+    @property
+    def swept(self) -> dict[str, tuple[float, float]]:
+        """The least and the most of input tokens, output tokens and concurrency."""
+        return {
+            name: (min(values), max(values))
+            for name in ("input_tokens", "output_tokens", "concurrency")
+            if (values := [float(getattr(point.load, name)) for point in self.points])
+        }
+
+    def outside(self, load: Load) -> list[str]:
+        """What of a load lies outside of what was swept (a tenth beyond is still inside)."""
+        return [
+            f"{name} {getattr(load, name):g} outside {lo:g} to {hi:g}"
+            for name, (lo, hi) in self.swept.items()
+            if not lo / _NEAR <= getattr(load, name) <= hi * _NEAR
+        ]
+
+    def expect(self, load: Load) -> Expected:
+        """Output tokens/s at a load on the same server, with the 90 % interval."""
+        law, deviation = self.law(load)
+        left, variance = self._left.at(load)
+        half = _t90(len(self.points) - 1) * math.hypot(deviation, math.sqrt(variance))
+        return Expected(
+            output_tokens_per_s=_around(law + left, half, half),
+            ratio=math.exp(left),
+            kv_bound=kv_bound(self.spec, load),
+            outside=self.outside(load),
+        )
+
+    def law(self, load: Load) -> tuple[float, float]:
+        """Logarithm of the rate by the law alone, and its deviation from the parameters'."""
+        work = Work(self.spec, [load])
+        slope = _slopes(work.log_rate, self._params)[0]
+        variance = float(slope @ self._covariance @ slope)
+        return float(work.log_rate(self._params)[0]), math.sqrt(variance)
+
+    def _why_not(self, loads: Sequence[Load]) -> str | None:
+        if (known := len(set(loads))) < LEAST_POINTS:
+            return f"{known} different loads were measured, a fit needs {LEAST_POINTS}"
+        if self.rms > WORST_RMS:
+            return (
+                f"measured rates are {math.expm1(self.rms):.0%} off the best fit (rms): is it this "
+                f"model, precision, GPU and parallelism? {self.spec.model.name}, "
+                f"{self.spec.precision}, {self.spec.tp} x {self.spec.gpu.name}"
+            )
+        if float(np.median(self.residuals)) > _FASTER:
+            return (
+                f"measured faster than {self.spec.tp} x {self.spec.gpu.name} can be by its data "
+                f"sheet: is it this GPU, precision ({self.spec.precision}) and parallelism?"
+            )
+        return None
+
+
+def fit(
+    levels: Iterable[Level],
+    spec: EngineSpec,
+    *,
+    input_tokens: float | None = None,
+    output_tokens: float | None = None,
+) -> Fit:
+    """Fits the efficiencies of `spec` to the valid levels of a sweep.
+
+    The lengths are each level's own where it tells them, else the ones given. Starts from what
+    the vendor's GPUs typically reach, where that is known. Raises UsageError where no level can
+    be used, or the weights do not fit the memory.
+    """
+    return fit_points(points_of(levels, input_tokens, output_tokens), spec)
+
+
+def fit_points(points: Sequence[Point], spec: EngineSpec, start: Efficiencies | None = None) -> Fit:
+    """The same, of points; `start` is what is likely before anything was measured."""
+    if not points:
+        raise UsageError("no valid level with output tokens to fit the model to")
+    return Fit(spec, points, start or TYPICAL.get(spec.gpu.vendor, Efficiencies()))
+
+
+def points_of(
+    levels: Iterable[Level], input_tokens: float | None = None, output_tokens: float | None = None
+) -> list[Point]:
+    """The valid levels that say what they carried. Raises UsageError where lengths lack."""
+    points = []
+    for level in filter(curve.is_valid, levels):
+        concurrency = curve.in_flight(level)
+        if not level.output_tokens_per_s or not concurrency:
+            continue
+        prompt = level.prompt_tokens.mean or input_tokens
+        answer = level.output_tokens.mean or output_tokens
+        if not prompt or not answer:
+            raise UsageError("the levels do not tell their input and output tokens: give both")
+        hit = level.server.prefix_hit_rate if level.server else None
+        ttft_ms = level.ttft_ms.p50 or level.ttft_ms.mean
+        points.append(Point(
+            Load(prompt, answer, concurrency, hit or 0.0),
+            level.output_tokens_per_s,
+            ttft_ms / 1e3 if ttft_ms else None,
+        ))  # fmt: skip
+    return points
+
+
+class Carried:
+    """Efficiencies taken to where they were not measured: `spec` has them, `steps` says how far.
+
+    The steps' errors are taken to be independent of each other.
+    """
+
+    def __init__(self, spec: EngineSpec, steps: Sequence[str], fitted: Fit | None = None) -> None:
+        self.spec, self.steps = spec, tuple(steps)
+        self._fitted = fitted
+        self._below, self._above = (
+            math.hypot(*(math.log(SPREADS[step][end]) for step in self.steps)) for end in (0, 1)
+        )
+
+    def expect(self, load: Load) -> Expected:
+        """Output tokens/s at a load, with the 90 % interval."""
+        log_rate = float(Work(self.spec, [load]).log_rate(logs(self.spec.efficiencies))[0])
+        own = 0.0
+        if self._fitted and not self.steps:  # flags alone: what they change, the law knows
+            own = _Z90 * math.hypot(self._fitted.law(load)[1], self._fitted.rms)
+        return Expected(
+            output_tokens_per_s=_around(log_rate, own + self._below, own + self._above),
+            ratio=1.0,
+            kv_bound=kv_bound(self.spec, load),
+            outside=self._fitted.outside(load) if self._fitted else [],
+        )
+
+
+def prior(spec: EngineSpec) -> Carried:
+    """What is expected of hardware that nothing was measured on.
+
+    Raises UsageError for a vendor that no published measurement is known of.
+    """
+    vendor = spec.gpu.vendor
+    if vendor not in TYPICAL:
+        raise UsageError(
+            f"nothing is known of what {vendor}'s accelerators reach ({spec.gpu.name}): measure "
+            "it, and give the sweep with --calibrate"
+        )
+    return Carried(msgspec.structs.replace(spec, efficiencies=TYPICAL[vendor]), ["everything"])
+
+
+def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
+    """The fitted efficiencies on other hardware, another model, precision or other flags.
+
+    Raises UsageError where the fit failed, and for the hardware of another vendor.
+    """
+    if fitted.why_not:
+        raise UsageError(f"the sweep cannot be used: {fitted.why_not}")
+    known = fitted.spec
+    if spec.gpu.vendor != known.gpu.vendor:
+        raise UsageError(
+            f"measured on {known.gpu.name} ({known.gpu.vendor}), asked for {spec.gpu.name} "
+            f"({spec.gpu.vendor}): nothing follows for another vendor's hardware, measure there"
+        )
+    changed = {
+        "GPU": spec.gpu.name != known.gpu.name,
+        "model": spec.model != known.model,
+        "precision": (spec.precision, spec.kv_precision) != (known.precision, known.kv_precision),
+        "parallelism": spec.tp != known.tp,
+    }
+    to = msgspec.structs.replace(spec, efficiencies=known.efficiencies)
+    return Carried(to, [step for step, is_changed in changed.items() if is_changed], fitted)
+
+
+def learn(sweeps: Sequence[Measured], start: Efficiencies | None = None) -> Efficiencies:
+    """The efficiencies that several sweeps have in common.
+
+    A long sweep counts no more than six points, for its errors are alike.
+    """
+    return _efficiencies(_solve(sweeps, logs(start or Efficiencies()), _BETWEEN, at_most=6)[0])
+
+
+class Measured:
+    """A sweep as the fit reads it: the work of each point, and the logarithms of what it gave."""
+
+    def __init__(self, spec: EngineSpec, points: Sequence[Point]) -> None:
+        single = [point.ttft_s if point.load.concurrency <= 1 else None for point in points]
+        self.work = Work(spec, [point.load for point in points])
+        self.log_rates: Array = np.log([point.output_tokens_per_s for point in points])
+        self.singles = np.array([ttft is not None for ttft in single])
+        self.log_ttfts: Array = np.log([ttft for ttft in single if ttft is not None])
+
+
+def _solve(
+    sweeps: Sequence[Measured], mean: Array, noise: float = _NOISE, at_most: float = math.inf
+) -> tuple[Array, Array]:
+    """Logarithms of the efficiencies and their covariance: Levenberg-Marquardt, Huber's loss.
+
+    `noise` is the deviation of one rate's logarithm; of a sweep, as much counts as of `at_most`.
+    """
+    work = Work.joined(sweep.work for sweep in sweeps)
+    rates, singles, ttfts = (
+        np.concatenate([getattr(sweep, name) for sweep in sweeps])
+        for name in ("log_rates", "singles", "log_ttfts")
+    )
+    sizes = np.repeat([len(s.log_rates) for s in sweeps], [len(s.log_rates) for s in sweeps])
+    each = np.sqrt(np.minimum(1.0, at_most / sizes))
+    weights = np.concatenate([each / noise, each[singles] / max(noise, _TTFT_NOISE)])
+
+    def errors_of(params: Array) -> Array:
+        off = [work.log_rate(params) - rates, work.log_ttft(params)[singles] - ttfts]
+        errors: Array = np.concatenate(off) * weights
+        return errors
+
+    limit, precision = _OUTLIER * weights, np.diag(_PRIOR_SD**-2)
+
+    def loss(params: Array, errors: Array) -> float:
+        size = np.abs(errors)
+        robust = np.where(size < limit, size**2, limit * (2 * size - limit))
+        return float(robust.sum() + (params - mean) @ precision @ (params - mean))
+
+    params = np.clip(mean, logs(LOWEST), logs(HIGHEST))
+    errors, damping = errors_of(params), 1e-2
+    while True:
+        counted = np.minimum(1.0, limit / np.maximum(np.abs(errors), 1e-12))
+        slopes = _slopes(errors_of, params)
+        curvature = slopes.T @ (slopes * counted[:, None]) + precision
+        gradient = slopes.T @ (errors * counted) + precision @ (params - mean)
+        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
+        tried = np.clip(params - step, logs(LOWEST), logs(HIGHEST))
+        better = loss(params, errors) - loss(tried, found := errors_of(tried))
+        if better > 0:
+            params, errors, damping = tried, found, max(damping / 5, 1e-6)
+        else:
+            damping *= 5
+        if 0 < better < 1e-6 or damping > 1e6:
+            break
+    spread = max(1.0, float(np.mean(counted * errors**2)))
+    return params, np.asarray(np.linalg.inv(curvature / spread), dtype=np.float64)
+
+
+def _slopes(function: Callable[[Array], Array], params: Array) -> Array:
+    """Derivatives by each parameter, a column each."""
+    step = 1e-5
+    ahead = [function(params + step * unit) for unit in np.eye(len(params))]
+    behind = [function(params - step * unit) for unit in np.eye(len(params))]
+    slopes: Array = np.transpose(np.subtract(ahead, behind)) / (2 * step)
+    return slopes
+
+
+class _Left:
+    """What the law leaves, between the points (simple kriging with an exponential covariance)."""
+
+    def __init__(self, loads: Sequence[Load], residuals: Array) -> None:
+        self._places = self._features(loads)
+        self._variance = max(_OWN, float(np.sqrt(np.mean(residuals**2)))) ** 2
+        covariance = self._covariance(self._places) + _OWN**2 * np.eye(len(loads))
+        self._inverse = np.linalg.inv(covariance)
+        self._weights = self._inverse @ residuals
+
+    def at(self, load: Load) -> tuple[float, float]:
+        """Mean and variance of a new measurement's log residual."""
+        near = self._covariance(self._features([load]))[0]
+        variance = self._variance + _OWN**2 - float(near @ self._inverse @ near)
+        return float(near @ self._weights), variance
+
+    def _covariance(self, places: Array) -> Array:
+        apart = np.linalg.norm(places[:, None] - self._places, axis=2)
+        return np.asarray(self._variance * np.exp(-apart))
+
+    @staticmethod
+    def _features(loads: Sequence[Load]) -> Array:
+        rows = [(load.concurrency, load.input_tokens, load.output_tokens) for load in loads]
+        return np.asarray(np.log(np.maximum(rows, 1.0)) / _REACH)
+
+
+def logs(shares: Efficiencies) -> Array:
+    return np.log([getattr(shares, name) for name in NAMES])
+
+
+def _efficiencies(params: Array) -> Efficiencies:
+    return Efficiencies(**dict(zip(NAMES, map(float, np.exp(params)), strict=True)))
+
+
+def _t90(degrees_of_freedom: int) -> float:
+    """95 % point of Student's t (Cornish-Fisher; 2 % off at two degrees of freedom)."""
+    n = max(1, degrees_of_freedom)
+    return _Z90 + 1.524 / n + 1.420 / n**2
+
+
+def _around(log_value: float, below: float, above: float) -> Estimate:
+    return Estimate(*(math.exp(log_value + by) for by in (0.0, -below, above)))

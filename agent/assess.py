@@ -26,13 +26,13 @@ from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Reason, Slo, Sweep, UsageError, Verdict
 from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
-from agent.sizing import curve as curves
 from agent.sizing import arrivals, production
+from agent.sizing import curve as curves
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
-from agent.sizing.production import Needs, Past, Scene, conclude, settled, span
+from agent.sizing.production import USUAL, Needs, Past, Scene, conclude, settled, span
 from agent.sizing.rules import DEFAULTS, Thresholds
 from agent.sizing.trial import Trial, fitted, same_settings, throttled_levels, trial
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
@@ -94,7 +94,7 @@ def assess(
     open_minutes: Iterable[Minute] = (),
     now_s: float,
     urls: Mapping[str, str] | None = None,
-    needs: Needs = Needs(),
+    needs: Needs = USUAL,
     thresholds: Thresholds = DEFAULTS,
 ) -> Assessment:
     """The verdict on a server, or on a service, from the window up to the newest sample.
@@ -520,6 +520,8 @@ def _trial(scene: Scene, choice: _Choice, window: Window) -> tuple[Trial | None,
         return None, choice.wrong.because
     if not lengths_alike(choice.sweep, *_means(scene.pattern)):
         return None, "the sweep's lengths are not known to be production's"
+    if not (window.has("prompt_length_tokens_count") and window.has("output_length_tokens_count")):
+        return None, "of the lengths no more than their means are told"
     rng = np.random.default_rng(0)
     try:
         demand = arrivals.observed(window, scene.pattern, rng, DRAWN)
@@ -539,9 +541,7 @@ def _held_half(
 
     There, half the device would keep the SLO: everything takes at most twice as long on it.
     """
-    halved = tuple(
-        msgspec.structs.replace(one, bound_ms=one.bound_ms / 2) for one in scene.slo
-    )
+    halved = tuple(msgspec.structs.replace(one, bound_ms=one.bound_ms / 2) for one in scene.slo)
     small = [
         level
         for level in choice.levels

@@ -336,18 +336,21 @@ def _rule(name: str, usual: object) -> tuple[str, Any, Any]:
     return name, Annotated[kind | None, form], key  # type: ignore[valid-type]
 
 
-# One table: each number of `Needs` and `Thresholds` under its own name, where it is explained.
-Rules = msgspec.defstruct(
-    "Rules",
-    [
-        _rule(field.name, field.default)
-        for kind in (Needs, Thresholds)
-        for field in msgspec.structs.fields(kind)
-    ],
-    bases=(_Over,),
-    frozen=True,
-    kw_only=True,
-)
+if typing.TYPE_CHECKING:
+    Rules = _Over
+else:
+    # One table: each number of `Needs` and `Thresholds` by its own name, where it is explained.
+    Rules = msgspec.defstruct(
+        "Rules",
+        [
+            _rule(field.name, field.default)
+            for kind in (Needs, Thresholds)
+            for field in msgspec.structs.fields(kind)
+        ],
+        bases=(_Over,),
+        frozen=True,
+        kw_only=True,
+    )
 
 
 class Assess(msgspec.Struct, frozen=True, kw_only=True):
@@ -361,7 +364,7 @@ class Assess(msgspec.Struct, frozen=True, kw_only=True):
     )
     trains: Annotated[bool, FLAG] = False  # whether the GPUs also train when nobody asks
     expect_concurrency: Annotated[float | None, POSITIVE] = None
-    rules: Rules = Rules()  # type: ignore[valid-type]
+    rules: Rules = Rules()
 
 
 class OtlpExport(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,11 @@ class Needs(msgspec.Struct, frozen=True):
     under_exit: float = 0.95
     """What is UNDER_SIZED stays so until the demand is at most this share of the capacity."""
     off_peak_s: float = WEEK_S
-    """Observed at least so long for OVER_OFF_PEAK …"""
+    """Observed at least so long for OVER_OFF_PEAK, most hours of the week among it …"""
+    off_peak_seen: float = 0.8
+    """… which is this share of the time and of those hours …"""
+    off_peak_ratio: float = 0.3
+    """… with a demand of at least this share of the capacity at the peak …"""
     off_peak_hours: int = 56
     """… and so many hours of the week with less than 30 % of the busiest one's load."""
     little_error: float = 0.25
@@ -96,6 +100,9 @@ class Said(msgspec.Struct, frozen=True):
     value: float
     lo: float
     hi: float | None
+
+
+USUAL = Needs()
 
 
 class Little(msgspec.Struct, frozen=True):
@@ -279,7 +286,9 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
         demand={**verdict.demand, **_demand(scene)},
         ratio=scene.trial.ratio if scene.trial and verdict.ratio else verdict.ratio,
         rests_on=[
-            *scene.rests_on, *verdict.rests_on, *([scene.trial.note] if scene.trial else []),
+            *scene.rests_on,
+            *verdict.rests_on,
+            *([scene.trial.note] if scene.trial else []),
             *_shortened(scene),
         ],
         stability=_stability(scene.pattern) or verdict.stability,
@@ -499,9 +508,10 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
         return None
     smaller = f"{scene.replicas - 1} replica(s)" if scene.replicas > 1 else "half of it"
     each = " a replica" if scene.replicas > 1 else ""
+    bounds = "" if scene.replicas > 1 else " within half of the SLO's bounds and of the KV cache"
     numbers = (
         f"at most {most:.3g} {UNIT_NAMES[unit]}{each} were ever seen in {scene.seen}, {held:.3g}"
-        f" are surely held: {smaller} would be {100 * ratio:.0f} % full at that peak"
+        f" are surely held{bounds}: {smaller} would be {100 * ratio:.0f} % full at that peak"
     )
     lacking = _lacking(scene)
     if lacking:
@@ -573,10 +583,14 @@ def _as_swept(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 def _off_peak(scene: Scene, judged: Verdict | None) -> Verdict | None:
     """It fits at its peak, and through a third of the week hardly anything is asked of it."""
-    fits = _as_swept(scene, judged) or _kept(scene, judged)
+    fits = _as_swept(scene, judged)
     needs, quiet = scene.needs, len(scene.pattern.quiet.hours)
-    long = scene.pattern.covered_s >= needs.covered_min * needs.off_peak_s
+    seen = sum(cell.covered_s > 0 for cell in scene.pattern.profile) / (WEEK_S / HOUR_S)
+    long = min(seen, scene.pattern.covered_s / needs.off_peak_s) >= needs.off_peak_seen
     if fits is None or fits.finding != "RIGHT_SIZED" or not long or quiet < needs.off_peak_hours:
+        return None
+    ratio = scene.trial.ratio if scene.trial else fits.ratio
+    if ratio is None or ratio.value < needs.off_peak_ratio:
         return None
     if scene.trains or not scene.declared_slo or fits.demand.get("declared"):
         return None
@@ -788,8 +802,10 @@ def settled(verdict: Verdict, past: Sequence[Past], needs: Needs, now_s: float) 
 
 
 def _held_back(verdict: Verdict, finding: str, words: str) -> Verdict:
+    prefix = "Simulated: " if verdict.summary.startswith("Simulated: ") else ""
+    summary = f"{prefix}{words}: {verdict.summary.removeprefix(prefix)}"
     return msgspec.structs.replace(
-        verdict, finding=finding, found=verdict.finding, summary=f"{words}: {verdict.summary}"
+        verdict, finding=finding, found=verdict.finding, summary=summary
     )
 
 
@@ -992,12 +1008,11 @@ def _demand(scene: Scene) -> dict[str, Any]:
 
 def _shortened(scene: Scene) -> list[str]:
     """Times that somebody set shorter than they should be are told with every verdict."""
-    usual = Needs()
     return [
         f"{name.removesuffix('_s').upper()}: {span(getattr(scene.needs, name))} of observation were"
-        f" enough, as configured, where {span(getattr(usual, name))} are usual"
-        for name in ("idle_s", "right_s", "over_s")
-        if getattr(scene.needs, name) < getattr(usual, name)
+        f" enough, as configured, where {span(getattr(USUAL, name))} are usual"
+        for name in ("idle_s", "right_s", "over_s", "off_peak_s")
+        if getattr(scene.needs, name) < getattr(USUAL, name)
     ]
 
 

@@ -40,6 +40,8 @@ class Thresholds(msgspec.Struct, frozen=True):
     """KV cache use (maximum) above which the cache counts as full."""
     kv_free: float = 0.80
     """KV cache use (maximum) below which the cache is clearly not the limit."""
+    kv_idle: float = 0.40
+    """KV cache use (maximum) at the limit up to which the cache idles, whatever binds."""
     kv_read_min: float = 0.20
     """KV cache use (mean) under which reading it cannot be what slows decode."""
     waiting_min: float = 0.5

@@ -26,7 +26,8 @@ from agent.sizing.hardware import device, gpu
 from agent.sizing.models import model, precision_in
 from agent.sizing.replay import Multiple, capacity_ratio
 
-REQUESTS = 2000  # of a replay: the busiest hours, or the densest part of one; some 0.5 s in all
+REQUESTS = 2000  # of a replay: the busiest hours, or the densest part of one
+HOURS_LEFT_OUT = 0.01  # the busiest ones, so that a P99 over the hours is judged
 _Z90 = 1.645
 _ROUGH = 0.03  # least relative error of a rate by the law
 _BLOCK = 16
@@ -128,24 +129,24 @@ def trial(
         raise UsageError(f"a replay does not tell {', '.join(unknown)}")
     left = replicas - 1 or 1
     slow, fast = (_at_speed(found, side) for side in (-1, 1))
-    share = _dense(_share(arrivals, replicas, rng), requests)
-    fewer = share if replicas == left else _dense(_share(arrivals, left, rng), requests)
+    share, fewer = (_dense(_share(arrivals, n, rng), requests) for n in (replicas, left))
 
     def most(spec: EngineSpec, some: Arrivals) -> Multiple:
         return capacity_ratio(spec, some, _behind_front(found, slo), requests=requests)
 
     middle = most(found.spec, share)
     low, high = most(slow, share), most(fast, share)
-    smaller = most(slow if replicas > 1 else half(slow), fewer)
+    lo = min(low.lo, middle.lo)
+    smaller = most(slow if replicas > 1 else half(slow), fewer).lo if lo > 1 else lo
     uncached = None
     if share.cached_tokens.any():
         bare = msgspec.structs.replace(share, cached_tokens=np.zeros_like(share.cached_tokens))
         uncached = most(found.spec, bare).value
     return Trial(
         value=middle.value,
-        lo=min(low.lo, middle.lo),
+        lo=lo,
         hi=max(high.value, middle.value),
-        smaller=smaller.lo,
+        smaller=smaller,
         uncached=uncached,
         requests=middle.requests,
         note=(
@@ -157,13 +158,16 @@ def trial(
 
 
 def _share(arrivals: Arrivals, replicas: int, rng: np.random.Generator) -> Arrivals:
-    """What one of so many replicas gets."""
-    return arrivals.only(rng.random(len(arrivals)) < 1 / replicas)
+    """What one of so many replicas gets, without the busiest hour in a hundred."""
+    mine = arrivals.only(rng.random(len(arrivals)) < 1 / replicas)
+    tokens = np.bincount(mine.hours, mine.prompt_tokens + mine.output_tokens)
+    least = np.quantile(tokens, 1 - HOURS_LEFT_OUT) if tokens.size else 0.0
+    return mine.only(tokens[mine.hours] <= least)
 
 
 def _dense(arrivals: Arrivals, most: int) -> Arrivals:
     """Of a service whose busiest hour is more than a replay takes, the densest part of it."""
-    if not len(arrivals) or int(np.bincount(arrivals.hours).max()) <= most:
+    if len(arrivals) <= most or int(np.bincount(arrivals.hours).max()) <= most:
         return arrivals
     lasts = arrivals.at_s[most - 1 :] - arrivals.at_s[: len(arrivals) - most + 1]
     first = int(np.argmin(lasts))
@@ -172,9 +176,7 @@ def _dense(arrivals: Arrivals, most: int) -> Arrivals:
 
 def _at_speed(found: fit.Fit, side: int) -> EngineSpec:
     """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %)."""
-    load = max((point.load for point in found.points), key=lambda one: one.concurrency)
-    off = math.hypot(found.law(load)[1], max(found.rms, _ROUGH))
-    faster = math.exp(side * _Z90 * off)
+    faster = math.exp(side * _Z90 * max(found.rms, _ROUGH))
     known = found.spec.efficiencies
     at_speed = Efficiencies(
         t0_s=known.t0_s / faster,

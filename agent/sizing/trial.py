@@ -26,7 +26,9 @@ from agent.sizing.hardware import device, gpu
 from agent.sizing.models import model, precision_in
 from agent.sizing.replay import Multiple, capacity_ratio
 
-REQUESTS = 2000  # of a replay: the busiest hours, or the densest part of one
+REQUESTS = 2000  # of a replay: the busiest hours, or the densest part of one …
+PART_S = 900.0  # … which is at least so long: a queue takes time to build up
+REQUESTS_MOST = 20_000  # of such a part
 HOURS_LEFT_OUT = 0.01  # the busiest ones, so that a P99 over the hours is judged
 _Z90 = 1.645
 _ROUGH = 0.03  # least relative error of a rate by the law
@@ -76,6 +78,11 @@ def _spec(sweep: Sweep) -> EngineSpec:
         card = gpu(sweep.target.url.removeprefix("sim:").partition("/")[0])
     if card is None:
         raise UsageError(f"the catalogue does not know the GPU ({', '.join(names) or 'none told'})")
+    try:
+        shape = model(sweep.target.model)
+    except UsageError:
+        name = sweep.target.model or "one without a name"
+        raise UsageError(f"the table of models does not have {name}") from None
     points = curves.points(sweep.levels)
     shown = [p.level.server for p in points if p.level.server is not None]
     tokens = next((one.kv_capacity_tokens for one in shown if one.kv_capacity_tokens), None)
@@ -84,7 +91,7 @@ def _spec(sweep: Sweep) -> EngineSpec:
     is_capped = curves.analyse(sweep.levels).limit == "ADMISSION_CAP" and seen.saturated
     return EngineSpec(
         card,
-        model(sweep.target.model),
+        shape,
         precision=precision_in(sweep.target.model) or "bf16",
         tp=max(1, len(names)),
         num_gpu_blocks=tokens // _BLOCK if tokens else None,
@@ -132,7 +139,8 @@ def trial(
     share, fewer = (_dense(_share(arrivals, n, rng), requests) for n in (replicas, left))
 
     def most(spec: EngineSpec, some: Arrivals) -> Multiple:
-        return capacity_ratio(spec, some, _behind_front(found, slo), requests=requests)
+        at_once = max(requests, int(np.bincount(some.hours).max(initial=0)))
+        return capacity_ratio(spec, some, _behind_front(found, slo), requests=at_once)
 
     middle = most(found.spec, share)
     low, high = most(slow, share), most(fast, share)
@@ -166,12 +174,20 @@ def _share(arrivals: Arrivals, replicas: int, rng: np.random.Generator) -> Arriv
 
 
 def _dense(arrivals: Arrivals, most: int) -> Arrivals:
-    """Of a service whose busiest hour is more than a replay takes, the densest part of it."""
+    """Of a service whose busiest hour is more than a replay takes, the densest part of it.
+
+    Raises UsageError where even that is too much.
+    """
     if len(arrivals) <= most or int(np.bincount(arrivals.hours).max()) <= most:
         return arrivals
-    lasts = arrivals.at_s[most - 1 :] - arrivals.at_s[: len(arrivals) - most + 1]
-    first = int(np.argmin(lasts))
-    return arrivals.only(np.arange(first, first + most))
+    ends = np.searchsorted(arrivals.at_s, arrivals.at_s + PART_S)
+    counts = ends - np.arange(len(arrivals))
+    first = int(np.argmax(counts))
+    if counts[first] > REQUESTS_MOST:
+        raise UsageError(
+            f"{counts[first]:,} requests in {PART_S:.0f} s are more than are replayed here"
+        )
+    return arrivals.only(np.arange(first, min(len(arrivals), first + max(most, counts[first]))))
 
 
 def _at_speed(found: fit.Fit, side: int) -> EngineSpec:

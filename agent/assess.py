@@ -21,15 +21,18 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from agent.config import Config
+from agent.config import Config, read_prices
 from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Reason, Slo, Sweep, UsageError, Verdict
 from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
 from agent.sizing import arrivals, production
 from agent.sizing import curve as curves
+from agent.sizing.advice import advise
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
+from agent.sizing.kind import Known
+from agent.sizing.money import Prices, catalogue
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
 from agent.sizing.production import USUAL, Needs, Past, Scene, conclude, settled, span
@@ -96,13 +99,15 @@ def assess(
     urls: Mapping[str, str] | None = None,
     needs: Needs = USUAL,
     thresholds: Thresholds = DEFAULTS,
+    prices: Prices | None = None,
 ) -> Assessment:
     """The verdict on a server, or on a service, from the window up to the newest sample.
 
     `slo`: the targets declared for it; without any those of the curve's sweep count, but nothing
     is then called over-sized. `open_minutes`: the unfinished ones, which the store does not hold.
     `urls`: of the servers, where they are known, to know a curve by. `needs` and `thresholds`: what
-    the rules hang on, if not as usual. Raises UsageError for an unknown server or service.
+    the rules hang on, if not as usual. `prices`: else the catalogue's. Raises UsageError for an
+    unknown server or service.
     """
     if (server is None) == (service is None):
         raise UsageError("an assessment is of one server or of one service: name it")
@@ -141,6 +146,7 @@ def assess(
     scene = _tried(scene, choice, window, limits, thresholds)
     verdict = conclude(scene, _judged(scene, choice, limits, thresholds))
     verdict = settled(verdict, past, needs, now_s)
+    verdict = advise(verdict, _known(recall, asked, scene, choice, prices))
     return Assessment(
         scope=asked.scope,
         at_unix_s=now_s,
@@ -182,6 +188,7 @@ def assess_each(
         raise UsageError(
             f"{recall.path} knows no inference server yet: `agent run --config FILE` observes them"
         )
+    prices = read_prices(config.prices.file) if config.prices.file else None
     found = []
     for scope in scopes:
         is_part = scope.is_replica and not (is_named and expect_concurrency is not None)
@@ -202,6 +209,7 @@ def assess_each(
                 urls=urls,
                 needs=config.assess.rules.over(Needs()),
                 thresholds=config.assess.rules.over(DEFAULTS),
+                prices=prices,
             )
         )
     return found
@@ -241,7 +249,7 @@ def judge_file(
         expect_concurrency, expect_rps = demand.concurrency.high, demand.requests_per_s.high
         if lengths_alike(sweep, demand.input_tokens.mean, demand.output_tokens.mean) is False:
             limits = ((1, "the declared prompts or answers are not as long as the swept ones"),)
-    return judge(
+    verdict = judge(
         sweep.levels,
         curves.analyse(sweep.levels, slo),
         slo,
@@ -251,6 +259,10 @@ def judge_file(
         simulated=sweep.run.simulated,
         target=sweep.target.url,
     )
+    prompt, answer = (demand.input_tokens.mean, demand.output_tokens.mean) if demand else (0, 0)
+    lengths = (prompt, answer) if prompt and answer else None
+    target = sweep.target.url or "URL"
+    return advise(verdict, Known(sweep.levels, tuple(slo), sweep, lengths=lengths, target=target))
 
 
 class _Asked(NamedTuple):
@@ -524,9 +536,13 @@ def _trial(scene: Scene, choice: _Choice, window: Window) -> tuple[Trial | None,
         return None, "of the lengths no more than their means are told"
     rng = np.random.default_rng(0)
     try:
-        demand = arrivals.observed(window, scene.pattern, rng, DRAWN)
         engine = fitted(choice.sweep)
-        return trial(engine, demand, scene.slo, replicas=scene.replicas, rng=rng), ""
+        bunched, even = (
+            arrivals.observed(window, scene.pattern, rng, dispersion=dispersion, most=DRAWN)
+            for dispersion in (None, 1.0)
+        )
+        found = trial(engine, bunched, scene.slo, even=even, replicas=scene.replicas, rng=rng)
+        return found, ""
     except UsageError as error:
         return None, str(error)
 
@@ -702,3 +718,63 @@ def _since(recall: Recall, asked: _Asked, finding: str) -> str:
             break
         since_s = one["at_unix_s"]
     return utc(since_s)
+
+
+# ------------------------------------------------------------------------------------------ advice
+
+
+def _known(
+    recall: Recall, asked: _Asked, scene: Scene, choice: _Choice, prices: Prices | None
+) -> Known:
+    """What advice is made from: the engines are alike, so one server's settings are of all."""
+    prints = recall.fingerprints(asked.servers[0])
+    settings = prints[-1]["data"] if prints else {}
+    measured_s = _unix_s(choice.used.measured_at or "")
+    return Known(
+        levels=choice.levels,
+        slo=scene.slo,
+        sweep=choice.sweep,
+        measured_unix_s=measured_s,
+        pattern=scene.pattern,
+        replicas=len(asked.servers),
+        settings={key.rpartition(".")[2]: str(value) for key, value in settings.items()},
+        prices=prices or catalogue(),
+        trains=scene.trains,
+        expect_concurrency=scene.expect_concurrency,
+        least_s=scene.needs.idle_s,
+        history=_history(recall, asked) if measured_s is not None else (),
+        host_j=_host_j(recall, asked, scene.pattern),
+        target=scene.target,
+    )
+
+
+def _history(recall: Recall, asked: _Asked) -> list[tuple[float, Mapping[str, Any]]]:
+    """Earlier assessments' costs; a prediction can be scored only once there is a second curve."""
+    if len(recall.curves()) < 2:
+        return []
+    kept = recall.assessments(asked.scope, limit=1000)
+    return [(one["at_unix_s"], one["verdict"].get("cost", {})) for one in kept]
+
+
+_HERE = ("127.0.0.1", "::1", "localhost")
+
+
+def _host_j(recall: Recall, asked: _Asked, seen: Pattern) -> float | None:
+    """Energy of this machine's processors and memory, where it runs these servers and no other.
+
+    A counter of the whole platform has the others in it.
+    """
+    urls = [asked.urls.get(name, "") for name in asked.servers]
+    if set(recall.servers()) - set(asked.servers):
+        return None
+    if not all(urlsplit(url).hostname in _HERE for url in urls):
+        return None
+    from agent.sources import HOST  # with an event loop, which is not needed elsewhere here
+
+    joules: dict[str, float] = defaultdict(float)
+    begin_s = seen.end_unix_s - seen.window_s
+    for minute in recall.minutes(HOST, begin_s, seen.end_unix_s, ("host_energy_j",)):
+        for value in minute.values:
+            joules[dict(value.labels).get("domain", "")] += value.increase or 0.0
+    whole = [used for domain, used in joules.items() if domain.endswith("psys")]
+    return math.fsum(whole or joules.values()) or None

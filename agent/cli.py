@@ -181,7 +181,6 @@ def _assess_curve(
     from agent.model import UsageError
     from agent.sizing.curve import parse_slo
     from agent.sizing.declared import parse_demand
-    from agent.words import printable, verdict_lines
 
     if demand is not None and (expect_concurrency or expect_rps):
         raise UsageError("--demand and --expect-… both declare the demand: give one of them")
@@ -202,9 +201,6 @@ def _assess_curve(
     )
     if form == "json":
         _print_json(verdict)
-    elif form == "text":
-        for line in verdict_lines(verdict):
-            click.echo(printable(line))
     else:
         _print_sheets([sheet(sweep.target.model or curve, verdict)], form)
 
@@ -280,10 +276,8 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option(
     "--max-num-seqs",
     type=_AT_LEAST_ONE,
-    default=256,
-    show_default=True,
     metavar="N",
-    help="Requests an engine takes into its batch.",
+    help="Requests an engine takes into its batch.  [default: the engine's own]",
 )
 @click.option(
     "--calibrate",
@@ -309,7 +303,7 @@ def predict(
     tp: int | None,
     replicas: int | None,
     engine: str,
-    max_num_seqs: int,
+    max_num_seqs: int | None,
     calibrate: str | None,
     measured_gpu: str | None,
     measured_tp: int | None,
@@ -338,13 +332,15 @@ def predict(
     except (UsageError, UnicodeDecodeError) as error:
         raise UsageError(f"--gpus-file {gpus_file}: {error}") from error
     levels = _numbers(concurrency, "--concurrency")
+    device = hardware.gpu(card, own)
+    seats = max_num_seqs or sizing.usual_seats(engine, device)
     spec = EngineSpec(
-        gpu=hardware.gpu(card, own),
+        gpu=device,
         model=_model_shape(shape),
         precision=precision or precision_in(shape) or "bf16",
         kv_precision=kv_precision,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(8192, max_num_seqs),
+        max_num_seqs=seats,
+        max_num_batched_tokens=max(8192, seats),
     )
     deployed = sizing.deployment(spec, gpus, tp=tp, replicas=replicas, engine=engine)
     sweep = measured = None
@@ -401,7 +397,7 @@ def _numbers(text: str, option: str) -> list[float]:
         found = []
     if not found or not all(0 < one < math.inf for one in found):
         raise UsageError(f"{option} {text}: write numbers above 0, such as 1,8,64")
-    return found
+    return [int(one) if one.is_integer() else one for one in found]
 
 
 def _write(file: str, data: bytes) -> None:
@@ -447,13 +443,13 @@ def doctor(file: str | None, urls: tuple[str, ...], as_json: bool) -> int:
 def run(file: str | None, urls: tuple[str, ...]) -> None:
     """Stay beside production: sample, keep, export, judge, until it is stopped.
 
-    Without a server in the configuration or --url, those that answer on this machine's usual ports
-    are observed. SIGHUP reads the configuration again, SIGTERM ends the agent. What happens is said
+    Without --config and --url it observes the servers that answer on this machine's usual ports.
+    SIGHUP reads the configuration again, SIGTERM ends the agent. What happens is said
     on stderr, a line each.
     """
-    from agent import daemon
+    from agent import startup
 
-    daemon.run(file, urls)
+    startup.run(file, urls)
 
 
 @cli.command()

@@ -30,6 +30,9 @@ from agent.sizing.production import Needs
 from agent.sizing.rules import Thresholds
 from agent.words import printable
 
+if typing.TYPE_CHECKING:
+    from agent.sizing.money import Prices as PriceList
+
 T = TypeVar("T")
 Named = TypeVar("Named", bound=msgspec.Struct)
 
@@ -37,6 +40,7 @@ FILE_BYTES_MAX = 1024 * 1024
 TOKEN_LENGTH_MIN = 16
 HOUR_S, DAY_S = 3600.0, 86_400.0
 YEAR_S = 366 * DAY_S
+RESERVED = ("agent", "assessment", "gpu", "host")  # sources that are no servers
 OTLP_ENDPOINT = "http://127.0.0.1:4318"  # where a collector listens for OTLP over HTTP
 
 
@@ -280,6 +284,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[str, one_of("auto", "nvml", "dcgm", "amdsmi", "none")] = "auto"
     interval_s: Annotated[float, duration(1, HOUR_S)] = msgspec.field(default=1.0, name="interval")
     url: Annotated[str | None, URL] = None  # of dcgm-exporter's page
+    gpm: Annotated[bool, FLAG] = False  # occupancy, tensor and DRAM activity: Hopper and newer
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -333,7 +338,7 @@ def _rule(name: str, usual: object) -> tuple[str, Any, Any]:
     form = duration(1) if is_time else WHOLE if isinstance(usual, int) else POSITIVE
     key = msgspec.field(default=None, name=name.removesuffix("_s"))
     kind = int if form is WHOLE else float
-    return name, Annotated[kind | None, form], key  # type: ignore[valid-type]
+    return name, Annotated[kind | None, form], key
 
 
 if typing.TYPE_CHECKING:
@@ -627,6 +632,11 @@ def _check_servers(config: Config, source: _Source) -> None:
                 f'two servers are called "{server.name}": give each a name of its own',
                 "server", nth, "name",
             )  # fmt: skip
+        if server.name in RESERVED or server.name.startswith("service:"):
+            raise source.error(
+                f'"{server.name}" is what the agent calls something else: give it another name',
+                "server", nth, "name",
+            )  # fmt: skip
         names[server.name] = nth
         if (other := pages.setdefault(server.metrics_url, server.name)) != server.name:
             raise source.error(
@@ -686,9 +696,21 @@ def check_files(config: Config, file: str) -> None:
             if section.ca_file:
                 _check_ca(section.ca_file)
         if config.prices.file:
-            _read(config.prices.file, "prices file")
+            read_prices(config.prices.file)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def read_prices(path: Path) -> PriceList:
+    """The prices that a file declares. Raises UsageError naming the file."""
+    from agent.sizing.money import parse_prices
+
+    try:
+        return parse_prices(_read(path, "prices file"))
+    except UsageError as error:
+        if str(path) in str(error):
+            raise
+        raise UsageError(f"prices file {path}: {error}") from error
 
 
 def read_token(path: Path) -> str:

@@ -10,28 +10,25 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import os
 import signal
 import ssl as tls
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent import __version__
-from agent.config import Config, Server, load, read_headers, read_token, server_url
-from agent.exporters import Batch
+from agent.config import Config, Server, read_headers, read_token
+from agent.exporters import Batch, Known, known_batch
 from agent.exporters.own import own_readings
-from agent.facts import hardware, usual_servers
+from agent.facts import hardware
 from agent.here import on_this_machine
 from agent.history import History
 from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatus
 from agent.minutes import Labels, Minute
-from agent.model import Reading, Served, ServefitError, StoreError, TargetGpu
+from agent.model import Reading, Served, ServefitError, StoreError, TargetGpu, Verdict
 from agent.notify import notify, watchdog_s
 from agent.owners import Owned, owned
 from agent.recall import Recall
@@ -50,6 +47,7 @@ log = logging.getLogger("servefit")
 
 HOST_EVERY_S = 15.0
 OWN_EVERY_S = 15.0
+KNOWN_EVERY_S = 15.0  # verdicts and curves, which may also come by `agent import`
 OWNERS_EVERY_S = 10.0  # as often as the driver is asked for its processes
 DETAILS_EVERY_S = 10.0
 DCGM_EVERY_S_MIN = 5.0  # a page of a hundred kB, which changes every 30 s unless told otherwise
@@ -57,7 +55,6 @@ AGAIN_EVERY_S = 30.0  # for a part that could not begin
 FIRST_VERDICT_S = 15.0  # after the start, where none is kept that is young enough
 READY_WITHIN_S = 1.5  # for the first samples; a source that is slow holds up no start
 STOP_WITHIN_S = 10.0
-THREADS_MAX = 4
 
 Part = Coroutine[Any, Any, None]
 
@@ -95,8 +92,10 @@ class Daemon:
         self._owned: dict[str, Owned] = {}
         self._here: dict[str, bool] = {}  # server URL → on this machine
         self._energy: dict[str, EnergyShare] = {}
+        self._known: list[Known] = []
         self._delivery: Delivery | None = None
         self._receiver: Receiver | None = None
+        self._reconciling = asyncio.Lock()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -136,6 +135,7 @@ class Daemon:
             (self._export, every_s, 0.0),
             (self._reconcile, lambda: AGAIN_EVERY_S, AGAIN_EVERY_S),
             (self._assess, lambda: self._config.assess.every_s, self._next_verdict_s()),
+            (self._look_at_known, lambda: KNOWN_EVERY_S, 0.0),
         ]
         if alive_s is not None:
             jobs.append((self._tell_alive, lambda: alive_s / 3, 0.0))
@@ -160,10 +160,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for one in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(one, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _reload(self) -> None:
-        """A configuration with an error in it changes nothing."""
+    def reload(self) -> None:
+        """Takes the configuration as it is now; one with an error in it changes nothing."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._load()
@@ -227,6 +227,10 @@ class Daemon:
 
     async def _reconcile(self) -> None:
         """Ends what is no longer wanted as it is, and begins what is not there."""
+        async with self._reconciling:
+            await self._make_as_wanted()
+
+    async def _make_as_wanted(self) -> None:
         wanted = self._wanted()
         for key in [key for key, made in self._parts.items() if wanted.get(key) != made]:
             del self._parts[key]
@@ -336,6 +340,8 @@ class Daemon:
             log.info("%s: %s", one.scope, one.verdict.summary)
             if self._delivery is not None:
                 await self._delivery.verdict(one.verdict, one.scope, began_ns)
+        await asyncio.to_thread(self._history.flush)
+        await self._look_at_known()
 
     def _assessments(self, minutes: Sequence[Minute]) -> list[Assessment]:
         from agent.assess import assess_each
@@ -374,6 +380,31 @@ class Daemon:
             if found != self._owned.get(server.name):
                 self._owned[server.name] = found
                 self._history.add_source(server.name, service=server.service, gpus=found.gpus)
+
+    async def _look_at_known(self) -> None:
+        """Verdicts, curves, targets and GPUs of the configured servers, for the exporters."""
+        servers = [self._server_status(one) for one in self._config.server]
+        with contextlib.suppress(StoreError):  # /readyz tells it; what was known still holds
+            self._known = await asyncio.to_thread(self._known_of, servers)
+
+    def _known_of(self, servers: Sequence[ServerStatus]) -> list[Known]:
+        from agent.assess import scope_of
+        from agent.exporters.concluded import of_curve, of_server, of_verdict
+        from agent.web.answers import measured
+
+        services = dict.fromkeys(one.service for one in servers if one.service is not None)
+        scopes = [*(one.name for one in servers), *(scope_of(None, one) for one in services)]
+        known: list[Known] = []
+        with Recall(self._history.path) as recall:
+            for one in servers:
+                known += of_server(one.name, one.gpus, one.slo)
+                if (found := measured(recall, [one])) is not None:
+                    known += of_curve(one.name, found.sweep, found.received_unix_s)
+            for scope in scopes:
+                for kept in recall.assessments(scope, limit=1):
+                    verdict = msgspec.convert(kept["verdict"], Verdict)
+                    known += of_verdict(scope, verdict, kept["at_unix_s"])
+        return known
 
     # --------------------------------------------------------------------------- the server's spans
 
@@ -422,7 +453,8 @@ class Daemon:
         return self._history
 
     def batches(self) -> Sequence[Batch]:
-        return [one.batch() for one in self._sources]
+        known = known_batch(time.monotonic_ns(), self._known)
+        return [*(one.batch() for one in self._sources), known]
 
     def open_minutes(self) -> Sequence[Minute]:
         return [minute for one in self._sources if (minute := one.minutes.current()) is not None]
@@ -526,39 +558,6 @@ class Daemon:
         return read_token(path) if path else None
 
 
-def run(file: str | None, urls: Sequence[str] = ()) -> None:
-    """`agent run`. Raises UsageError for the configuration, StoreError for the store."""
-    logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
-    asyncio.run(_run(file, urls))
-
-
-async def _run(file: str | None, urls: Sequence[str]) -> None:
-    asked = [server_url(url, "--url") for url in urls]
-    found: list[Server] = []
-
-    def configured() -> Config:
-        config = load(file) if file else Config()
-        named = {one.url for one in config.server}
-        more = [Server(url=url) for url in asked if url not in named] or found
-        servers = (*config.server, *more) if asked or not config.server else config.server
-        return msgspec.structs.replace(config, server=tuple(servers))
-
-    if not configured().server:
-        found += [Server(url=url, metrics_url=page) for url, page in await usual_servers()]
-        said = ", ".join(one.url for one in found) or "none"
-        log.info("no server is named; on this machine's usual ports: %s", said)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS_MAX))
-    await Daemon(configured(), configured).run()
-
-
-def _log_format() -> str:
-    """The journal has its own time."""
-    return "%(levelname)s %(message)s" if "JOURNAL_STREAM" in os.environ else _TIMED
-
-
-_TIMED = "%(asctime)s %(levelname)s %(message)s"
-
-
 def _port(url: str) -> int:
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
@@ -596,6 +595,7 @@ def _gpu_sampler(config: Config) -> Sampler | None:
     return NvmlSampler(
         min_interval_s=config.gpu.interval_s,
         details_interval_s=DETAILS_EVERY_S,
+        gpm=config.gpu.gpm,
         start_deadline_s=None,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.words import ms, number, printable, verdict_lines
+from agent.words import ms, number, offer_lines, printable, span, verdict_lines
 
 if TYPE_CHECKING:
     from agent.model import Verdict
@@ -62,9 +62,45 @@ def _concluded(verdict: Verdict) -> list[tuple[str, str]]:
         ("J per output token, idle included", _known(energy.get("j_per_output_token"))),
         ("J per output token, busy", _known(energy.get("j_per_output_token_busy"))),
         ("W idle", _known(energy.get("idle_w"))),
+        ("J per output token, processors and memory", _known(
+            energy.get("host_j_per_output_token"))),
+        ("energy while idle", _percent(energy.get("idle_ratio"))),
         ("TTFT p99/p50", _known(verdict.stability.get("ttft_p99_over_p50"))),
         ("ITL p99/p50", _known(verdict.stability.get("itl_p99_over_p50"))),
+        *_money(verdict),
     ]  # fmt: skip
+
+
+def _money(verdict: Verdict) -> list[tuple[str, str]]:
+    """What is there and what it costs, each as low, typical and high; what might be cheaper."""
+    cost = verdict.cost
+    if "gpu" not in cost:
+        return []
+    basis = {"rental": ", rented", "owned": ", owned, power included"}.get(str(cost["basis"]), "")
+    tokens = "USD per million output tokens within the SLO"
+    return [
+        ("hardware", f"{cost['gpus']} x {cost['gpu']}{basis}"),
+        ("USD a month: low, typical, high", _usd(cost.get("usd_per_month"))),
+        (f"{tokens}, idle time included", _usd(cost.get("usd_per_million_output_tokens"))),
+        (f"{tokens}, busy", _usd(cost.get("usd_per_million_output_tokens_busy"))),
+        ("prices (indicative)", str(cost.get("prices") or "")),
+        ("costs not known", str(cost.get("unknown", ""))),
+        ("cheapest to test, by prediction", _to_test(verdict)),
+    ]
+
+
+def _usd(amount: dict[str, float | None] | None) -> str:
+    return "" if amount is None else _range(*(amount[end] for end in ("low", "typical", "high")))
+
+
+def _to_test(verdict: Verdict) -> str:
+    """The first candidate, where nothing is recommended."""
+    offer, found = verdict.recommendation, verdict.cost.get("candidates")
+    if not found or (offer is not None and offer.configuration) or not found[0]["usd_per_month"]:
+        return ""
+    best = found[0]
+    month = best["usd_per_month"]
+    return f"{best['configuration']}, {span(month['low'], month['high'])} USD a month"
 
 
 def _known(value: float | None) -> str:
@@ -95,10 +131,13 @@ def _pair(prompt: float | None, output: float | None) -> str:
 
 
 def text(one: Sheet) -> list[str]:
-    """For a terminal: a line each, the finding first."""
+    """For a terminal, within a screen: the finding first, then a line each."""
     lines = verdict_lines(one.verdict)
-    lines += [f"rests on: {line}" for line in one.verdict.rests_on]
-    lines += [f"{name}: {value}" for name, value in one.evidence]
+    lines += one.verdict.questions.get("said", [])
+    if one.evidence:
+        lines.append(" · ".join(f"{name}: {value}" for name, value in one.evidence))
+    if one.verdict.rests_on:
+        lines.append(f"rests on: {'; '.join(one.verdict.rests_on)}")
     lines.append(f"of: {one.title}")
     return [printable(line) for line in lines]
 
@@ -134,12 +173,17 @@ def _lists(verdict: Verdict) -> list[tuple[str, list[str]]]:
     do = verdict.recommendation
     what = [] if do is None else [
         do.action,
+        *offer_lines(verdict),
         *([f"confirm with: {do.confirm_with}"] if do.confirm_with else []),
         *([f"overturned by: {do.overturned_by}"] if do.overturned_by else []),
     ]  # fmt: skip
+    qualified = verdict.qualifier or {}
+    why = [f"{reason.code}: {reason.because}" for reason in verdict.reasons]
+    why += [f"{qualified['name']}: {qualified['because']}"] if "because" in qualified else []
     parts = [
-        ("Why", [f"{reason.code}: {reason.because}" for reason in verdict.reasons]),
+        ("Why", why),
         ("What to do", what),
+        ("The three questions", list(verdict.questions.get("said", []))),
         ("What is missing", list(verdict.missing)),
         ("What it rests on", list(verdict.rests_on)),
     ]

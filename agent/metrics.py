@@ -28,6 +28,15 @@ def _histogram(name: str, unit: str, of: str, what: str) -> tuple[Metric, ...]:
     )
 
 
+def _interval(name: str, ending: str, unit: str, what: str) -> tuple[Metric, ...]:
+    """A figure and the ends of its interval, where it has any."""
+    return (
+        Metric(f"{name}_{ending}", unit, "gauge", f"{what}."),
+        Metric(f"{name}_lo_{ending}", unit, "gauge", f"{what}: low end of its interval."),
+        Metric(f"{name}_hi_{ending}", unit, "gauge", f"{what}: high end of its interval."),
+    )
+
+
 _ALL = (
     # the inference server
     Metric("requests_running", "1", "gauge", "Requests being computed now."),
@@ -106,6 +115,24 @@ _ALL = (
     Metric("server_process_threads", "{thread}", "gauge", "Threads."),
     Metric("server_process_count", "{process}", "gauge", "Processes."),
     Metric("server_process_start_unix_s", "s", "gauge", "When the first process began."),
+    # what the agent knows of a server, with the label source = its name (service:NAME of a service)
+    Metric("server_gpu", "1", "gauge", "1 for each GPU the server runs on, by label gpu."),
+    Metric("slo_bound_s", "s", "gauge", "Bound of a declared target, by metric and statistic."),
+    Metric("assessment_unix_s", "s", "gauge", "When the newest verdict was reached."),
+    Metric("assessment_finding", "1", "gauge", "1 for the newest verdict's finding."),
+    Metric("assessment_confidence", "1", "gauge", "In it: 0 none, 1 low, 2 medium, 3 high."),
+    *_interval("assessment_demand", "ratio", "1", "Demand over capacity; above 1 it does not fit"),
+    *_interval("assessment_capacity", "requests", "{request}", "Requests at once that it holds"),
+    *_interval("assessment_capacity", "requests_per_s", "{request}/s", "Requests/s that it holds"),
+    Metric("assessment_energy_j_per_output_token", "J/{token}", "gauge", "Of GPUs, idle included."),
+    # its newest measured curve, by label concurrency or offered_rps; of valid levels
+    Metric("curve_received_unix_s", "s", "gauge", "When the agent was handed the curve."),
+    *_interval("curve_output", "tokens_per_s", "{token}/s", "Output tokens/s at this load"),
+    Metric("curve_requests_per_s", "{request}/s", "gauge", "Requests/s at this load."),
+    Metric("curve_ttft_p95_s", "s", "gauge", "95th percentile of TTFT at this load."),
+    Metric("curve_itl_p95_s", "s", "gauge", "95th percentile of ITL at this load."),
+    Metric("curve_kv_usage_ratio", "1", "gauge", "Mean share of the KV cache in use, 0 to 1."),
+    Metric("curve_energy_j_per_output_token", "J/{token}", "gauge", "Of GPUs at this load."),
     # the samplers themselves, with the label sampler
     Metric("sampler_ok", "1", "gauge", "1 where the last sample came."),
     Metric("sampler_duration_s", "s", "gauge", "How long the last sample took."),

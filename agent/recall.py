@@ -30,6 +30,7 @@ from agent.history import default_path
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import StoreError, Sweep, UsageError, decode_sweep
+from agent.stats import Histogram, merged, percentile
 
 POINTS_WANTED = 300
 POINTS_MAX = 50_000
@@ -68,12 +69,45 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+class Percentile(NamedTuple):
+    """A quantile of a histogram of seconds, told in ms.
+
+    Buckets are of minutes: no step is shorter, and the last minute is the last that ended. A value
+    in the bucket without an upper end is told as that bucket's beginning, which it surely reached.
+    """
+
+    histogram: str
+    share: float
+
+
+PERCENTILES: dict[str, Percentile] = {
+    f"{name}_p{round(share * 100)}_ms": Percentile(f"{name}_seconds", share)
+    for name in ("ttft", "itl", "e2e")
+    for share in (0.5, 0.95, 0.99)
+}
+
+
 class Series(msgspec.Struct, frozen=True):
     """What `/api/v1/series` answers: (unix_s of the step's beginning, value), in order of time."""
 
     metric: str
     unit: str
     points: list[tuple[float, float]]
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One metric of a table: a value for each step, null where nothing is known of it."""
+
+    unit: str
+    values: list[float | None]
+
+
+class Table(msgspec.Struct, frozen=True):
+    """What `/api/v1/table` answers: step number n begins at `from_s` + n · `step_s` (unix, s)."""
+
+    from_s: int
+    step_s: int
+    metrics: dict[str, Column]
 
 
 class Which(NamedTuple):
@@ -114,6 +148,8 @@ class _Source(NamedTuple):
 
 # (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
 _Sums = dict[tuple[int, int], tuple[float, float]]
+# By step: what each set of bounds counted.
+_Counts = dict[int, list[Histogram]]
 
 
 class Recall:
@@ -207,7 +243,7 @@ class Recall:
         service: str | None = None,
         gpu: str | None = None,
     ) -> Series:
-        """A metric of the catalogue, or a recipe, between two instants (unix, s).
+        """A metric of the catalogue, a recipe or a percentile, between two instants (unix, s).
 
         `step_s`: without one, about POINTS_WANTED points. Steps are multiples of the tier's own
         (1 s, 1 min, 1 h) and begin at multiples of themselves, the first at or before `from_s`; one
@@ -216,19 +252,92 @@ class Recall:
         """
         which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
-        from_s = from_s // step * step
-        recipe = RECIPES.get(metric)
-        if recipe is None:
-            about = CATALOGUE.get(metric)
-            if about is None:
-                raise UsageError(_unknown("metric", metric, [*CATALOGUE, *RECIPES]))
-            if about.kind == "counter":
-                recipe = Recipe(metric, None, f"{about.unit}/s")
+        return self._series(metric, from_s // step * step, to_s, step, which, {})
+
+    def table(
+        self,
+        metrics: Sequence[str],
+        from_s: float,
+        to_s: float,
+        step_s: float | None = None,
+        *,
+        server: str | None = None,
+        service: str | None = None,
+        gpu: str | None = None,
+    ) -> Table:
+        """Several series over the same steps, as a page draws them; else as `series`.
+
+        Percentiles of one histogram share its reading, and stand in every step of their minute.
+        """
+        which = Which(server, service, gpu)
+        step = _step(from_s, to_s, step_s)
+        first = int(from_s // step * step)
+        counts: dict[str, _Counts] = {}
+        steps = range(first, math.floor(to_s) + 1, step)
+        columns = {}
+        for metric in dict.fromkeys(metrics):
+            found = self._series(metric, first, to_s, step, which, counts)
+            values = dict(found.points)
+            own = max(step, 60) if metric in PERCENTILES else step
+            columns[metric] = Column(found.unit, [values.get(at // own * own) for at in steps])
+        return Table(first, step, columns)
+
+    def _series(
+        self,
+        metric: str,
+        from_s: float,
+        to_s: float,
+        step: int,
+        which: Which,
+        counts: dict[str, _Counts],
+    ) -> Series:
+        """`counts`: histograms that were read already, by name; those read now are added."""
+        if metric in PERCENTILES:
+            wanted = PERCENTILES[metric]
+            if wanted.histogram not in counts:
+                counts[wanted.histogram] = self._counts(
+                    wanted.histogram, from_s, to_s, max(step, 60), which
+                )
+            return Series(metric, "ms", _percentiles(counts[wanted.histogram], wanted.share))
+        recipe = _recipe_of(metric)
         if recipe is None:
             points = self._gauge(metric, from_s, to_s, step, which)
             return Series(metric, CATALOGUE[metric].unit, points)
         points = self._recipe(recipe, from_s, to_s, step, which)
         return Series(metric, recipe.unit, points)
+
+    def _counts(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Counts:
+        """A histogram's buckets, step by step; where raw readings would answer, its minutes."""
+        found: dict[int, list[Histogram]] = defaultdict(list)
+        sql = "select id, bounds from series where name = ?"
+        bounds = {series: _bounds(text) for series, text in self._rows(sql, [name])}
+        first = from_s // step * step
+        for source in self._sources_of(name, which):
+            for tier, begin, end in self._pieces(source, first, to_s, step):
+                for at, series, counts in self._buckets(tier, source, begin, end, step):
+                    whole = (*counts, *[0.0] * (len(bounds[series]) - len(counts)))
+                    found[at].append(Histogram(bounds[series], whole))
+        return {at: merged(parts) for at, parts in found.items()}
+
+    def _buckets(
+        self, tier: Tier, source: _Source, begin: int, end: int, step: int
+    ) -> Iterator[tuple[int, int, list[float]]]:
+        """(bucket, series, counts) of each minute or hour of a source."""
+        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
+        for place in _HOURS if tier == "hour" else _MINUTES:
+            sql = f"""
+                with recursive block(at) as
+                  (select ?1 union all select at + 1 from block where at < ?2)
+                select {place.start} / {step} * {step} as bucket, k.series,
+                  '[' || group_concat(k.counts) || ']'
+                from block cross join {_ids(source)} as s cross join {place.table} as k
+                  on {place.on}
+                where {place.start} >= ?3 and {place.start} < ?4 and k.counts is not null
+                group by bucket, k.series"""
+            for bucket, series, text in self._rows(sql, [*hours, begin, end]):
+                parts = msgspec.json.decode(text, type=list[list[float]])
+                columns = itertools.zip_longest(*parts, fillvalue=0.0)
+                yield bucket, series, [math.fsum(column) for column in columns]
 
     def _gauge(
         self, metric: str, from_s: float, to_s: float, step: int, which: Which
@@ -668,7 +777,22 @@ def _step(from_s: float, to_s: float, step_s: float | None) -> int:
     return whole
 
 
+def _recipe_of(metric: str) -> Recipe | None:
+    """How it is made of counters; None of a gauge, which is told as it is. Raises UsageError."""
+    if metric in RECIPES:
+        return RECIPES[metric]
+    about = CATALOGUE.get(metric)
+    if about is None:
+        raise UsageError(_unknown("metric", metric, [*CATALOGUE, *RECIPES, *PERCENTILES]))
+    return Recipe(metric, None, f"{about.unit}/s") if about.kind == "counter" else None
+
+
 # ------------------------------------------------------------------------------------ arithmetic
+
+
+def _percentiles(counts: _Counts, share: float) -> list[tuple[float, float]]:
+    found = ((at, percentile(counts[at], share)) for at in sorted(counts))
+    return [(at, seconds * 1000) for at, seconds in found if seconds is not None]
 
 
 def combination(metric: str) -> Literal["mean", "max", "sum"]:

@@ -36,16 +36,49 @@ def verdict_lines(verdict: Verdict, *, action: bool = True) -> list[str]:
     confidence = verdict.confidence
     lines.append(f"confidence {confidence.level}, limited by {confidence.limited_by}")
     lines += [f"{reason.code}: {reason.because}" for reason in verdict.reasons]
+    if verdict.qualifier and "because" in verdict.qualifier:
+        lines.append(f"{verdict.qualifier['name']}: {verdict.qualifier['because']}")
     recommendation = verdict.recommendation
     if recommendation is not None:
         if action:
             lines.append(f"do: {recommendation.action}")
+        lines += offer_lines(verdict)
         if recommendation.confirm_with:
             lines.append(f"confirm with: {recommendation.confirm_with}")
         if recommendation.overturned_by:
             lines.append(f"overturned by: {recommendation.overturned_by}")
     lines += [f"missing: {text}" for text in verdict.missing]
     return lines
+
+
+def offer_lines(verdict: Verdict) -> list[str]:
+    """What is recommended in hardware or flags: which, what it saves, how sure that is."""
+    offer = verdict.recommendation
+    if offer is None:
+        return []
+    parts = [offer.configuration] if offer.configuration else []
+    if offer.saving_lo is not None and offer.saving_hi is not None:
+        parts += _change(offer.saving_lo, offer.saving_hi, verdict.cost.get("saving_usd_per_month"))
+    name = "configuration" if offer.configuration else "saving"
+    lines = [f"{name}: {', '.join(parts)}"] if parts else []
+    return lines + ([f"error bar: {offer.error_bar}"] if offer.error_bar else [])
+
+
+def _change(low: float, high: float, usd: list[float] | None) -> list[str]:
+    """`80–83 % less (1,204–2,905 USD a month)`, or how much more; nothing where nothing changes."""
+    if low == high == 0:
+        return []
+    if low < 0 < high:
+        return [f"from {-100 * low:.0f} % more to {100 * high:.0f} % less"]
+    word, sign = ("less", 1) if low >= 0 else ("more", -1)
+    ends = sorted((100 * sign * low, 100 * sign * high))
+    told = f" ({span(*sorted(sign * one for one in usd))} USD a month)" if usd else ""
+    return [f"{span(*ends)} % {word}{told}"]
+
+
+def span(low: float, high: float) -> str:
+    """`80–83`; one number where both are the same as told."""
+    return "–".join(dict.fromkeys(f"{value:,.0f}" for value in (low, high)))
 
 
 # ------------------------------------------------------------------------------------ in a notebook

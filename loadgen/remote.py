@@ -194,10 +194,10 @@ class Agent:
         found: list[Reading] = []
         while start_ns < end_ns:
             until_ns = min(start_ns + _ns(PIECE_S), end_ns)
-            query = {
+            query = {  # a little more on both sides: what is asked for is rounded to ms
                 "server": self.server.name,
-                "from": f"{(start_ns + self._ahead_ns) / 1e9:.3f}",
-                "to": f"{(until_ns + self._ahead_ns) / 1e9:.3f}",
+                "from": f"{(start_ns + self._ahead_ns) / 1e9 - 0.001:.3f}",
+                "to": f"{(until_ns + self._ahead_ns) / 1e9 + 0.001:.3f}",
             }
             answer = await self._get(session, "readings", _Readings, query)
             for unix_s, name, labels, value in answer.readings:

@@ -1,16 +1,14 @@
-"""Fixtures that start real servers, and the list of the real parts that were missing.
+"""Fixtures of real servers, the order of the tests, and what of the real parts was missing.
 
-Everything here is a process on a free port of 127.0.0.1, started once a session and stopped at
-its end. `make real-parts` installs what is needed; a test that lacks a part skips and says so.
+Everything here is a process on a free port of 127.0.0.1, started once a session (vLLM and Phoenix
+by tests/ahead.py, while other tests run) and stopped when nobody needs it any more. `make
+real-parts` installs what is needed; a test that lacks a part skips and says so.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -23,31 +21,9 @@ from typing import Any
 import pytest
 
 from loadgen.targets.process import running
-from loadgen.targets.vllm import VllmOptions, free_port, serve
+from loadgen.targets.vllm import free_port
+from tests.ahead import SERVERS, Ahead, find_phoenix, find_vllm_python, real_dir
 from tests.support import require
-
-PHOENIX_START_TIMEOUT_S = 180.0
-
-
-def real_dir() -> Path:
-    """Where tests/real/install.sh puts the real parts."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SERVEFIT_REAL") or cache / "servefit" / "real")
-
-
-def find_vllm_python() -> str | None:
-    """The interpreter that has vLLM: the one named, the one installed for the tests, else ours."""
-    if named := os.environ.get("LOADGEN_VLLM_PYTHON"):
-        return named
-    installed = real_dir() / "vllm" / "bin" / "python"
-    if installed.exists():
-        return str(installed)
-    return sys.executable if importlib.util.find_spec("vllm") else None
-
-
-def find_phoenix() -> Path | None:
-    command = real_dir() / "phoenix" / "bin" / "phoenix"
-    return command if command.exists() else None
 
 
 def find_kubernetes_validate() -> Path | None:
@@ -60,8 +36,57 @@ def find_victoria_metrics() -> Path | None:
     return command if command.exists() else None
 
 
+def find_axe() -> Path | None:
+    script = real_dir() / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+    return script if script.exists() else None
+
+
 def find_chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+# ------------------------------------------------------------------- order, and what starts early
+
+_AHEAD = pytest.StashKey[Ahead]()
+
+
+def _order(item: pytest.Item) -> int:
+    """Real servers last, because they start meanwhile; before them what runs several at a time."""
+    names = getattr(item, "fixturenames", ())
+    return 2 if SERVERS.keys() & set(names) else int("together" in names)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_order)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        return
+    used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    there = {"phoenix": find_phoenix() is not None}
+    has_vllm = find_vllm_python() is not None
+    names = [one for one in SERVERS if one in used and there.get(one, has_vllm)]
+    if names:
+        session.config.stash[_AHEAD] = Ahead(names)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if one := config.stash.get(_AHEAD, None):
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def ahead(pytestconfig: pytest.Config) -> Ahead:
+    return pytestconfig.stash[_AHEAD]
+
+
+@pytest.fixture(scope="session")
+def settled(pytestconfig: pytest.Config) -> None:
+    """From here on no server is starting that would take a core from a measurement."""
+    if one := pytestconfig.stash.get(_AHEAD, None):
+        one.settle()
 
 
 # ------------------------------------------------------------------------------------------ vLLM
@@ -77,15 +102,35 @@ def vllm_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def real_vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def real_vllm(vllm_python: str, ahead: Ahead) -> Iterator[str]:
     """The base URL of a real vLLM on the tiny model, shared by all tests of the session.
 
     It is up after about 30 s and holds 2.5 GB. Other tests have asked it things before: compare
     counters by their increase. Its admission cap and KV cache are vLLM's own defaults.
     """
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    with serve(VllmOptions(python=vllm_python, log=log)) as started:
-        yield started.url
+    with ahead.running("real_vllm") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def pooling_vllm(vllm_python: str, ahead: Ahead) -> Iterator[str]:
+    """The tiny model as one of embeddings; with such a model vLLM answers /v1/rerank too."""
+    with ahead.running("pooling_vllm") as url:
+        yield url
+
+
+@dataclass(frozen=True)
+class Spanning:
+    """A vLLM that sends its spans to a port on which nobody listens yet."""
+
+    url: str
+    spans_port: int
+
+
+@pytest.fixture(scope="module")
+def spanning_vllm(vllm_python: str, ahead: Ahead) -> Iterator[Spanning]:
+    with ahead.running("spanning_vllm") as url:
+        yield Spanning(url, ahead.spans_port)
 
 
 # --------------------------------------------------------------------------------------- Phoenix
@@ -134,30 +179,12 @@ class Phoenix:
 
 
 @pytest.fixture(scope="session")
-def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
+def phoenix(request: pytest.FixtureRequest) -> Iterator[Phoenix]:
     """A real trace back end (up after about 20 s, 0.6 GB); tests tell their spans by trace id."""
-    command = find_phoenix()
-    require(command, "Arize Phoenix (make real-parts)")
-    folder = tmp_path_factory.mktemp("phoenix")
-    port = free_port("127.0.0.1", 0)
-    env = {
-        **os.environ,
-        "PHOENIX_HOST": "127.0.0.1",
-        "PHOENIX_PORT": str(port),
-        "PHOENIX_GRPC_PORT": str(free_port("127.0.0.1", 0)),
-        "PHOENIX_WORKING_DIR": str(folder),
-        "PHOENIX_TELEMETRY_ENABLED": "false",
-    }
-    with running(
-        [str(command), "serve"],
-        url=f"http://127.0.0.1:{port}",
-        health="/healthz",
-        timeout_s=PHOENIX_START_TIMEOUT_S,
-        env=env,
-        log=folder / "phoenix.log",
-        name="Phoenix",
-    ) as started:
-        yield Phoenix(started.url)
+    require(find_phoenix(), "Arize Phoenix (make real-parts)")
+    ahead: Ahead = request.getfixturevalue("ahead")
+    with ahead.running("phoenix") as url:
+        yield Phoenix(url)
 
 
 # ------------------------------------------------------------------------------- VictoriaMetrics
@@ -261,6 +288,7 @@ def missing_parts() -> list[str]:
         "Arize Phoenix (make real-parts)": find_phoenix(),
         "Kubernetes' schemas (make real-parts)": find_kubernetes_validate(),
         "VictoriaMetrics (make real-parts, on Debian)": find_victoria_metrics(),
+        "axe-core (make real-parts, with npm)": find_axe(),
         "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
         "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),
         "an NVIDIA GPU": Path("/dev/nvidiactl").exists(),

@@ -25,6 +25,7 @@ PURE = {
     "agent.samplers.energy",
     "agent.samplers.exposition",
     "agent.exporters",
+    "agent.exporters.concluded",
     "agent.exporters.prometheus",
     "agent.chunks",
     "agent.rows",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,19 @@ class Batch(msgspec.Struct, frozen=True):
     source: str
     readings: Sequence[Reading]
     labels: tuple[tuple[str, str], ...] = ()
+
+
+class Known(NamedTuple):
+    """What holds whenever it is asked for, unlike a sample: a verdict, a curve, a target."""
+
+    name: str
+    value: float
+    labels: tuple[tuple[str, str], ...]
+
+
+def known_batch(at_ns: int, known: Iterable[Known]) -> Batch:
+    """Such things as of now. The batch is no sampler's, so that no window takes it for samples."""
+    return Batch("assessment", [Reading(at_ns, *one) for one in known])
 
 
 def labels_of(batch: Batch, reading: Reading) -> dict[str, str]:

@@ -123,9 +123,19 @@ def served(rows: Iterable[Mapping[str, Any]], from_s: float, to_s: float) -> Arr
 
 
 def observed(
-    window: Window, pattern: Pattern, rng: np.random.Generator, most: int = DRAWN_MOST
+    window: Window,
+    pattern: Pattern,
+    rng: np.random.Generator,
+    *,
+    dispersion: float | None = None,
+    most: int = DRAWN_MOST,
 ) -> Arrivals:
     """Requests that came as the minutes of a window say; `pattern` is that of the same window.
+
+    `dispersion` inside a minute is by default that of the minutes of an hour, which is cautious
+    for whoever wants to shrink; 1, independent instants, is so for whoever says that it does not
+    fit. Of Azure's traces of 2023 the multiple that fits was 0.38 to 0.44 and 1.76 so (code, whose
+    minutes have a dispersion of 171; truly 0.62), and 2.38 and 2.71 (conversation; truly 2.43).
 
     Of more than `most` requests those of the busiest hours are drawn. Prompts are cached by the
     share that the prefix cache hit in the window. Raises UsageError where no server counts its
@@ -137,11 +147,13 @@ def observed(
     starts = window.starts_unix_s - window.start_unix_s
     whole = _whole(counts)
     if whole.sum() > most:
-        hours = ((window.starts_unix_s - window.starts_unix_s[0]) // HOUR_S).astype(np.int64)
+        clock = (window.starts_unix_s // HOUR_S).astype(np.int64)
+        hours = clock - clock[0]
         of_hour = np.bincount(hours, whole)
         whole = np.where(_first_hours(of_hour, of_hour, most)[hours], whole, 0)
     records = np.repeat(np.arange(window.places), whole)
-    dispersion = pattern.burstiness.within_hours or 1.0
+    if dispersion is None:
+        dispersion = pattern.burstiness.within_hours or 1.0
     at_s = starts[records] + window.record_s * _inside(records, dispersion, rng)
     of_day = (window.starts_unix_s // HOUR_S % 24).astype(np.int64)
     lengths = {
@@ -297,11 +309,11 @@ def busiest(arrivals: Arrivals, most: int) -> Arrivals:
     return arrivals.only(chosen[hours])
 
 
-def _first_hours(load: Floats, requests: Floats, most: float) -> NDArray[np.bool_]:
+def _first_hours(load: ArrayLike, requests: ArrayLike, most: int) -> NDArray[np.bool_]:
     """Which hours are the most loaded ones that together have at most so many requests."""
-    order = np.argsort(-load, kind="stable")
-    fits = np.cumsum(requests[order]) <= most
+    order = np.argsort(-np.asarray(load), kind="stable")
+    fits = np.cumsum(np.asarray(requests)[order]) <= most
     fits[0] = True
-    chosen = np.zeros(load.size, dtype=bool)
+    chosen = np.zeros(order.size, dtype=bool)
     chosen[order[fits]] = True
     return chosen

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,8 +40,8 @@ HIGHEST = Efficiencies(t0_s=0.2, eta_b=1.0, eta_c=1.0, eta_p=1.0)
 # anew). NVIDIA: A100, H100, H200, RTX 4090 under TensorRT-LLM, vLLM and SGLang, 2023 to 2026. AMD:
 # MI300X alone, under a vLLM of 2024.
 TYPICAL = {
-    "NVIDIA": Efficiencies(t0_s=0.00359, eta_b=0.716, eta_c=0.212, eta_p=0.538),
-    "AMD": Efficiencies(t0_s=0.00888, eta_b=0.744, eta_c=0.665, eta_p=0.0216),
+    "NVIDIA": Efficiencies(t0_s=0.00355, eta_b=0.706, eta_c=0.210, eta_p=0.544),
+    "AMD": Efficiencies(t0_s=0.00888, eta_b=0.744, eta_c=0.666, eta_p=0.0216),
 }
 
 # How far measured rates lay from those expected after such a step: 5 and 95 of 100 were within
@@ -48,10 +49,10 @@ TYPICAL = {
 # with the rows behind each, and how often they held what had not shaped them.
 SPREADS = {
     "precision": (0.67, 1.16),
-    "model": (0.59, 1.50),
-    "parallelism": (0.64, 1.47),
-    "GPU": (0.68, 1.40),
-    "everything": (0.51, 1.48),  # nothing of the kind was measured: another GPU, engine and model
+    "model": (0.59, 1.48),
+    "parallelism": (0.63, 1.48),
+    "GPU": (0.69, 1.40),
+    "everything": (0.50, 1.49),  # nothing of the kind was measured: another GPU, model and engine
 }
 
 # How far the efficiencies of one set-up lie from those typical of the vendor, as deviations of
@@ -68,6 +69,9 @@ _REACH = np.array([1.5, 1.5, 1.8])
 _OWN = 0.03
 
 _Z90 = 1.645  # 95 % point of the normal distribution: what both ends of a 90 % interval are made of
+_STEPS_MOST = 60  # of a solution; the law has a kink, along which they can become small
+_ENOUGH = 1e-4  # of the loss, where a step is the last; 1 is a deviation
+_HALVINGS = 8  # of a way of at most 8 (log): to 3 %
 _NEAR = 1.1  # a tenth beyond what was swept is still inside
 LEAST_POINTS = 3
 WORST_RMS = 0.25  # log residuals; beyond it the law does not describe this server
@@ -186,11 +190,8 @@ def sequences_held(spec: EngineSpec, load: Load) -> float:
     reach ISL + OSL together, and TensorRT-LLM admits none that has not its last block.
     Raises UsageError where the weights do not fit.
     """
-    tokens = load.input_tokens + load.output_tokens / (1 if load.reserved else 2)
-    if spec.num_gpu_blocks is not None:
-        return engine.kv_capacity_tokens(spec) / tokens
-    pool = engine.kv_pool_bytes(spec)
-    return pool / engine.kv_bytes(spec.model, tokens, spec.kv_precision, spec.tp)
+    whole = load.output_tokens / 2 if load.reserved else 0.0
+    return engine.sequences_that_fit(spec, load.input_tokens + whole, load.output_tokens)
 
 
 def kv_bound(spec: EngineSpec, load: Load) -> bool:
@@ -211,7 +212,8 @@ class Fit:
     def __init__(self, spec: EngineSpec, points: Sequence[Point], start: Efficiencies) -> None:
         loads = [point.load for point in points]
         measured = Measured(spec, points)
-        self._params, self._covariance = _solve([measured], logs(start))
+        self._problem = _Problem([measured], start)
+        self._params, self._covariance = self._problem.solve()
         self.points = tuple(points)
         self.spec = msgspec.structs.replace(spec, efficiencies=_efficiencies(self._params))
         self.residuals = tuple(
@@ -229,17 +231,38 @@ class Fit:
         """Root mean square of the residuals: 0.05 is 5 %."""
         return float(np.sqrt(np.mean(np.square(self.residuals))))
 
-    @property
+    @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """t0_s, eta_b, eta_c and eta_p with their 90 % intervals.
 
-        What the sweep did not show (compute, where memory was the limit all along) keeps nearly
-        the width of what was known before.
+        By profile: how far one can be moved, the others following, before the fit is worse than
+        90 in 100 times by chance. So an end that the sweep did not show (compute, where memory was
+        the limit all along) stays where the prior leaves it.
         """
-        half = _Z90 * np.sqrt(np.diag(self._covariance))
-        bounds = np.clip([self._params - half, self._params + half], logs(LOWEST), logs(HIGHEST))
-        rows = np.exp([self._params, *bounds]).T
-        return {name: Estimate(*map(float, row)) for name, row in zip(NAMES, rows, strict=True)}
+        return {
+            name: Estimate(
+                math.exp(self._params[index]),
+                math.exp(self._end(index, getattr(LOWEST, name))),
+                math.exp(self._end(index, getattr(HIGHEST, name))),
+            )
+            for index, name in enumerate(NAMES)
+        }
+
+    def _end(self, index: int, bound: float) -> float:
+        """Where the profile of a parameter crosses its 90 % limit, on the way to its bound."""
+        spread = max(1.0, (self.rms / _NOISE) ** 2)
+        most = self._problem.loss(self._params) + _Z90**2 * spread
+        inside, outside = float(self._params[index]), math.log(bound)
+
+        def is_inside(value: float) -> bool:
+            return self._problem.loss(self._problem.solve((index, value))[0]) <= most
+
+        if is_inside(outside):
+            return outside
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
+        return inside
 
     @property
     def swept(self) -> dict[str, tuple[float, float]]:
@@ -409,7 +432,8 @@ def learn(sweeps: Sequence[Measured], start: Efficiencies | None = None) -> Effi
 
     A long sweep counts no more than six points, for its errors are alike.
     """
-    return _efficiencies(_solve(sweeps, logs(start or Efficiencies()), _BETWEEN, at_most=6)[0])
+    problem = _Problem(sweeps, start or Efficiencies(), _BETWEEN, at_most=6)
+    return _efficiencies(problem.solve()[0])
 
 
 class Measured:
@@ -423,52 +447,73 @@ class Measured:
         self.log_ttfts: Array = np.log([ttft for ttft in single if ttft is not None])
 
 
-def _solve(
-    sweeps: Sequence[Measured], mean: Array, noise: float = _NOISE, at_most: float = math.inf
-) -> tuple[Array, Array]:
-    """Logarithms of the efficiencies and their covariance: Levenberg-Marquardt, Huber's loss.
+class _Problem:
+    """What has to be as small as it can be: squared errors in deviations, robust, and the prior.
 
     `noise` is the deviation of one rate's logarithm; of a sweep, as much counts as of `at_most`.
     """
-    work = Work.joined(sweep.work for sweep in sweeps)
-    rates, singles, ttfts = (
-        np.concatenate([getattr(sweep, name) for sweep in sweeps])
-        for name in ("log_rates", "singles", "log_ttfts")
-    )
-    sizes = np.repeat([len(s.log_rates) for s in sweeps], [len(s.log_rates) for s in sweeps])
-    each = np.sqrt(np.minimum(1.0, at_most / sizes))
-    weights = np.concatenate([each / noise, each[singles] / max(noise, _TTFT_NOISE)])
 
-    def errors_of(params: Array) -> Array:
-        off = [work.log_rate(params) - rates, work.log_ttft(params)[singles] - ttfts]
-        errors: Array = np.concatenate(off) * weights
-        return errors
+    def __init__(
+        self,
+        sweeps: Sequence[Measured],
+        start: Efficiencies,
+        noise: float = _NOISE,
+        at_most: float = math.inf,
+    ) -> None:
+        self._work = Work.joined(sweep.work for sweep in sweeps)
+        self._rates, self._singles, self._ttfts = (
+            np.concatenate([getattr(sweep, name) for sweep in sweeps])
+            for name in ("log_rates", "singles", "log_ttfts")
+        )
+        sizes = [len(sweep.log_rates) for sweep in sweeps]
+        each = np.sqrt(np.minimum(1.0, at_most / np.repeat(sizes, sizes)))
+        self._weights: Array = np.concatenate(
+            [each / noise, each[self._singles] / max(noise, _TTFT_NOISE)]
+        )
+        self._limit = _OUTLIER * self._weights
+        self._mean = logs(start)
 
-    limit, precision = _OUTLIER * weights, np.diag(_PRIOR_SD**-2)
-
-    def loss(params: Array, errors: Array) -> float:
-        size = np.abs(errors)
+    def loss(self, params: Array) -> float:
+        size, limit = np.abs(self._errors(params)), self._limit
         robust = np.where(size < limit, size**2, limit * (2 * size - limit))
-        return float(robust.sum() + (params - mean) @ precision @ (params - mean))
+        return float(robust.sum() + np.sum(((params - self._mean) / _PRIOR_SD) ** 2))
 
-    params = np.clip(mean, logs(LOWEST), logs(HIGHEST))
-    errors, damping = errors_of(params), 1e-2
-    while True:
-        counted = np.minimum(1.0, limit / np.maximum(np.abs(errors), 1e-12))
-        slopes = _slopes(errors_of, params)
-        curvature = slopes.T @ (slopes * counted[:, None]) + precision
-        gradient = slopes.T @ (errors * counted) + precision @ (params - mean)
-        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
-        tried = np.clip(params - step, logs(LOWEST), logs(HIGHEST))
-        better = loss(params, errors) - loss(tried, found := errors_of(tried))
-        if better > 0:
-            params, errors, damping = tried, found, max(damping / 5, 1e-6)
-        else:
-            damping *= 5
-        if 0 < better < 1e-6 or damping > 1e6:
-            break
-    spread = max(1.0, float(np.mean(counted * errors**2)))
-    return params, np.asarray(np.linalg.inv(curvature / spread), dtype=np.float64)
+    def solve(self, held: tuple[int, float] | None = None) -> tuple[Array, Array]:
+        """The best parameters and their covariance, by Levenberg and Marquardt; one may be held."""
+        lowest, highest = logs(LOWEST), logs(HIGHEST)
+        if held:
+            lowest[held[0]] = highest[held[0]] = held[1]
+        prior = np.diag(_PRIOR_SD**-2)
+        params, damping = np.clip(self._mean, lowest, highest), 1e-2
+        loss = self.loss(params)
+        for _ in range(_STEPS_MOST):
+            errors = self._errors(params)
+            counted = np.minimum(1.0, self._limit / np.maximum(np.abs(errors), 1e-12))
+            slopes = _slopes(self._errors, params)
+            curvature = slopes.T @ (slopes * counted[:, None]) + prior
+            gradient = slopes.T @ (errors * counted) + prior @ (params - self._mean)
+            free = lowest < highest
+            gradient[~free] = 0.0
+            damped = curvature + damping * np.diag(np.diag(curvature))
+            damped[~free] = damped[:, ~free] = 0.0
+            damped[~free, ~free] = 1.0
+            tried = np.clip(params - np.linalg.solve(damped, gradient), lowest, highest)
+            better = loss - (after := self.loss(tried))
+            if better > 0:
+                params, loss, damping = tried, after, max(damping / 5, 1e-6)
+            else:
+                damping *= 5
+            if 0 < better < _ENOUGH or damping > 1e6:
+                break
+        spread = max(1.0, float(np.mean(counted * errors**2)))
+        return params, np.asarray(np.linalg.inv(curvature / spread), dtype=np.float64)
+
+    def _errors(self, params: Array) -> Array:
+        """Law less measured, in deviations."""
+        rates = self._work.log_rate(params) - self._rates
+        ttfts = self._work.log_ttft(params)[self._singles] - self._ttfts
+        errors: Array = np.concatenate([rates, ttfts]) * self._weights
+        return errors
 
 
 def _slopes(function: Callable[[Array], Array], params: Array) -> Array:

@@ -395,7 +395,6 @@ def _verdict(case: Case, finding: str, cap: Capacity, ratio: Ratio | None) -> Ve
         demand=_demand(case, cap),
         capacity=_capacity_dict(case, cap),
         ratio=ratio,
-        qualifier=_mismatch(case, reasons),
         rests_on=_rests_on(case),
         stability=_stability(operating),
         questions=_questions(case),
@@ -466,28 +465,6 @@ def _reasons(case: Case, finding: str, cap: Capacity) -> list[Reason]:
     if finding == "INFEASIBLE_SLO":
         return [*_broken_reasons(case), *found]
     return found
-
-
-def _mismatch(case: Case, reasons: list[Reason]) -> dict[str, Any] | None:
-    """MISMATCHED: at its limit one resource binds while another one idles, by measurement.
-
-    A full cache stops a batch that still paid for its growth: arithmetic and bandwidth idle.
-    Prompts that take the engine's time beside an emptyish cache: memory idles.
-    """
-    code = case.curve.limit
-    found = next((one.evidence for one in reasons if one.code == code), None)
-    if found is None:
-        return None
-    payoff, kv_usage = found.get("batch_payoff"), found.get("kv_usage_max")
-    if code == "KV_MEMORY" and payoff is not None and payoff >= case.t.batch_pays_half:
-        return {
-            "name": "MISMATCHED", "binds": "KV_MEMORY", "idles": "COMPUTE", "batch_payoff": payoff,
-        }  # fmt: skip
-    if code == "COMPUTE_PREFILL" and kv_usage is not None and kv_usage <= case.t.kv_idle:
-        return {
-            "name": "MISMATCHED", "binds": "COMPUTE", "idles": "KV_MEMORY", "kv_usage_max": kv_usage,
-        }  # fmt: skip
-    return None
 
 
 def _broken_reasons(case: Case) -> list[Reason]:

@@ -64,7 +64,13 @@ _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 # Plain MLPs, or layers with a state instead of a KV cache.
 _NO_FORMULA = (
     "bloom", "opt", "gpt2", "gptj", "gpt_neox", "falcon", "mpt", "phi", "mamba", "mamba2", "jamba",
-    "nemotron_h", "minimax", "rwkv", "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear",
+    "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv", "falcon_h1", "bamba",
+    "granitemoehybrid", "kimi_linear",
+)  # fmt: skip
+# Keys of models whose layers differ in ways that are not counted here.
+_NO_FORMULA_KEYS = (
+    "block_configs", "hybrid_layer_pattern", "hybrid_override_pattern", "compress_ratios",
+    "global_head_dim", "num_kv_shared_layers", "sparse_attention_config",
 )  # fmt: skip
 _QKV_BIAS = ("qwen2", "qwen2_moe")  # have it and say so nowhere
 _FOUR_NORMS = ("gemma2", "gemma3_text", "glm4")  # a layer, where the others have two
@@ -193,9 +199,10 @@ def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
     types = config.get("layer_types") or ()
     if not isinstance(types, list | tuple):
         raise UsageError(f"config.json: layer_types should be a list, not {types!r}")
-    strange = next((repr(one) for one in types if one not in _ATTENTION), None)
+    strange = [f"layers of {one!r}" for one in types if one not in _ATTENTION]
+    strange += [key for key in _NO_FORMULA_KEYS if config.get(key)]
     if kind in _NO_FORMULA or strange:
-        what = f"layers of {strange}" if strange else f"a {kind} model"
+        what = strange[0] if strange else f"a {kind} model"
         raise UsageError(
             f"config.json: there is no formula for {what}, only for decoders with softmax "
             "attention and gated MLPs: measure it instead"

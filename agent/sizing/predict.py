@@ -63,7 +63,7 @@ class PredictedLevel(msgspec.Struct, frozen=True):
     output_tokens_per_s: Interval
     ttft_ms: Interval
     tpot_ms: Interval
-    kv_bound: bool  # more requests than the KV cache holds
+    kv_bound: bool  # it is the KV cache that keeps the batch from being larger
     fits: bool  # nobody waits: cache, max_num_seqs and token budget take all of them at once
     outside: list[str]  # what of it lies outside of what the sweep of --calibrate covered
 
@@ -115,6 +115,17 @@ class Deployment(msgspec.Struct, frozen=True):
         return self.engine in _RESERVES
 
 
+def usual_seats(engine: str, card: Gpu) -> int:
+    """Requests an engine takes into its batch where no flag says how many.
+
+    vLLM's (0.10 and newer) depends on the GPU; SGLang's and TensorRT-LLM's is 2,048.
+    """
+    if pick("engine", engine, ENGINES) != "vllm":
+        return 2048
+    is_large = card.memory_bytes >= 70 * GIB and not card.name.startswith("A100")
+    return 1024 if is_large else 256
+
+
 def deployment(
     spec: EngineSpec,
     gpus: int,
@@ -142,7 +153,20 @@ def deployment(
             f"--tp {tp}: the {heads} attention heads of {spec.model.name} cannot be shared by "
             f"{tp} GPUs; of {gpus} GPUs --tp can be {can}"
         )
-    return Deployment(msgspec.structs.replace(spec, tp=tp), replicas, engine)
+    spec = msgspec.structs.replace(spec, tp=tp)
+    if engine == "tensorrt-llm":
+        spec = msgspec.structs.replace(spec, gpu_memory_utilization=_share_of_free(spec))
+    return Deployment(spec, replicas, engine)
+
+
+def _share_of_free(spec: EngineSpec) -> float:
+    """TensorRT-LLM gives the cache a share of what weights and activations leave, not of all.
+
+    The same pool as a share of all memory, as vLLM counts it.
+    """
+    fixed = spec.activation_bytes + weight_bytes(spec.model, spec.precision) / spec.tp
+    share = spec.gpu_memory_utilization
+    return share + (1 - share) * min(1.0, fixed / spec.gpu.memory_bytes)
 
 
 def measured_spec(
@@ -156,8 +180,9 @@ def measured_spec(
 ) -> EngineSpec:
     """The engine that a sweep measured.
 
-    What is given here comes first, then what the sweep tells of its target; what neither tells is
-    as asked, and the answer's `basis` says what it was taken for. Raises UsageError for
+    What is given here comes first, then what the sweep tells of its target: a known model without
+    a precision in its name is in bf16. What neither tells is as asked, and the answer's `basis`
+    says what it was taken for. Raises UsageError for
     a GPU that the catalogue does not have.
     """
     names = [one.name for one in sweep.target.gpus]
@@ -175,14 +200,10 @@ def measured_spec(
         card = asked.gpu
     tp = tp or len(names) or (1 if simulated else asked.tp)
     try:
-        shape = model(sweep.target.model)
-    except UsageError:
-        shape = asked.model
-    same = shape.name == asked.model.name
-    precision = (
-        precision or precision_in(sweep.target.model) or (asked.precision if same else "bf16")
-    )
-    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=precision, tp=tp)
+        shape, told = model(sweep.target.model), precision_in(sweep.target.model) or "bf16"
+    except UsageError:  # a name of the operator's own
+        shape, told = asked.model, asked.precision
+    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=precision or told, tp=tp)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -244,7 +265,7 @@ def _level(
             parts.ms(slower.hi90, ttft.value * ttft.hi),
         ),
         tpot_ms=Interval(*(law.tpot_ms * by for by in (slower.value, slower.lo90, slower.hi90))),
-        kv_bound=said.kv_bound,
+        kv_bound=said.kv_bound and law.sequences_that_fit < basis.spec.max_num_seqs,
         fits=law.fits and not said.kv_bound,
         outside=said.outside,
     )
@@ -377,7 +398,7 @@ def _fixed(tokens: int | str) -> float | None:
 def lines(prediction: Prediction) -> list[str]:
     """The prediction as text for a terminal."""
     of = prediction.assumed
-    engines = f"{of.replicas} x " if of.replicas > 1 else ""
+    engines = f"{of.replicas} replicas of " if of.replicas > 1 else ""
     head = (
         f"{of.model} in {of.precision} on {engines}{of.tp} x {of.gpu}, {of.engine}; requests of "
         f"{of.input_tokens:,.0f} + {of.output_tokens:,.0f} tokens"

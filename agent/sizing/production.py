@@ -346,14 +346,14 @@ def _idle(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 def _wrong_measurement(scene: Scene, judged: Verdict | None) -> Verdict | None:
     """What is wrong with the measurement, or with one request alone, no demand can mend."""
-    if judged is not None and judged.finding in ("INVALID_MEASUREMENT", "INFEASIBLE_SLO"):
+    if judged is not None and judged.finding == "INVALID_MEASUREMENT":
         return judged
     if (apart := _apart(scene)) is not None:
         mend = "mend the telemetry: `agent doctor` shows what the server tells, and how"
         return _invalid(scene, judged, apart, mend)
     if scene.wrong is not None and not _proven(scene):
         return _invalid(scene, judged, scene.wrong, "sweep it again as it is now")
-    return None
+    return judged if judged is not None and judged.finding == "INFEASIBLE_SLO" else None
 
 
 def _invalid(scene: Scene, judged: Verdict | None, why: Reason, action: str) -> Verdict:
@@ -804,9 +804,7 @@ def settled(verdict: Verdict, past: Sequence[Past], needs: Needs, now_s: float) 
 def _held_back(verdict: Verdict, finding: str, words: str) -> Verdict:
     prefix = "Simulated: " if verdict.summary.startswith("Simulated: ") else ""
     summary = f"{prefix}{words}: {verdict.summary.removeprefix(prefix)}"
-    return msgspec.structs.replace(
-        verdict, finding=finding, found=verdict.finding, summary=summary
-    )
+    return msgspec.structs.replace(verdict, finding=finding, found=verdict.finding, summary=summary)
 
 
 def _leading(past: Sequence[Past], found: str) -> list[Past]:

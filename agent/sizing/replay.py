@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,7 +26,7 @@ from agent.sizing import simulate
 from agent.sizing.arrivals import HOUR_S, Arrivals, busiest, recorded, times
 from agent.sizing.engine import EngineSpec
 from agent.sizing.simulate import Record, Virtual, VirtualLevel
-from agent.stats import Floats
+from agent.stats import Floats, t975
 
 Routing = Literal["round_robin", "least_loaded"]
 
@@ -76,25 +77,30 @@ class Replayed(msgspec.Struct, frozen=True):
     @property
     def level(self) -> VirtualLevel:
         """The whole replay, from the first instant of the window until all is served."""
-        return simulate.level(self.records, 0.0, self._end_s)
+        return simulate.level(self.records, 0.0, _past(self._last_s))
 
     @property
     def hours(self) -> list[Hour]:
         """Hour by hour by the clock; the last ones may be of what was still to be served."""
         start = self.arrivals.start_unix_s
         edges = [0.0]
-        while edges[-1] < self._end_s:
+        while edges[-1] < self._last_s:
             edges.append((math.floor((start + edges[-1]) / HOUR_S + 1e-9) + 1) * HOUR_S - start)
-        ends = (*edges[1:-1], self._end_s)
+        if len(edges) > 1:
+            edges[-1] = _past(self._last_s)
         return [
-            Hour(start + lo, simulate.level(self.records, lo, hi))
-            for lo, hi in zip(edges, ends, strict=False)
+            Hour(start + lo, simulate.level(self.records, lo, hi)) for lo, hi in pairwise(edges)
         ]
 
     @property
-    def _end_s(self) -> float:
+    def _last_s(self) -> float:
         ends = (float(one.steps[-1, 1]) for one in self.records if one.steps.size)
-        return math.nextafter(max(self.arrivals.window_s, *ends, 0.0), math.inf)  # the last is in
+        return max(self.arrivals.window_s, *ends, 0.0)
+
+
+def _past(at_s: float) -> float:
+    """The next instant: what came at the last one is inside."""
+    return math.nextafter(at_s, math.inf)
 
 
 def replay(
@@ -171,7 +177,7 @@ class _Blocks:
         first = self._start_unix_s // HOUR_S
         cell = ((self._start_unix_s + at_s) // HOUR_S - first).astype(np.int64) % WEEK_H
         summed = np.bincount(block * WEEK_H + cell, values, self.count * WEEK_H)
-        return summed.reshape(self.count, WEEK_H)
+        return summed.reshape(self.count, WEEK_H).astype(np.float64)
 
 
 class _Tally(NamedTuple):
@@ -310,11 +316,12 @@ class _Trials:
                 held = middle
         return held, missed
 
-    def interval(self, rng: np.random.Generator) -> tuple[float, float | None]:
+    def interval(self, rng: np.random.Generator, value: float) -> tuple[float, float | None]:
         """Between which the multiple lies when the blocks are drawn anew.
 
         Each trial's latencies are kept by block, so that a resampled window costs no replay, and
-        no day is put beside another that it did not follow: queues stay whole.
+        no day is put beside another that it did not follow: queues stay whole. Of few blocks the
+        interval is stretched about the value, by Student's t and n blocks for n - 1.
         """
         multiples = sorted(self.tallies)
         n = self._blocks.count
@@ -328,8 +335,12 @@ class _Trials:
             missed[alive & ~holds] = multiple
             alive &= holds
             held[alive] = multiple
-        lo = float(np.quantile(held, CI[0], method="lower"))
-        hi = float(np.quantile(missed, CI[1], method="higher"))
+        lo = min(value, float(np.quantile(held, CI[0], method="lower")))
+        hi = max(value, float(np.quantile(missed, CI[1], method="higher")))
+        if not lo or not n > 1:
+            return 0.0, hi if math.isfinite(hi) else None
+        stretch = t975(n - 1) / t975(10**6) * math.sqrt(n / (n - 1))
+        lo, hi = (value * (end / value) ** stretch for end in (lo, hi))
         return lo, hi if math.isfinite(hi) else None
 
 
@@ -366,11 +377,11 @@ def capacity_ratio(
     for factor in AROUND:
         if MULTIPLE_MIN <= held * factor <= MULTIPLE_MAX:
             trials.at(held * factor)
-    lo, hi = trials.interval(np.random.default_rng(seed))
+    lo, hi = trials.interval(np.random.default_rng(seed), held)
     return Multiple(
         value=held,
-        lo=min(lo, held),
-        hi=None if hi is None else max(hi, held),
+        lo=lo,
+        hi=hi,
         breaks=trials.broken(missed) if math.isfinite(missed) else (),
         requests=len(chosen),
         blocks=blocks.count,

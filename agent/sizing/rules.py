@@ -40,8 +40,6 @@ class Thresholds(msgspec.Struct, frozen=True):
     """KV cache use (maximum) above which the cache counts as full."""
     kv_free: float = 0.80
     """KV cache use (maximum) below which the cache is clearly not the limit."""
-    kv_idle: float = 0.40
-    """KV cache use (maximum) at the limit up to which the cache idles, whatever binds."""
     kv_read_min: float = 0.20
     """KV cache use (mean) under which reading it cannot be what slows decode."""
     waiting_min: float = 0.5
@@ -91,7 +89,11 @@ class Thresholds(msgspec.Struct, frozen=True):
     levels_few: int = 4
     """Fewer valid levels than this: low confidence."""
     single_user: float = 2.0
-    """Declared concurrency up to which the box serves one person rather than a service."""
+    """Concurrency, declared or P99, up to which the box serves one person and no service."""
+    binds_ratio_min: float = 0.85
+    """MISMATCHED: what limits the server binds from this demand over capacity …"""
+    idles_share_max: float = 0.20
+    """… and a resource of which less than this share is used in the busy minutes idles."""
 
 
 DEFAULTS = Thresholds()

@@ -177,13 +177,16 @@ class Engine:
         thrown out) are made at once, the last of them starting before `within_s`: the result is
         that of as many single steps.
         """
-        if self.idle:
+        if not self._running and not self._waiting:
             return None
         preempted = self._make_room()
         decoders = len(self._decoding)
         ids = list(self._decoding) if with_ids else []
         step = Step(0.0, 1, decoders, 0, 0, (0, 0), ids, [], [], [], [], preempted)
-        prefill_flops, completed = self._schedule_prompts(step, self._budget - decoders)
+        prefill_flops = 0.0
+        completed: list[_Request] = []
+        if self._waiting or self._partial is not None:
+            prefill_flops = self._schedule_prompts(step, self._budget - decoders, completed)
         if step.prefilled or preempted:
             step.duration_s = self.cost.step_s(
                 decoders, self._context + decoders, step.prefilled, prefill_flops
@@ -249,10 +252,9 @@ class Engine:
         self.preemptions += 1
         return request.id
 
-    def _schedule_prompts(self, step: Step, budget: int) -> tuple[float, list[_Request]]:
-        """Gives the rest of the budget to prompts; FLOPs of attention and prompts completed."""
+    def _schedule_prompts(self, step: Step, budget: int, completed: list[_Request]) -> float:
+        """Gives the rest of the budget to prompts; FLOPs of attention."""
         flops = 0.0
-        completed: list[_Request] = []
         request = self._partial
         if request is not None:
             chunk = min(request.prompt + request.done - request.computed, budget)
@@ -264,7 +266,7 @@ class Engine:
                 flops += self._compute(request, chunk, step, completed)
                 budget -= chunk
         if step.preempted:
-            return flops, completed
+            return flops
         while budget > 0 and self._waiting and len(self._running) < self._seats:
             request = next(iter(self._waiting.values()))
             chunk = min(request.prompt + request.done - request.cached, budget)
@@ -280,7 +282,7 @@ class Engine:
                 step.admitted.append(request.id)
             flops += self._compute(request, chunk, step, completed)
             budget -= chunk
-        return flops, completed
+        return flops
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block)
@@ -476,14 +478,12 @@ class Virtual:
 
     def record(self) -> Record:
         """What happened until now."""
-        columns = (
-            np.array(column)
-            for column in (
-                self._sent_s, self._output, self._admitted_s, self._first_s, self._finished_s,
-            )
-        )  # fmt: skip
         return Record(
-            *columns,
+            sent_s=np.array(self._sent_s),
+            output_tokens=np.array(self._output),
+            admitted_s=np.array(self._admitted_s),
+            first_s=np.array(self._first_s),
+            finished_s=np.array(self._finished_s),
             steps=np.array(self._steps).reshape(-1, len(STEP_COLUMNS)),
             odd_gaps=np.array(self._odd_gaps).reshape(-1, 2),
             num_blocks=self.engine.num_blocks,

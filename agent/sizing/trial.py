@@ -122,14 +122,16 @@ def trial(
     arrivals: Arrivals,
     slo: Sequence[Slo],
     *,
+    even: Arrivals | None = None,
     replicas: int,
     rng: np.random.Generator,
     requests: int = REQUESTS,
 ) -> Trial:
     """What so many replicas serve of these requests, and less hardware.
 
-    A replica gets each request with the same chance: a balancer that does better has a little in
-    hand. Raises UsageError where nothing arrived, or an SLO is asked for that no replay tells.
+    `even`: the same demand as gently as its minutes allow, for the upper end. A replica gets each
+    request with the same chance: a balancer that does better has a little in hand. Raises
+    UsageError where nothing arrived, or an SLO is asked for that no replay tells.
     """
     unknown = [one.metric for one in slo if one.metric not in METRICS]
     if unknown:
@@ -143,7 +145,8 @@ def trial(
         return capacity_ratio(spec, some, _behind_front(found, slo), requests=at_once)
 
     middle = most(found.spec, share)
-    low, high = most(slow, share), most(fast, share)
+    gentle = share if even is None else _dense(_share(even, replicas, rng), requests)
+    low, high = most(slow, share), most(fast, gentle)
     lo = min(low.lo, middle.lo)
     smaller = most(slow if replicas > 1 else half(slow), fewer).lo if lo > 1 else lo
     uncached = None

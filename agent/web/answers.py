@@ -18,7 +18,7 @@ import msgspec
 from agent.live import ServerStatus
 from agent.minutes import Minute
 from agent.model import Sweep, UsageError, encode
-from agent.recall import Recall, Series
+from agent.recall import Recall, Series, Table
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
@@ -26,6 +26,7 @@ from agent.when import parse_instant_s, parse_span_s
 
 # Minutes by the ten thousand are read and reckoned for seconds, beside a server in production.
 WINDOW_MAX_S = 35 * 86_400.0
+METRICS_MAX = 32
 READINGS_SPAN_MAX_S = 3600.0
 READINGS_MAX = 500_000  # 40 MB of JSON
 _PIECE = 5_000
@@ -137,7 +138,7 @@ def curves(recall: Recall, now: Now, asked: Asked, window_s: float) -> Curves:
     """What was measured for the servers, and what production showed of them in the window."""
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
-    return Curves(_measured(recall, about.servers), passive_curve(window))
+    return Curves(measured(recall, about.servers), passive_curve(window))
 
 
 def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
@@ -169,7 +170,7 @@ def _until(minute: Minute, end_s: float) -> Minute:
     return msgspec.structs.replace(minute, values=values, covered_s=seconds)
 
 
-def _measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
+def measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
     """The newest curve that was handed over as one of the servers', else of their address or model.
 
     One that was handed over as another server's is that server's alone.
@@ -226,12 +227,36 @@ def series(
     gpu: str | None = None,
 ) -> Series:
     """As `agent query`: the last hour up to the newest sample, unless it says otherwise."""
+    steps = _steps(recall, now, begin, end, step)
+    return recall.series(metric, *steps, server=asked.server, service=asked.service, gpu=gpu)
+
+
+def table(
+    recall: Recall,
+    now: Now,
+    asked: Asked,
+    metrics: str,
+    *,
+    begin: str | None = None,
+    end: str | None = None,
+    step: str | None = None,
+    gpu: str | None = None,
+) -> Table:
+    """Several series over the same steps; `metrics` is their names with commas between."""
+    names = metrics.split(",")
+    if len(names) > METRICS_MAX:
+        raise UsageError(f"{len(names)} metrics: ask for at most {METRICS_MAX} at once")
+    steps = _steps(recall, now, begin, end, step)
+    return recall.table(names, *steps, server=asked.server, service=asked.service, gpu=gpu)
+
+
+def _steps(
+    recall: Recall, now: Now, begin: str | None, end: str | None, step: str | None
+) -> tuple[float, float, float | None]:
+    """From, to and step in seconds. Raises UsageError."""
     to_s = parse_instant_s(end, "to") if end else recall.newest_unix_s(now.unix_s) or now.unix_s
     from_s = parse_instant_s(begin, "from") if begin else max(0.0, to_s - 3600.0)
-    step_s = parse_span_s(step, "step") if step else None
-    return recall.series(
-        metric, from_s, to_s, step_s, server=asked.server, service=asked.service, gpu=gpu
-    )
+    return from_s, to_s, parse_span_s(step, "step") if step else None
 
 
 def assessments(recall: Recall, now: Now, asked: Asked, limit: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The agent's addresses: how it is, what it saw, what it concluded; a small page, and /metrics.
+"""The agent's addresses: how it is, what it saw, what it concluded; its page, and /metrics.
 
 Everything is read only but `POST /api/v1/curve`. What a question needs of the store is read in one
 of a few threads, within a deadline, so that the sampling loop never waits for a disk. Every error
@@ -9,9 +9,11 @@ without a token nothing is written for a foreign origin.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
+import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,7 +31,6 @@ from agent.minutes import Minute
 from agent.model import ServefitError, UsageError, decode_sweep, encode
 from agent.recall import Recall
 from agent.web import answers
-from agent.web.index import index_html
 from agent.when import utc
 from agent.words import printable
 
@@ -49,9 +50,12 @@ GZIP_BYTES_MIN = 1400  # below, it fits a packet as it is
 GZIP_IN_THREAD_BYTES = 64 * 1024  # 1 ms
 TRIES = 3
 LIMIT_MAX = 1000
+EVENTS_EVERY_S = 2.0
+EVENTS_S_MAX = 900.0  # then the page asks anew: who went away without a word is forgotten
+EVENTS_AT_ONCE_MAX = 32
 STATIC = Path(__file__).parent / "static"
-# What a health check may ask without a token.
-OPEN = frozenset(("/livez", "/readyz"))
+# What may be asked without a token: health, and the page, which holds nothing of this agent's.
+OPEN = frozenset(("/", "/livez", "/readyz"))
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -70,13 +74,17 @@ class _Refusal(Exception):
 
 
 def application(
-    live: Live, *, token: str | None, deadline_s: float = DEADLINE_S
+    live: Live,
+    *,
+    token: str | None,
+    deadline_s: float = DEADLINE_S,
+    events_every_s: float = EVENTS_EVERY_S,
 ) -> web.Application:
     """All addresses of one agent. `token`: what `Authorization: Bearer` must say, None for nothing.
 
     Belongs to the event loop of `live`.
     """
-    pages = _Pages(live, token, deadline_s)
+    pages = _Pages(live, token, deadline_s, events_every_s)
     app = web.Application(
         middlewares=[_compressed, _told, pages.guarded], client_max_size=BODY_BYTES_MAX
     )
@@ -89,6 +97,8 @@ def application(
         "/api/v1/pattern": pages.pattern,
         "/api/v1/curve": pages.curve,
         "/api/v1/series": pages.series,
+        "/api/v1/table": pages.table,
+        "/api/v1/events": pages.events,
         "/api/v1/readings": pages.readings,
         "/api/v1/assessment": pages.assessment,
         "/api/v1/assessments": pages.assessments,
@@ -97,6 +107,7 @@ def application(
     app.router.add_post("/api/v1/curve", pages.take_curve)
     app.router.add_static("/static", STATIC)
     app.on_response_prepare.append(_with_headers)
+    app.on_shutdown.append(pages.end_events)
     app.on_cleanup.append(pages.close)
     return app
 
@@ -122,7 +133,7 @@ class Site:
             raise UsageError(f"[agent] listen {listen!r}: write it as 127.0.0.1:9477") from error
         except OSError as error:
             await self.close()
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno).lower() if error.errno else str(error)
             raise UsageError(f"[agent] listen {listen}: {why}: give another address") from error
         port = self._runner.addresses[0][1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -248,10 +259,15 @@ def _needed(given: _Given, name: str) -> str:
 class _Pages:
     """The handlers, each a question to the running agent or to its store."""
 
-    def __init__(self, live: Live, token: str | None, deadline_s: float) -> None:
+    def __init__(
+        self, live: Live, token: str | None, deadline_s: float, events_every_s: float
+    ) -> None:
         self._live = live
         self._token = token
         self._deadline_s = deadline_s
+        self._events_every_s = events_every_s
+        self._ending = asyncio.Event()
+        self._followers = 0
         self._listen, _ = host_port(live.config.agent.listen)
         self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="web")
         self._closed = False
@@ -267,7 +283,7 @@ class _Pages:
         if len(request.rel_url.raw_query_string) > QUERY_CHARS_MAX:
             raise _Refusal(414, f"a query of more than {QUERY_CHARS_MAX} characters")
         if self._token is not None:
-            if request.path not in OPEN:
+            if request.path not in OPEN and not request.path.startswith("/static/"):
                 self._check_token(request, self._token)
         elif not _is_our_name(_name(request.headers.get("Host", "")), self._listen):
             raise _Refusal(
@@ -323,12 +339,49 @@ class _Pages:
             zlib_executor_size=GZIP_IN_THREAD_BYTES,
         )
 
-    async def index(self, request: web.Request) -> web.Response:
-        return web.Response(text=index_html(self._live.status()), content_type="text/html")
+    async def index(self, request: web.Request) -> web.FileResponse:
+        return web.FileResponse(STATIC / "index.html")
 
     async def status(self, request: web.Request) -> web.Response:
         _query(request)
         return _json(encode(self._live.status()))
+
+    # -------------------------------------------------------------------------------------- events
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """A line every few seconds (server-sent events), which says how far the samples go now.
+
+        It is its own heartbeat. The page asks for what is new then, and for nothing else.
+        """
+        _query(request)
+        if self._followers >= EVENTS_AT_ONCE_MAX:
+            raise _Refusal(503, f"{EVENTS_AT_ONCE_MAX} pages follow already", Retry_After="30")
+        self._followers += 1
+        try:
+            return await self._tell(request)
+        finally:
+            self._followers -= 1
+
+    async def _tell(self, request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        until = time.monotonic() + EVENTS_S_MAX
+        try:
+            while not self._ending.is_set() and time.monotonic() < until:
+                await stream.write(b"data: " + encode(self._newest()) + b"\n\n")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), self._events_every_s)
+        except ConnectionError:
+            pass  # the page was closed
+        return stream
+
+    def _newest(self) -> dict[str, float | None]:
+        now = self._now_with_samples()
+        newest = max(now.newest_unix_s.values(), default=None)
+        return {"now_unix_s": now.unix_s, "newest_unix_s": newest}
+
+    async def end_events(self, _: web.Application) -> None:
+        self._ending.set()
 
     # --------------------------------------------------------------------------------------- store
 
@@ -379,6 +432,25 @@ class _Pages:
             )
         )
         return _json(encode(found))
+
+    async def table(self, request: web.Request) -> web.Response:
+        given = _query(request, "metrics", "from", "to", "step", "server", "service", "gpu")
+        asked, now = answers.Asked(given["server"], given["service"]), self._now()
+        found = await self._ask(
+            lambda recall: encode(
+                answers.table(
+                    recall,
+                    now,
+                    asked,
+                    _needed(given, "metrics"),
+                    begin=given["from"],
+                    end=given["to"],
+                    step=given["step"],
+                    gpu=given["gpu"],
+                )
+            )
+        )
+        return _json(found)
 
     async def readings(self, request: web.Request) -> web.Response:
         given = _query(request, "server", "from", "to")

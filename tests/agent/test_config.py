@@ -179,6 +179,8 @@ def test_whatever_can_be_said_reads_back(server: Server, load: float, floor: int
         ("[agent]\nlisten = 'gpu-host:9477'", "give token_file"),
         ("[[server]]\nname = 'a'\n[[server]]\nurl = 'http://b:1'\nname = 'a'",
          'a.toml:5: [server] name: two servers are called "a"'),
+        ("[[server]]\nname = 'gpu'", 'a.toml:2: [server] name: "gpu" is what the agent calls'),
+        ("[[server]]\nname = 'service:x'", '"service:x" is what the agent calls'),
         ("[[server]]\nname = 'a'\n[[server]]\nname = 'b'", "read the same page"),
         ("[[server]]\ngpus = [1]\n[[server]]\nurl = 'http://b:1'\n\ngpus = [0, 1]",
          "a.toml:6: [server] gpus: GPU 1 is given to"),

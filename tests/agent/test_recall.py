@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.metrics import CATALOGUE
+from agent.minutes import MinuteHistogram
 from agent.model import StoreError, UsageError
-from agent.recall import RECIPES, Recall, _spread, combination
+from agent.recall import PERCENTILES, RECIPES, Recall, _spread, combination
+from agent.stats import Histogram, quantile
 from tests.agent.recorded import NOON, Clocks, counter, gauge, minute, store
 
 TOKENS = "output_tokens_total"
@@ -263,6 +266,45 @@ def test_every_metric_has_a_combination_and_every_recipe_its_counters() -> None:
     assert combination("gpu_temperature_c") == "max"
     assert combination("gpu_power_w") == "sum"
     assert not RECIPES.keys() & CATALOGUE.keys()
+    assert not PERCENTILES.keys() & {*RECIPES, *CATALOGUE}
+    assert {f"{one.histogram}_bucket" for one in PERCENTILES.values()} <= CATALOGUE.keys()
+
+
+def test_percentiles_are_of_all_that_was_counted_whatever_the_tier(path: Path) -> None:
+    """Two servers of different bounds; the minutes of a day say what its hours say."""
+    clocks = Clocks()
+    coarse, fine = (0.1, 0.5, math.inf), (0.1, 0.2, 0.5, math.inf)
+    with store(path, clocks) as history:
+        for name in "ab":
+            history.add_source(name, service="chat")
+        for n in range(180):
+            slow = 5.0 if n // 60 == 1 else 1.0
+            histograms = [
+                MinuteHistogram("ttft_seconds", (), coarse, (9.0, slow, 0.0)),
+                MinuteHistogram("ttft_seconds", (), fine, (9.0, 0.0, slow, 0.0)),
+            ]
+            for name, one in zip("ab", histograms, strict=True):
+                history.add_minute(minute(NOON + 60 * n, (), [one], source=name))
+            clocks.pass_s(60)
+        clocks.pass_s(3 * 3600)
+        assert history.flush()
+    with Recall(path) as recall:
+        hours = recall.series("ttft_p95_ms", NOON, NOON + 10_799, 3600)
+        minutes = recall.series("ttft_p95_ms", NOON, NOON + 10_799, 60)
+        alone = recall.series("ttft_p95_ms", NOON, NOON + 10_799, 3600, server="a")
+        half = recall.series("ttft_p50_ms", NOON, NOON + 10_799, 1800, service="chat")
+        assert recall.series("itl_p50_ms", NOON, NOON + 10_799).points == []
+    assert (hours.unit, len(minutes.points)) == ("ms", 180)
+    by_minute = dict(minutes.points)
+    for at, value in hours.points:
+        assert value == pytest.approx(by_minute[at])
+    whole = [Histogram(coarse, (540.0, 300.0, 0.0)), Histogram(fine, (540.0, 0.0, 300.0, 0.0))]
+    expected = quantile(whole, 0.95)
+    assert expected is not None
+    assert hours.points[1] == (NOON + 3600, pytest.approx(expected.value * 1000))
+    assert alone.points[0] == (NOON, pytest.approx(100 + 400 * 0.5))
+    assert half.points[0] == (NOON, pytest.approx(100 * 10 / 18))
+    assert len(half.points) == 6
 
 
 @pytest.mark.parametrize(

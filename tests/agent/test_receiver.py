@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import json
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -22,8 +24,8 @@ from agent.exporters.outbox import Outbox
 from agent.exporters.sender import Sender
 from agent.model import UsageError
 from agent.receiver import BODY_BYTES_MAX, EnergyShare, Receiver, Served, loopback, served
-from loadgen.targets.vllm import VllmOptions, serve
 from tests.agent.exporters.nasty import receiving
+from tests.conftest import Spanning
 
 SECOND_NS = 10**9
 T0 = 1_800_000_000 * SECOND_NS
@@ -173,10 +175,10 @@ class Learned:
 
 
 @asynccontextmanager
-async def listening(**options: Any) -> AsyncIterator[tuple[Receiver, Learned, str]]:
+async def listening(port: int = 0, **options: Any) -> AsyncIterator[tuple[Receiver, Learned, str]]:
     learned = Learned()
     receiver = Receiver(learned, **options)
-    url = await receiver.start("127.0.0.1:0")
+    url = await receiver.start(f"127.0.0.1:{port}")
     try:
         yield receiver, learned, f"{url}/v1/traces"
     finally:
@@ -317,31 +319,22 @@ async def test_a_taken_port_is_said() -> None:
 # ------------------------------------------------------------------------------------- a real vLLM
 
 
-@pytest.mark.timeout(240)
-async def test_a_real_vllm_tells_of_each_request(vllm_python: str, tmp_path: Path) -> None:
-    async with listening() as (_, learned, url):
+@pytest.mark.timeout(600)
+async def test_a_real_vllm_tells_of_each_request(spanning_vllm: Spanning) -> None:
+    async with listening(spanning_vllm.spans_port) as (_, learned, _):
 
         def ask() -> None:
-            import json
-            import urllib.request
-
-            options = VllmOptions(
-                python=vllm_python,
-                otlp_traces_endpoint=url.removesuffix("/v1/traces"),
-                log=tmp_path / "vllm.log",
-            )
-            with serve(options) as server:
-                for tokens in (3, 7):
-                    asked = {"model": "tiny", "prompt": "one two", "max_tokens": tokens}
-                    request = urllib.request.Request(
-                        f"{server.url}/v1/completions",
-                        data=json.dumps({**asked, "ignore_eos": True}).encode(),
-                        headers={"Content-Type": "application/json"},
-                    )
-                    urllib.request.urlopen(request, timeout=60).read()
-                deadline = time.monotonic() + 30
-                while len(learned.requests()) < 2 and time.monotonic() < deadline:
-                    time.sleep(0.2)
+            for tokens in (3, 7):
+                asked = {"model": "tiny", "prompt": "one two", "max_tokens": tokens}
+                request = urllib.request.Request(
+                    f"{spanning_vllm.url}/v1/completions",
+                    data=json.dumps({**asked, "ignore_eos": True}).encode(),
+                    headers={"Content-Type": "application/json"},
+                )
+                urllib.request.urlopen(request, timeout=60).read()
+            deadline = time.monotonic() + 30
+            while len(learned.requests()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
 
         before_ns = time.time_ns()
         await asyncio.to_thread(ask)

@@ -18,6 +18,7 @@ from agent.stats import (
     holm,
     lag,
     merged,
+    percentile,
     quantile,
     summary,
     t975,
@@ -170,6 +171,25 @@ def test_a_quantile_lies_where_it_says(
     assert found.lo <= true
     assert found.hi is None or true <= found.hi
     assert found.lo <= found.value <= (found.hi or math.inf)
+
+
+@given(times, bucket_bounds, st.floats(0.01, 0.99))
+def test_a_percentile_is_the_quantiles_value(
+    sample: list[float], bounds: tuple[float, ...], q: float
+) -> None:
+    one = histogram(sample, bounds)
+    found, value = quantile([one], q), percentile([one], q)
+    assert found is not None
+    assert value is not None
+    assert found.lo <= value <= (found.hi or found.lo)
+    if one.counts[-1] == 0:  # else the mass without an end is drawn on, there
+        assert value == pytest.approx(found.value, rel=1e-9)
+    finer = Histogram((*one.bounds[:-1], 40.0, math.inf), (*one.counts, 0.0))
+    both = quantile([one, finer], q)
+    assert both is not None
+    assert percentile([one, finer], q) == both.value
+    assert percentile([Histogram(one.bounds, (0.0,) * len(one.bounds))], q) is None
+    assert percentile([], q) is None
 
 
 @given(times, bucket_bounds)

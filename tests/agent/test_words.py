@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Confidence, Reason, Recommendation, Verdict
-from agent.words import ms, number, printable, sweep_html, verdict_lines
+from agent.words import ms, number, offer_lines, printable, sweep_html, verdict_lines
 from tests.loadgen.report import samples
 
 
@@ -26,6 +26,35 @@ def test_number(value: float | None, text: str) -> None:
 )
 def test_ms(value: float | None, text: str) -> None:
     assert ms(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "usd", "text"),
+    [
+        (0.8, 0.83, [1204.2, 2905.4],
+         "configuration: 1 x L4, 80–83 % less (1,204–2,905 USD a month)"),
+        (0.5, 0.5, None, "configuration: 1 x L4, 50 % less"),
+        (-1.0, -0.5, [-3000.0, -1000.0],
+         "configuration: 1 x L4, 50–100 % more (1,000–3,000 USD a month)"),
+        (-0.11, 0.34, [-100.0, 900.0], "configuration: 1 x L4, from 11 % more to 34 % less"),
+        (0.0, 0.0, [0.0, 0.0], "configuration: 1 x L4"),
+        (None, None, None, "configuration: 1 x L4"),
+    ],
+)  # fmt: skip
+def test_what_an_offer_saves(
+    low: float | None, high: float | None, usd: list[float] | None, text: str
+) -> None:
+    offer = Recommendation("buy", "1 x L4", saving_lo=low, saving_hi=high, error_bar="wide")
+    cost = {"saving_usd_per_month": usd} if usd else {}
+    verdict = Verdict("OVER_SIZED", "x", Confidence("low", "y"), recommendation=offer, cost=cost)
+    assert offer_lines(verdict) == [text, "error bar: wide"]
+
+
+def test_without_an_offer_there_is_nothing_to_say() -> None:
+    assert offer_lines(Verdict("IDLE", "x", Confidence("low", "y"))) == []
+    idle = Recommendation("give it back", saving_lo=0.99, saving_hi=1.0)
+    verdict = Verdict("IDLE", "x", Confidence("low", "y"), recommendation=idle)
+    assert offer_lines(verdict) == ["saving: 99–100 % less"]
 
 
 @given(st.text())

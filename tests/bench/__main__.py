@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, child, history, peers, replay
+from tests.bench import agent, child, history, peers, published, replay, scenarios
 
 Figures = dict[str, float]
 
@@ -370,12 +370,37 @@ def replayed(bench: Bench) -> list[Row]:
     speed = bench.medians(lambda: {name: replay.fast(name) for name in (replay.CHAT, replay.LONG)})
     return [
         *(
-            _at_least(f"{name}: requests replayed a second, 200,000 of them", None, rps,
+            _at_least(f"{name}: requests replayed in a second of CPU, of 200,000", None, rps,
                       replay.FAST_RPS)
             for name, rps in speed.items()
         ),
         _at_least("traces for which a flat +20 % is wrong", None,
                   sum(one.flat_wait_s > 2 for one in found), 1),
+    ]  # fmt: skip
+
+
+def capacity_model(_: Bench) -> list[Row]:
+    """The capacity model against published benchmarks, whole lengths, GPUs and engines held out."""
+    if not published.TABLE.exists():
+        print(f"\nSkipped: no published benchmarks ({published.TABLE}; see SERVEFIT_SHARED).")
+        return []
+    figures, tables = published.outcome(published.TABLE)
+    print("\n" + "\n\n".join(tables))
+    return [Row(one.what, None, one.value, one.bar, one.reached) for one in figures]
+
+
+def verdicts(bench: Bench) -> list[Row]:
+    """Planted scenarios, judged from a store against what the simulator knows of them."""
+    found = scenarios.show(scenarios.FEW if bench.quick else scenarios.SCENARIOS, bench.directory)
+    thin = [one for one in found if one.scenario.planted == scenarios.THIN]
+    share = 100 * sum(one.is_right for one in found) / len(found)
+    return [
+        Row("scenarios", None, float(len(found))),
+        _at_least("judged right, %", None, share, 95),
+        _at_most("OVER_SIZED where less hardware breaks the SLO",
+                 sum(one.is_dangerous for one in found), 0),
+        _at_least("thin evidence that is told as such, %", None,
+                  100 * sum(one.is_right for one in thin) / max(1, len(thin)), 100),
     ]  # fmt: skip
 
 
@@ -392,6 +417,8 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     (f"agent, its store beside {history.GPUS} GPUs and {history.SERVERS} servers, replayed",
      agent_store),
     ("replay of public traces", replayed),
+    ("capacity model", capacity_model),
+    ("verdicts", verdicts),
 )  # fmt: skip
 
 

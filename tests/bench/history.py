@@ -33,6 +33,21 @@ START = 1_760_000_000 // 86_400 * 86_400
 YEAR_DAYS = 365
 YEAR_BYTES_MAX, KEPT_A_DAY_MAX, QUESTION_S_MAX = 2e9, 5e6, 1.0
 
+# What the page asks for: its ranges with their steps (s), and the series of its charts.
+PAGE = (
+    (900, 5), (3600, 20), (21_600, 60), (86_400, 300), (7 * DAY_S, 3600), (30 * DAY_S, 10_800),
+    (90 * DAY_S, 21_600),
+)  # fmt: skip
+SERVER_METRICS = (
+    "requests_running", "requests_waiting", "requests_per_s", "output_tokens_per_s",
+    "prompt_tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p95_ms",
+    "itl_p99_ms", "kv_usage_ratio",
+)  # fmt: skip
+GPU_METRICS = (
+    "gpu_memory_used_bytes", "gpu_memory_total_bytes", "gpu_utilization_ratio", "gpu_power_w",
+    "energy_j_per_output_token",
+)  # fmt: skip
+
 BOUNDS = (*(0.001 * 2**n for n in range(20)), math.inf)
 HISTOGRAMS = ("ttft", "itl", "e2e", "queue", "prefill", "decode", "prompt", "output", "tpot")
 
@@ -260,6 +275,16 @@ def questions(path: Path, days: float) -> Iterator[tuple[str, float, int]]:
         with Recall(path) as recall:
             series = recall.series(metric, to - span_days * DAY_S, to, step_s, server=server)
         yield what, time.perf_counter() - begin, len(series.points)
+    for span_s, step_s in PAGE:
+        if span_s > days * DAY_S:
+            continue
+        for whose, names in (("servers", SERVER_METRICS), ("GPUs", GPU_METRICS)):
+            begin = time.perf_counter()
+            with Recall(path) as recall:
+                table = recall.table(names, to - span_s, to, step_s)
+            points = sum(len(column.values) for column in table.metrics.values())
+            what = f"the page, {span_s / 3600:g} hours, {whose}' {len(names)} series"
+            yield what, time.perf_counter() - begin, points
     begin = time.perf_counter()
     with Recall(path) as recall:
         kept = sum(1 for _ in recall.minutes("server-0", to - DAY_S, to))

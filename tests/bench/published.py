@@ -24,7 +24,6 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +40,9 @@ TABLE = Path(os.environ.get("SERVEFIT_SHARED", ROOT.parent / "shared")) / "data"
 TABLE /= "published-benchmarks.csv"
 
 # What a row leaves unsaid.
-_INPUT_TOKENS = 256  # ML.ENERGY does not tell its prompts' length; chat and quiz questions are short
+_INPUT_TOKENS = (
+    256  # ML.ENERGY does not tell its prompts' length; chat and quiz questions are short
+)
 _MAX_LOAD = 2048  # "max load": TensorRT-LLM's default batch
 _MAX_NUM_SEQS = 256  # vLLM's default
 _PRECISION = {"": "bf16", "bf16/fp16": "bf16", "fp16": "bf16", "bfloat16": "bf16"}
@@ -225,15 +226,12 @@ class Scored(NamedTuple):
     group: Group
     error: float
     held: bool
+    used: bool  # false: the fit said that it had failed
 
 
-def absolute(scored: Sequence[Scored]) -> float:
+def absolute(errors: Iterable[float]) -> float:
     """Median absolute error, as a share of the truth."""
-    return statistics.median(abs(math.expm1(one.error)) for one in scored)
-
-
-def coverage(scored: Sequence[Scored]) -> float:
-    return sum(one.held for one in scored) / len(scored)
+    return statistics.median(abs(math.expm1(error)) for error in errors)
 
 
 def same_gpu(groups: Sequence[Group]) -> Iterator[Scored]:
@@ -260,13 +258,13 @@ def _held_out(group: Group, folds: list[list[int]], start: Efficiencies) -> Iter
         if len({point.load for point in rest}) < fit.LEAST_POINTS:
             continue
         fitted = fit.fit_points(rest, group.spec, start)
-        if not fitted.ok:
-            continue
         for index in fold:
             point = group.points[index]
             rate = fitted.expect(point.load).output_tokens_per_s
             truth = point.output_tokens_per_s
-            yield Scored(group, math.log(rate.value / truth), rate.lo <= truth <= rate.hi)
+            yield Scored(
+                group, math.log(rate.value / truth), rate.lo <= truth <= rate.hi, fitted.ok
+            )
 
 
 def typical(
@@ -410,9 +408,12 @@ def _either(growth: float, low: float, high: float) -> bool | None:
 
 # --------------------------------------------------------------------------------------- outcome
 
+_WITHIN = {"precision": PRECISION, "model": MODEL, "parallelism": PARALLEL}
+_LEAST_ROWS = 100  # that a spread is taken from
+
 
 class Figure(NamedTuple):
-    """One line of the table: how much of what, over how many rows, and the bar it has to reach."""
+    """One line of the table; what it is of, with the rows behind it, stands in `what`."""
 
     what: str
     value: float
@@ -420,65 +421,188 @@ class Figure(NamedTuple):
     reached: bool | None = None
 
 
-class Outcome(NamedTuple):
-    figures: list[Figure]
-    tables: list[str]  # Markdown, for who wants to know more
-    typical: dict[str, Efficiencies]
-    spreads: dict[str, tuple[float, float]]
+class Carry(NamedTuple):
+    """A step, over every row that was held out for it."""
+
+    errors: dict[str, list[float]]  # by what was held out: GPUs, or engines
+    held: dict[str, float]  # share of each within the spread that the others show
+
+    @property
+    def every(self) -> list[float]:
+        return [error for errors in self.errors.values() for error in errors]
+
+    @property
+    def judged(self) -> int:
+        """Rows of the parts whose others show a spread."""
+        return sum(len(self.errors[part]) for part in self.held)
+
+    @property
+    def coverage(self) -> float:
+        held = sum(share * len(self.errors[part]) for part, share in self.held.items())
+        return held / self.judged
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Factors that 5 and 95 of 100 of the measured rates were within of the expected."""
+        low, high = np.quantile(self.every, [0.05, 0.95])
+        return math.exp(-high), math.exp(-low)
 
 
-_STEPS = {
-    "precision": PRECISION, "model": MODEL, "parallelism": PARALLEL, "GPU": GPU,
-    "everything": VENDOR,
-}  # fmt: skip
+def carry(groups: Sequence[Group], step: Step) -> Carry:
+    def part(group: Group) -> str:
+        return group.family if step is ENGINE else group.gpu
+
+    errors: dict[str, list[float]] = defaultdict(list)
+    for group, some in carried(groups, step):
+        errors[part(group)] += some
+    held = {}
+    for name, own in errors.items():
+        others = [e for _, some in carried([g for g in groups if part(g) != name], step)
+                  for e in some]  # fmt: skip
+        if len(others) >= _LEAST_ROWS:
+            low, high = np.quantile(others, [0.05, 0.95])
+            held[name] = sum(low <= error <= high for error in own) / len(own)
+    return Carry(dict(errors), held)
 
 
-def outcome(path: Path) -> Outcome:
-    """Everything that the table says of the capacity model."""
+def refusals(groups: Sequence[Group]) -> tuple[int, int]:
+    """Requests for another vendor's hardware: how many were refused, of how many."""
+    refused = asked = 0
+    for known in groups:
+        fitted = fit.fit_points(known.points, known.spec)
+        others = {group.vendor: group for group in groups if group.vendor != known.vendor}
+        for other in others.values() if fitted.ok else ():
+            asked += 1
+            try:
+                fit.transfer(fitted, other.spec)
+            except UsageError:
+                refused += 1
+    return refused, asked
+
+
+def outcome(path: Path) -> tuple[list[Figure], list[str]]:
+    """What the capacity model reaches on a table, and further tables as Markdown."""
     groups, left_out = read(path)
     same = list(same_gpu(groups))
-    kept = [one for one in same if one.used]
-    steps = {name: list(carried(groups, step)) for name, step in _STEPS.items()}
-    engines = list(carried(groups, ENGINE))
-    across = _best(steps["GPU"], steps["everything"])
+    used = [one for one in same if one.used]
+    steps = {name: carry(groups, step) for name, step in _WITHIN.items()}
+    steps |= {"GPU": carry(groups, GPU), "everything": carry(groups, VENDOR)}
+    engines = carry(groups, ENGINE)
     shown = list(kv_sweeps(groups))
+    right = sum(one.truth == one.said for one in shown) / len(shown)
+    refused, asked = refusals(groups)
     figures = [
-        *_both("same GPU, lengths and concurrencies held out", _absolute(kept), _share(kept), 0.10),
-        Figure(f"the same with rows of failed fits ({len(same)} rows)", _absolute(same)),
+        _error("same GPU, each length and load in turn", [one.error for one in used], 0.10),
+        _interval("same GPU", sum(one.held for one in used) / len(used), len(used)),
+        _error("same GPU, failed fits too", [one.error for one in same]),
+        _error("another GPU, all rows", _best(groups), 0.20),
+        *_carried("another GPU, model and engine known", steps["GPU"]),
+        *_carried("another GPU, any model and engine", steps["everything"]),
+        *_carried("another engine", engines),
+        *(_error(f"another {name}", steps[name].every) for name in _WITHIN),
+        Figure(f"another vendor: refused, of {asked}", refused, f"{asked}", refused == asked),
+        Figure(f"bound by KV or not: right, % of {len(shown)} sweeps", 100 * right, "≥ 95",
+               right >= 0.95),
+    ]  # fmt: skip
+    return figures, [
+        _sources_table(used),
+        _steps_table(steps | {"engine": engines}),
+        _kv_table(shown),
+        _left_out_table(left_out, sum(len(group.rows) for group in groups), len(groups)),
     ]
-    return Outcome(figures, [], {}, {})
+
+
+def _best(groups: Sequence[Group]) -> list[float]:
+    """Errors on GPUs held out, by the nearest that is known of each group."""
+    known: dict[int, list[float]] = {}
+    for step in (VENDOR, GPU):
+        known |= {id(group): errors for group, errors in carried(groups, step)}
+    return [error for errors in known.values() for error in errors]
+
+
+def _carried(what: str, step: Carry) -> tuple[Figure, Figure]:
+    return _error(what, step.every), _interval(what, step.coverage, step.judged)
+
+
+def _error(what: str, errors: Sequence[float], bar: float | None = None) -> Figure:
+    value = absolute(errors)
+    text = f"{what}: median absolute error, % ({len(errors):,} rows)"
+    if bar is None:
+        return Figure(text, 100 * value)
+    return Figure(text, 100 * value, f"≤ {100 * bar:g}", value <= bar)
+
+
+def _interval(what: str, share: float, rows: int) -> Figure:
+    text = f"{what}: in the 90 % interval, % ({rows:,} rows)"
+    return Figure(text, 100 * share, "85–95", 0.85 <= share <= 0.95)
+
+
+def _table(*rows: Sequence[object]) -> str:
+    head, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _sources_table(scored: Sequence[Scored]) -> str:
+    by: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+    for one in scored:
+        by[one.group.source, one.group.gpu].append(one)
+    return _table(
+        ("same GPU: source", "GPU", "rows", "median absolute error", "in the interval"),
+        *((*key, len(some), _percent(absolute(one.error for one in some)),
+           _percent(sum(one.held for one in some) / len(some)))
+          for key, some in sorted(by.items())),
+    )  # fmt: skip
+
+
+def _steps_table(steps: dict[str, Carry]) -> str:
+    rows = []
+    for name, step in steps.items():
+        lo, hi = step.spread
+        coverage = _percent(step.coverage) if step.held else ""
+        error = _percent(absolute(step.every))
+        rows.append((f"**{name}**", len(step.every), error, f"{lo:.2f}–{hi:.2f}", coverage))
+        rows += [(part, len(errors), _percent(absolute(errors)), "",
+                  _percent(step.held[part]) if part in step.held else "")
+                 for part, errors in sorted(step.errors.items())]  # fmt: skip
+    return _table(("another … (held out)", "rows", "median absolute error", "5 to 95 % of measured "
+                   "over expected", "in the interval of the others"), *rows)  # fmt: skip
+
+
+def _kv_table(shown: Sequence[Shown]) -> str:
+    counts = Counter((bool(one.group.rows[0].latencies), one.truth, one.said) for one in shown)
+    return _table(
+        ("KV", "bound, said so", "bound, said not", "not, said not", "not, said bound"),
+        *((name, *(counts[told, truth, said] for truth, said in
+                   ((True, True), (True, False), (False, False), (False, True))))
+          for told, name in ((True, "latencies told"), (False, "static batches"))),
+    )  # fmt: skip
+
+
+def _left_out_table(left_out: Counter[str], settings: int, groups: int) -> str:
+    return _table(
+        ("rows", ""),
+        (f"{settings:,}", f"settings scored, in {groups} groups (medians of equal settings)"),
+        *((count, f"left out: {reason}") for reason, count in left_out.most_common()),
+    )
+
+
+def main() -> int:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else TABLE
+    figures, tables = outcome(path)
+    for figure in figures:
+        mark = {None: "", True: "reached", False: "NOT reached"}[figure.reached]
+        print(f"{figure.what}: {figure.value:.1f} {figure.bar and f'({figure.bar})'} {mark}")
+    for table in tables:
+        print(f"\n{table}")
+    groups, _ = read(path)
+    for vendor in sorted({group.vendor for group in groups}):
+        print(f"\nTYPICAL {vendor}: {typical(groups, lambda _: True, vendor)}")
+    return 0
 
 
 if __name__ == "__main__":
-    groups, left_out = read(Path(sys.argv[1]) if len(sys.argv) > 1 else TABLE)
-    scored = list(same_gpu(groups))
-    print(len(scored), absolute(scored), coverage(scored))
-    by = defaultdict(list)
-    for one in scored: by[one.group.source[:30], one.group.gpu].append(one)
-    for key, some in by.items(): print(key, len(some), round(absolute(some), 3), round(coverage(some), 3))
-    for v in ("NVIDIA", "AMD"): print(v, typical(groups, lambda g: True, v))
-    for g in groups:
-        f = fit.fit_points(g.points, g.spec)
-        if not f.ok: print(len(g.rows), g.source, g.model, g.engine, g.gpu, g.spec.tp, f.why_not)
-    c=Counter(); 
-    for one in kv_sweeps(groups):
-        kind='latencies' if one.group.rows[0].latencies else 'static'
-        c[kind, one.truth, one.said]+=1
-        if one.truth!=one.said: print(one.truth, one.said, one.group[:4], one.group.gpu, one.group.spec.tp, one.load, round(fit.sequences_held(one.group.spec, one.load),1))
-    print(c, sum(v for k,v in c.items() if k[1]==k[2])/sum(c.values()))
-    sys.exit()
-    for step in (GPU, VENDOR, ENGINE, PRECISION, MODEL, PARALLEL):
-        found = list(carried(groups, step))
-        e = np.array([x for g,v in found for x in v])
-        if len(e): print(step.name, len(found), len(e), np.median(abs(np.expm1(e))).round(3), 'truth/pred q', np.exp(np.quantile(-e, [.05,.5,.95])).round(2))
-        part = (lambda g: g.family) if step is ENGINE else (lambda g: g.gpu)
-        held = n = 0
-        for name in sorted({part(g) for g, _ in found}):
-            others = [x for _, v in carried([g for g in groups if part(g) != name], step) for x in v]
-            own = np.array([x for g, v in found if part(g) == name for x in v])
-            if len(others) < 20: print('   ', name, 'nothing else'); continue
-            lo, hi = np.quantile(others, [.05, .95])
-            inside = (own >= lo) & (own <= hi)
-            held += inside.sum(); n += len(own)
-            print('   ', name, len(own), 'holds', inside.mean().round(3), np.exp([-hi, -lo]).round(2))
-        if n: print('   coverage', held / n)
+    sys.exit(main())

@@ -707,7 +707,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("client-limited sweep", L4, SHORT,
              curve=invalid_from(8, "client: loop lag p99 60 ms, bound 5 ms"), planted=INVALID),
     Scenario("foreign traffic in the sweep", L4, SHORT,
-             curve=invalid_from(1, "foreign: 40 requests of others"), planted=INVALID),
+             curve=invalid_from(8, "foreign: 40 requests of others"), planted=INVALID),
     Scenario("throttled sweep", L4, SHORT, curve=throttled_sweep, throttled=1e-9, planted=INVALID),
     Scenario("gauges count twice", L4, SHORT, faults=(doubled,), planted=INVALID),
     # nobody asks, or nobody could
@@ -717,6 +717,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("one request alone is too slow", L4, SHORT, slo="itl:p95<25ms",
              planted="INFEASIBLE_SLO"),
 )  # fmt: skip
+
+QUICK = (
+    "too large, two replicas", "too small, cache", "too large, but ten days", "gauges count twice",
+    "nobody asks, no sweep", "twenty minutes",
+)  # fmt: skip
+FEW = tuple(one for one in SCENARIOS if one.name in QUICK)
 
 OFF_PEAK_HOURS = 56
 FITS = ("RIGHT_SIZED", "OVER_OFF_PEAK")

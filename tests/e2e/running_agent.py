@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,3 +162,16 @@ class Page:
             f"vllm:generation_tokens_total{labels} {7 * self.looks}\n"
             f"vllm:prompt_tokens_total{labels} {11 * self.looks}\n"
         )
+
+
+@contextmanager
+def serving_page() -> Iterator[Page]:
+    one = Page()
+    thread = threading.Thread(target=one.http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield one
+    finally:
+        one.http.shutdown()
+        one.http.server_close()
+        thread.join()

@@ -18,14 +18,19 @@ from agent.recall import Recall
 from loadgen.targets.vllm import free_port
 from tests.agent.test_receiver import PROTOBUF, an_export
 from tests.e2e.command import environment
-from tests.e2e.running_agent import Page, RunningAgent, server
+from tests.e2e.running_agent import Page, RunningAgent, server, serving_page
+from tests.e2e.together import waiting
 from tests.nvml_standin import compiled
 
 NO_GPU = '[gpu]\nsource = "none"\n'
 
 
-def test_three_kills_lose_no_token(tmp_path: Path, page: Page) -> None:
-    with RunningAgent(tmp_path, server("chat", page.url) + NO_GPU) as agent:
+@waiting
+def test_three_kills_lose_no_token(tmp_path: Path) -> None:
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url) + NO_GPU) as agent,
+    ):
         for _ in range(3):
             looks = page.looks
             agent.until(lambda looks=looks: page.looks > looks + 1, 10, "has not looked")
@@ -72,8 +77,12 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(tmp_path: Path, page: 
         assert agent.stop() == 0
 
 
-def test_a_server_that_goes_and_comes_back(tmp_path: Path, page: Page) -> None:
-    with RunningAgent(tmp_path, server("chat", page.url) + NO_GPU) as agent:
+@waiting
+def test_a_server_that_goes_and_comes_back(tmp_path: Path) -> None:
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url) + NO_GPU) as agent,
+    ):
         agent.until(lambda: page.looks > 1, 10, "has not looked")
         page.is_there = False
         agent.until(lambda: "chat: " in agent.said(), 20, "has not said that it is away")
@@ -98,16 +107,12 @@ class Driver:
         written.rename(self._file)
 
 
-@pytest.fixture
-def driver(tmp_path: Path) -> Driver:
-    return Driver(tmp_path)
-
-
 def gpu_sampler(agent: RunningAgent) -> dict[str, Any]:
     [one] = [one for one in agent.get("/api/v1/status")["samplers"] if one["name"] == "gpu"]
     return dict(one)
 
 
+@waiting
 @pytest.mark.parametrize(
     ("trouble", "line"),
     [
@@ -115,12 +120,14 @@ def gpu_sampler(agent: RunningAgent) -> dict[str, Any]:
         ("error.nvmlDeviceGetMemoryInfo_v2 15\nerror.nvmlDeviceGetUtilizationRates 15", "is gone"),
     ],
 )
-def test_a_driver_in_trouble_stops_no_other(
-    tmp_path: Path, page: Page, driver: Driver, trouble: str, line: str
-) -> None:
+def test_a_driver_in_trouble_stops_no_other(tmp_path: Path, trouble: str, line: str) -> None:
+    driver = Driver(tmp_path)
     mine = f"process.1.{os.getpid()} 1000000"
     driver.does(mine)
-    with RunningAgent(tmp_path, server("chat", page.url), driver.env) as agent:
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url), driver.env) as agent,
+    ):
         agent.until(lambda: "servefit_gpu_power_w{" in agent.get("/metrics"), 10, "has no power")
         status = agent.until(
             lambda: (now := agent.get("/api/v1/status")) and now["servers"][0]["gpus"] and now,
@@ -140,13 +147,16 @@ def test_a_driver_in_trouble_stops_no_other(
         assert agent.stop() == 0
 
 
-def test_the_servers_own_spans_are_learned_with_their_energy(
-    tmp_path: Path, page: Page, driver: Driver
-) -> None:
+@waiting
+def test_the_servers_own_spans_are_learned_with_their_energy(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
     driver.does(f"process.1.{os.getpid()} 1000000")
     port = free_port("127.0.0.1", 0)
-    config = server("chat", page.url) + f'[receive.otlp]\nlisten = "127.0.0.1:{port}"\n'
-    with RunningAgent(tmp_path, config, driver.env) as agent:
+    receive = f'[receive.otlp]\nlisten = "127.0.0.1:{port}"\n'
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url) + receive, driver.env) as agent,
+    ):
         agent.until(lambda: agent.get("/api/v1/status")["servers"][0]["gpus"], 15, "owns no GPU")
         time.sleep(3.0)  # three readings of its energy
         now_ns = time.time_ns()

@@ -17,6 +17,7 @@ from loadgen.search import Settings, Step, next_step
 from loadgen.targets.sim import parse_spec
 from tests.agent.sizing.test_rules import simulated
 from tests.e2e.command import loadgen
+from tests.e2e.together import waiting
 
 ATTEMPTS = 3  # a level during which the client was late is invalid, and says so
 START_S = 8.0  # of the command and of its simulated server, before the budget begins to run
@@ -72,6 +73,7 @@ def assert_replays(sweep: Sweep, budget_s: float) -> None:
         assert step.load == level.concurrency
 
 
+@waiting
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_search_finds_the_planted_capacity(case: Planted, tmp_path: Path) -> None:
     slo = parse_slo(case.slo)
@@ -101,6 +103,7 @@ def test_a_search_finds_the_planted_capacity(case: Planted, tmp_path: Path) -> N
     assert "note: the search is at its end: " in said
 
 
+@waiting
 def test_a_rate_is_searched_up_to_what_the_server_completes(tmp_path: Path) -> None:
     """Eight seats for requests of 0.45 s: 17.9 requests/s at most, and fewer with a short queue."""
     sweep, _, said = searched(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command import loadgen
+from tests.e2e.together import waiting
 
 ENGINE = "sim:h100-sxm/llama-3.1-8b?max_num_seqs=8&t0_ms={t0_ms}"
 LOAD = ("--concurrency", "4", "--input-tokens", "64", "--output-tokens", "24", "--requests", "60",
@@ -28,6 +29,7 @@ def measured(home: Path, t0_ms: int) -> str:
     return str(json.loads(file.read_bytes())["run"]["id"])
 
 
+@waiting
 def test_a_slower_engine_is_told_apart_and_exported(tmp_path: Path) -> None:
     a, b = measured(tmp_path, 8), measured(tmp_path, 10)
     done = loadgen(tmp_path, "compare", a, b, "--json", "-",

@@ -15,6 +15,7 @@ from loadgen.targets.process import started
 from tests.e2e.command import Started, loadgen, the_line, until
 from tests.e2e.misbehaving import good, serving
 from tests.e2e.test_auto import assert_replays
+from tests.e2e.together import waiting
 
 SPEC = "sim:h100-sxm/llama-3.1-8b?max_num_seqs=8&t0_ms=2"
 SIZE = ("--input-tokens", "64", "--output-tokens", "16", "--metrics-url", "none")
@@ -39,6 +40,7 @@ def resumed(home: Path, *args: str) -> tuple[Sweep, str]:
     return decode_sweep(result.read_bytes()), done.stderr
 
 
+@waiting
 def test_a_list_ends_with_the_levels_of_an_undisturbed_sweep(tmp_path: Path) -> None:
     whole = tmp_path / "whole.json"
     with started(SPEC) as url:
@@ -71,6 +73,7 @@ def test_a_list_ends_with_the_levels_of_an_undisturbed_sweep(tmp_path: Path) -> 
         assert "streams" in done.stdout  # the table again
 
 
+@waiting
 def test_a_search_goes_on_from_its_fifth_level(tmp_path: Path) -> None:
     args = ("--concurrency", "auto", "--budget", "30s", "--slo", "ttft:p95<60ms")
     with started(SPEC) as url:

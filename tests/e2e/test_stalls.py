@@ -14,6 +14,7 @@ import pytest
 
 from loadgen.targets import truth
 from tests.e2e.command import Started, loadgen
+from tests.e2e.together import waiting
 
 STALL_MS = 300  # of every second
 ONE_TOKEN = ("--input-tokens", "40", "--output-tokens", "1", "--metrics-url", "none")
@@ -22,12 +23,6 @@ ONE_TOKEN = ("--input-tokens", "40", "--output-tokens", "1", "--metrics-url", "n
 @pytest.fixture
 def stalling() -> Iterator[truth.Truth]:
     with truth.serving(ttft_ms=5, itl_ms=5, stall=True) as server:
-        yield server
-
-
-@pytest.fixture
-def steady() -> Iterator[truth.Truth]:
-    with truth.serving(ttft_ms=5, itl_ms=5) as server:
         yield server
 
 
@@ -60,6 +55,7 @@ def test_an_open_loop_shows_the_servers_stall_and_one_closed_stream_omits_it(
     assert closed["requests"]["ok"] > 100
 
 
+@waiting
 @pytest.mark.parametrize(
     "load",
     [
@@ -71,19 +67,20 @@ def test_an_open_loop_shows_the_servers_stall_and_one_closed_stream_omits_it(
     ids=lambda load: " ".join(load[:2]),
 )
 def test_a_client_that_was_stopped_for_300_ms_calls_its_level_invalid(
-    steady: truth.Truth, tmp_path: Path, load: tuple[str, ...]
+    tmp_path: Path, load: tuple[str, ...]
 ) -> None:
     result = tmp_path / "out.json"
-    running = Started(
-        tmp_path, "run", steady.url, *ONE_TOKEN[:2], "--output-tokens", "20",
-        "--metrics-url", "none", *load, "--json", str(result),
-    )  # fmt: skip
-    running.wait_for("running")
-    time.sleep(2)
-    os.kill(running.process.pid, signal.SIGSTOP)
-    time.sleep(0.3)
-    os.kill(running.process.pid, signal.SIGCONT)
-    code, _, said = running.end()
+    with truth.serving(ttft_ms=5, itl_ms=5) as steady:
+        running = Started(
+            tmp_path, "run", steady.url, *ONE_TOKEN[:2], "--output-tokens", "20",
+            "--metrics-url", "none", *load, "--json", str(result),
+        )  # fmt: skip
+        running.wait_for("running")
+        time.sleep(2)
+        os.kill(running.process.pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(running.process.pid, signal.SIGCONT)
+        code, _, said = running.end()
     assert code == 3, said
     measurement = json.loads(result.read_bytes())["levels"][0]["measurement"]
     assert measurement["valid"] is False

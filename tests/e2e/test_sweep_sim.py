@@ -18,6 +18,7 @@ from agent.model import Curve, Sweep, decode_sweep
 from agent.sizing.curve import analyse, parse_slo
 from loadgen.targets.sim import parse_spec
 from tests.agent.sizing.test_rules import simulated
+from tests.e2e.together import waiting
 
 ATTEMPTS = 3  # a machine busy with other things makes a level invalid, and says so
 
@@ -77,6 +78,7 @@ def swept(case: Planted, folder: Path) -> Sweep:
     return sweep
 
 
+@waiting
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_sweep_finds_what_was_planted(case: Planted, tmp_path: Path) -> None:
     slo = parse_slo(case.slo)
@@ -107,6 +109,7 @@ def test_a_sweep_finds_what_was_planted(case: Planted, tmp_path: Path) -> None:
     assert lo <= planted.slo_capacity.concurrency <= hi
 
 
+@waiting
 @pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
 def test_where_nothing_is_generated_prefill_is_the_limit(endpoint: str, tmp_path: Path) -> None:
     """16 streams of a prefill each: requests/s stand still, and nothing is said of tokens."""

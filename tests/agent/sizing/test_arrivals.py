@@ -131,7 +131,8 @@ def test_the_share_of_prompts_that_the_cache_knew_is_cached() -> None:
 
 def test_what_bunches_from_minute_to_minute_bunches_inside_them() -> None:
     even = drawn([minute(at, 20) for at in range(60)])
-    bursty = drawn([minute(at, 200 if at % 10 == 0 else 0) for at in range(60)])
+    minutes = [minute(at, 200 if at % 10 == 0 else 0) for at in range(60)]
+    bursty, spread = drawn(minutes), drawn(minutes, dispersion=1)
 
     def gaps_cv(found: Arrivals) -> float:
         gaps = np.concatenate([np.diff(found.at_s[found.at_s // 60 == at]) for at in range(60)])
@@ -139,6 +140,7 @@ def test_what_bunches_from_minute_to_minute_bunches_inside_them() -> None:
 
     assert gaps_cv(even) == pytest.approx(1, abs=0.15)
     assert gaps_cv(bursty) > 3
+    assert gaps_cv(spread) == pytest.approx(1, abs=0.15)
 
 
 def test_of_too_many_requests_the_busiest_hours_are_drawn() -> None:

@@ -254,3 +254,17 @@ def test_windows_are_set_aside_for_no_more_sequences_than_fit(name: str) -> None
     assert 0.9 * share * full_only <= kv_capacity_tokens(spec) <= full_only
     longer = sequences_that_fit(spec, 4 * shape.window, 1)
     assert longer > sequences_that_fit(spec, shape.window, 1) / 4  # the window grows no more
+
+
+def test_a_ring_through_pcie_takes_longer_with_every_gpu_in_it() -> None:
+    """RTX 4090s without peer-to-peer lose more of the ideal with each doubling; NVLink does not."""
+
+    def lost_s(card: str, tp: int) -> float:
+        spec = EngineSpec(gpu(card), LLAMA, tp=tp)
+        alone = msgspec.structs.replace(spec, gpu=gpu(card), tp=1)
+        return decode_step_seconds(spec, 1, 100) - (
+            0.0015 + (decode_step_seconds(alone, 1, 100) - 0.0015) / tp
+        )
+
+    assert lost_s("rtx-4090", 8) > 3 * lost_s("rtx-4090", 2) > 3 * 64 * 15e-6
+    assert lost_s("h100-sxm", 8) == pytest.approx(lost_s("h100-sxm", 2), rel=0.05)

@@ -256,6 +256,8 @@ def test_what_a_config_takes_for_granted() -> None:
         ({"model_type": "nemotron_h"}, "nemotron_h"),
         ({"layer_types": ["linear_attention", "full_attention"] * 2}, "linear_attention"),
         ({"layer_types": 4}, "layer_types"),
+        ({"block_configs": [{}]}, "block_configs"),
+        ({"model_type": "gemma4_text", "global_head_dim": 512}, "global_head_dim"),
     ],
 )
 def test_a_shape_without_a_formula_is_refused(more: dict[str, Any], named: str) -> None:

@@ -22,6 +22,7 @@ from agent.sizing.predict import (
     deployment,
     lines,
     measured_spec,
+    usual_seats,
 )
 from agent.sizing.steady import steady
 
@@ -127,6 +128,15 @@ def test_what_does_not_come_to_the_gpus_is_wrong_usage(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         deployment(LLAMA, gpus, **more)
+
+
+@pytest.mark.parametrize(
+    ("engine", "card", "seats"),
+    [("vllm", "h100-sxm", 1024), ("vllm", "a100-sxm-80", 256), ("vllm", "l4", 256),
+     ("sglang", "l4", 2048)],
+)  # fmt: skip
+def test_the_batch_of_an_engine_without_flags(engine: str, card: str, seats: int) -> None:
+    assert usual_seats(engine, gpu(card)) == seats
 
 
 @settings(max_examples=25, deadline=None)
@@ -247,6 +257,7 @@ def test_what_a_sweep_tells_of_its_target() -> None:
     two = msgspec.structs.replace(LLAMA, tp=2)
     on = measured_spec(sweep(two, "NVIDIA H200", "nvidia/Llama-3.1-8B-Instruct-FP8"), LLAMA)
     assert (on.gpu.name, on.tp, on.precision) == ("H200-SXM-141GB", 2, "fp8")
+    assert measured_spec(sweep(), msgspec.structs.replace(LLAMA, precision="fp8")) == LLAMA
     silent = measured_spec(sweep(LLAMA, "", "chat"), two)
     assert silent == two
     told = measured_spec(sweep(LLAMA, "", "chat"), two, card=gpu("l40s"), tp=1, precision="int4")

@@ -137,7 +137,7 @@ def test_what_is_too_long_is_rejected_and_counted() -> None:
 def test_a_replay_of_nothing() -> None:
     done = replay(SPEC, recorded([], [], []))
     assert (done.level.requests, done.level.output_tokens_per_s) == (0, 0.0)
-    assert [hour.level.requests for hour in done.hours] == [0]
+    assert done.hours == []
 
 
 def test_at_least_one_replica_has_to_be_left() -> None:
@@ -198,15 +198,15 @@ def test_the_multiple_is_where_the_slo_breaks() -> None:
 
 def test_twice_the_demand_is_half_the_multiple() -> None:
     """Of independent users: the law that a ratio of capacity to demand has to keep."""
-    once = capacity_ratio(SLOW, poisson(0.5, 1200.0)).value
-    twice = capacity_ratio(SLOW, poisson(1.0, 1200.0)).value
-    assert once / twice == pytest.approx(2, rel=0.15)
+    once = capacity_ratio(SLOW, poisson(0.5, 600.0)).value
+    twice = capacity_ratio(SLOW, poisson(1.0, 600.0)).value
+    assert once / twice == pytest.approx(2, rel=0.2)
 
 
 def test_two_replicas_hold_about_twice_as_much() -> None:
-    arrivals = poisson(1.0, 600.0)
+    arrivals = poisson(1.0, 300.0)
     one, two = (capacity_ratio(SLOW, arrivals, replicas=n).value for n in (1, 2))
-    assert two / one == pytest.approx(2, rel=0.15)
+    assert two / one == pytest.approx(2, rel=0.2)
 
 
 def test_the_tightest_target_decides() -> None:
@@ -240,37 +240,37 @@ def test_a_refused_request_misses_every_target() -> None:
 def test_a_broken_hour_does_not_hide_behind_quiet_ones() -> None:
     """Less than 5 % of the requests come in the one hour that breaks: pooled, the P95 holds."""
     rng = np.random.default_rng(5)
-    quiet = rng.uniform(0, 20 * HOUR_S, 6000)
-    busy = 10 * HOUR_S + rng.uniform(0, 20, 250)  # twenty seconds of it
+    quiet = rng.uniform(0, 20 * HOUR_S, 2000)
+    busy = 10 * HOUR_S + rng.uniform(0, 20, 90)  # twenty seconds of it
     at_s = np.sort(np.concatenate((quiet, busy)))
-    lengths = np.full(at_s.size, 128), np.full(at_s.size, 64)
+    lengths = np.full(at_s.size, 128), np.full(at_s.size, 256)
     arrivals = recorded(at_s, *lengths, window_s=20 * HOUR_S)
     assert p95_s(replay(SLOW, arrivals)) < 2.0
     assert capacity_ratio(SLOW, arrivals).value < 1.0
 
 
 def test_an_interval_holds_what_other_windows_of_the_same_service_show() -> None:
-    truth = [capacity_ratio(SLOW, poisson(1.0, 600.0, seed)).value for seed in range(2, 7)]
-    found = capacity_ratio(SLOW, poisson(1.0, 600.0))
-    assert found.hi is not None
-    inside = sum(found.lo <= value <= found.hi for value in truth)
-    assert inside >= 4
+    """Of 24 windows of 600 s the interval held the median of all in 22, before it was stretched."""
+    found = [capacity_ratio(SLOW, poisson(1.0, 200.0, seed)) for seed in range(9)]
+    middle = sorted(one.value for one in found)[4]
+    assert sum(one.lo <= middle <= (one.hi or math.inf) for one in found) >= 8
 
 
 def test_of_many_requests_the_busiest_hours_are_replayed() -> None:
     rng = np.random.default_rng(9)
-    rates = [0.05] * 20 + [1.0] + [0.05] * 3
+    rates = [0.01] * 20 + [0.3] + [0.01] * 3
+    single = msgspec.structs.replace(SLOW, max_num_seqs=1)
     at_s = np.concatenate(
         [
             hour * HOUR_S + rng.uniform(0, HOUR_S, int(rate * HOUR_S))
             for hour, rate in enumerate(rates)
         ]
     )
-    lengths = np.full(at_s.size, 128), np.full(at_s.size, 16)
+    lengths = np.full(at_s.size, 128), np.full(at_s.size, 256)
     arrivals = recorded(at_s, *lengths, window_s=24 * HOUR_S)
-    few = capacity_ratio(SLOW, arrivals, requests=4000)
+    few = capacity_ratio(single, arrivals, requests=1200)
     assert few.requests < len(arrivals)
-    assert few.value == pytest.approx(capacity_ratio(SLOW, arrivals).value, rel=0.1)
+    assert few.value == pytest.approx(capacity_ratio(single, arrivals).value, rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_answer() -> None:
@@ -304,8 +304,8 @@ def test_what_comes_in_bursts_needs_more_headroom() -> None:
 def test_saturated_is_what_a_closed_loop_of_all_seats_writes() -> None:
     arrivals = poisson(4.0, 300.0)
     found = saturated_rps(SLOW, arrivals)
-    step_s = decode_step_seconds(SLOW, 4, 128 + 16)
-    assert found == pytest.approx(4 / (32 * step_s + prefill_seconds(SLOW, 128)), rel=0.2)
+    step_s = decode_step_seconds(SLOW, 4, 128 + 128)
+    assert found == pytest.approx(4 / (256 * step_s + prefill_seconds(SLOW, 128)), rel=0.1)
     assert saturated_rps(SLOW, arrivals, 2) == pytest.approx(2 * found, rel=0.05)
 
 
@@ -314,8 +314,7 @@ def test_a_flat_margin_is_a_load_of_that_share_of_the_capacity() -> None:
     done = with_margin(SLOW, arrivals, 0.2)
     offered = len(done.arrivals) / 600.0
     assert offered * 1.2 == pytest.approx(saturated_rps(SLOW, arrivals), rel=0.02)
-    assert p95_s(done) < 2.0
-    assert p95_s(with_margin(SLOW, bursts(2.0, 600.0, 60), 0.2)) > 2.0
+    assert p95_s(with_margin(SLOW, bursts(2.0, 600.0, 60), 0.2)) > 2 * p95_s(done)
 
 
 def test_a_wait_is_a_target_like_others() -> None:

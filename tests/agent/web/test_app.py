@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,7 +24,7 @@ from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatu
 from agent.minutes import Minute
 from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdict, encode
 from agent.samplers.watched import SamplerStatus
-from agent.web import answers
+from agent.web import answers, app
 from agent.web.app import BODY_BYTES_MAX, Site, application
 from agent.when import utc
 from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store
@@ -199,8 +200,6 @@ async def test_an_agent_without_servers_has_seen_nothing(tmp_path: Path) -> None
         assert (status, said["requests"], said["gaps_s"]) == (200, None, 3600)
         status, said = await client.get("/api/v1/curve")
         assert (status, said["measured"], said["passive"]["points"]) == (200, None, [])
-        _, page = await client.get("/")
-    assert "none is configured" in page
     planted.history.close()
 
 
@@ -364,10 +363,46 @@ async def test_a_series_is_what_agent_query_says(planted: Planted) -> None:
         assert said["points"] == [[NOON, 6.0]]
 
 
+async def test_a_table_is_several_series_over_the_same_steps(planted: Planted) -> None:
+    window = f"from={NOON - 120}&to={NOON + 599}&step=1m"
+    names = ("output_tokens_per_s", "kv_usage_ratio", "ttft_p50_ms", "gpu_throttled")
+    async with asking(planted) as client:
+        status, said = await client.get(
+            f"/api/v1/table?metrics={','.join(names)}&server=chat&{window}"
+        )
+        assert status == 200
+        assert (said["from_s"], said["step_s"]) == (NOON - 120, 60)
+        assert tuple(said["metrics"]) == names
+        for name in names[:3]:
+            _, alone = await client.get(f"/api/v1/series?metric={name}&server=chat&{window}")
+            points = dict(map(tuple, alone["points"]))
+            steps = [points.get(NOON - 120 + 60 * n) for n in range(12)]
+            assert said["metrics"][name] == {"unit": alone["unit"], "values": steps}
+            assert steps[:2] == [None, None]
+            assert None not in steps[2:]
+    assert said["metrics"]["ttft_p50_ms"]["values"][5] == pytest.approx(100 * 0.5 * 20 / 19)
+    assert said["metrics"]["gpu_throttled"]["values"] == [None] * 12
+
+
+async def test_a_percentile_stands_in_each_step_of_its_minute(planted: Planted) -> None:
+    window = f"from={NOON + 30}&to={NOON + 179}&step=30"
+    async with asking(planted) as client:
+        _, said = await client.get(f"/api/v1/table?metrics=ttft_p95_ms&{window}")
+    values = said["metrics"]["ttft_p95_ms"]["values"]
+    assert values == [pytest.approx(100)] * 5
+
+
 @pytest.mark.parametrize(
     ("query", "line"),
     [
         ("series", "parameter 'metric' is missing"),
+        ("table", "parameter 'metrics' is missing"),
+        (
+            "table?metrics=kv_usage_ratio,ttft_p94_ms",
+            "no metric 'ttft_p94_ms', nearest is 'ttft_p9",
+        ),
+        ("table?metrics=" + "a," * 32, "33 metrics: ask for at most 32"),
+        ("events?server=chat", "unknown parameter 'server'"),
         ("series?metric=kv_usage", "no metric 'kv_usage', nearest is 'kv_usage_ratio'"),
         ("series?metric=requests_running&server=cat", "no server 'cat', nearest is 'chat'"),
         ("series?metric=requests_running&from=noon", "from 'noon': write an instant"),
@@ -539,7 +574,12 @@ async def test_metrics_in_both_formats_and_compressed(planted: Planted) -> None:
 async def test_a_token_is_needed_where_one_is_configured(planted: Planted) -> None:
     right = {"Authorization": f"Bearer {TOKEN}"}
     async with asking(planted, TOKEN) as client:
-        for path in ("/", "/metrics", "/api/v1/status", "/nowhere", "/static/servefit.css"):
+        for path in (
+            "/metrics",
+            "/api/v1/status",
+            "/nowhere",
+            "/api/v1/table?metrics=kv_usage_ratio",
+        ):
             for wrong in (
                 {},
                 {"Authorization": TOKEN},
@@ -635,19 +675,76 @@ async def test_what_is_no_http_is_refused_and_leaves_no_trace(
     assert caplog.records == []
 
 
-async def test_names_on_the_page_are_text(planted: Planted) -> None:
-    hostile = '"><script>alert(1)</script>\u202e\x00&'
-    planted.servers = [ServerStatus(hostile, "http://x?key=s3cret", hostile, hostile, hostile)]
-    async with asking(planted) as client:
+async def test_the_page_holds_nothing_of_this_agent_and_nothing_inline(planted: Planted) -> None:
+    """So it needs no token; what it shows it asks for."""
+    async with asking(planted, TOKEN) as client:
         status, page = await client.get("/")
+        assert status == 200
+        assert "chat" not in page
+        assert not re.search(r"<script(?! defer src=)|<style|\sstyle=|\son\w+=", page)
+        for path in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
+            status, _ = await client.get(path)
+            assert status == 200, path
         _, style = await client.get("/static/servefit.css")
-    assert status == 200
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
-    assert not {"\x00", "\u202e"} & set(page)
-    assert "s3cret" not in page
-    assert 'href="/api/v1/status"' in page
     assert "prefers-color-scheme: dark" in style
+
+
+# ------------------------------------------------------------------------------------------ events
+
+
+async def test_events_say_how_far_the_samples_go(planted: Planted) -> None:
+    async with (
+        asking(planted, events_every_s=0.01) as client,
+        client.session.get("/api/v1/events") as answer,
+    ):
+        assert answer.content_type == "text/event-stream"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert await _event(answer) == {"now_unix_s": NOON + 630, "newest_unix_s": NOON + 630}
+        planted.clocks.pass_s(5)
+        while (said := await _event(answer))["now_unix_s"] == NOON + 630:
+            pass
+        assert said == {"now_unix_s": NOON + 635, "newest_unix_s": NOON + 630}
+
+
+async def _event(answer: aiohttp.ClientResponse) -> Any:
+    line = await answer.content.readline()
+    assert await answer.content.readline() == b"\n"
+    return json.loads(line.removeprefix(b"data: "))
+
+
+async def test_followers_are_bounded_and_forgotten(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "EVENTS_AT_ONCE_MAX", 1)
+    async with asking(planted, events_every_s=0.01) as client:
+        async with client.session.get("/api/v1/events") as answer:
+            await _event(answer)
+            status, said = await client.get("/api/v1/events")
+            assert (status, "1 pages follow already" in said["error"]) == (503, True)
+        for _ in range(100):  # once the one that was closed is noticed
+            async with client.session.get("/api/v1/events") as answer:
+                if answer.status == 200:
+                    break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("a page that was closed counts for ever")
+
+
+async def test_a_stream_ends_by_itself_and_with_the_agent(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site()
+    url = await site.start(application(planted, token=None, events_every_s=60), "127.0.0.1:0")
+    async with aiohttp.ClientSession(url) as session, session.get("/api/v1/events") as answer:
+        await _event(answer)
+        await asyncio.wait_for(site.close(), 5)
+        assert await answer.content.read() == b""
+    monkeypatch.setattr(app, "EVENTS_S_MAX", 0.05)
+    async with (
+        asking(planted, events_every_s=0.01) as client,
+        client.session.get("/api/v1/events") as answer,
+    ):
+        assert 1 <= (await answer.content.read()).count(b"data: ") <= 6
 
 
 # ------------------------------------------------------------------------------------- a busy store

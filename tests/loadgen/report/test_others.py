@@ -31,7 +31,7 @@ from agent.model import (
 )
 from loadgen.kept import Kept, kept
 from loadgen.report.others import FORMATS, documents
-from tests.conftest import real_dir
+from tests.ahead import real_dir
 from tests.loadgen.levels import row
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "exports"

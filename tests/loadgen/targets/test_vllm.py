@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +225,25 @@ serve_vllm(VllmOptions(python=sys.argv[1], max_num_seqs=4, num_gpu_blocks=65))
 """
 
 
-def serve_until_ready(python: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, python], stdout=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="module")
+def two_serving(vllm_python: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two of them, started at once because each takes half a minute of one core."""
+    command = [sys.executable, "-c", SERVE, vllm_python]
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        for one in both:
+            stack.callback(one.kill)
+        yield both
+
+
+def url_when_ready(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("ready "):
-            return process, line.split()[1]
+            return line.split()[1]
     raise AssertionError(f"it ended with {process.wait()} before it was ready")
 
 
@@ -243,17 +256,19 @@ def child_of(pid: int) -> int:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_it_stops(vllm_python: str, number: signal.Signals) -> None:
+def test_nothing_is_left_when_it_stops(
+    two_serving: list[subprocess.Popen[str]], number: signal.Signals
+) -> None:
     """Even where we are killed ourselves: vLLM notices that its stdin has ended."""
-    process, url = serve_until_ready(vllm_python)
-    with process:
-        leader = child_of(process.pid)
-        assert len(process_group(leader)) > 1  # vLLM works in processes of its own
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
-            assert 'num_gpu_blocks="65"' in reply.read().decode()
-        os.kill(process.pid, number)
-        assert process.wait(timeout=30) == (0 if number == signal.SIGTERM else -number)
-        wait_until_gone(leader, timeout_s=20)
+    process = two_serving.pop()
+    url = url_when_ready(process)
+    leader = child_of(process.pid)
+    assert len(process_group(leader)) > 1  # vLLM works in processes of its own
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+        assert 'num_gpu_blocks="65"' in reply.read().decode()
+    os.kill(process.pid, number)
+    assert process.wait(timeout=30) == (0 if number == signal.SIGTERM else -number)
+    wait_until_gone(leader, timeout_s=20)
 
 
 def wait_until_gone(leader: int, timeout_s: float) -> None:

@@ -1,0 +1,605 @@
+"""The agent's page in a real browser, over a simulated month: the store's numbers, and no noise."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from agent.live import GpuStatus, ServerStatus
+from agent.recall import Recall
+from agent.samplers.watched import SamplerStatus
+from agent.stats import Histogram, percentile
+from agent.web.app import HEADERS, STATIC, Site, application
+from loadgen.report.html import FINDINGS, REASONS
+from tests.agent.web.month import BOUNDS, DAY_S, END, MODEL, Month, at, ttft_counts
+from tests.conftest import find_axe, find_chromium
+from tests.e2e.running_agent import Page, RunningAgent, server
+from tests.loadgen.report import samples
+from tests.support import require
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = '<img src=x onerror="window.pwned=1">\'&</script>'
+TOKEN = "s3cret-token"
+RANGES = {"15m": (900, 5), "1h": (3600, 20), "24h": (DAY_S, 300), "30d": (30 * DAY_S, 10_800)}
+
+
+class Served:
+    """The agent's addresses on a thread of their own, as long as the context."""
+
+    def __init__(self, month: Month, token: str | None = None) -> None:
+        self._month, self._token = month, token
+        self._started, self._end = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.url = ""
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        site = Site()
+        app = application(self._month, token=self._token, events_every_s=0.05)
+        self.url = await site.start(app, "127.0.0.1:0")
+        self._started.set()
+        await self._end.wait()
+        await site.close()
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Month]:
+    one = Month(tmp_path_factory.mktemp("month") / "agent.db")
+    one.fill()
+    yield one
+    one.history.close()
+
+
+@pytest.fixture(scope="module")
+def url(month: Month) -> Iterator[str]:
+    with Served(month) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = find_chromium()
+    require(chromium, "Chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        require(False, "playwright")
+        raise
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
+
+
+class Shown:
+    """The page in the browser, with whatever left the machine and whatever it complained of."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.url = url
+        self.page = browser.new_page(timezone_id="UTC", **options)
+        self.left: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._record)
+
+    def _record(self, request: Any) -> None:
+        if not request.url.startswith(self.url):
+            self.left.append(request.url)
+
+    def ready(self, range_: str) -> None:
+        self.page.wait_for_selector(f"html[data-ready='{range_}']", state="attached")
+
+    def charts(self) -> dict[str, Any]:
+        data: dict[str, Any] = self.page.evaluate("window.servefitCharts.data()")
+        return data
+
+    def until(self, ask: Callable[[], bool], why: str) -> None:
+        """Not wait_for_function: the page's policy refuses eval."""
+        deadline = time.monotonic() + 20
+        while not ask():
+            assert time.monotonic() < deadline, why
+            self.page.wait_for_timeout(30)
+
+    def keep(self, name: str) -> None:
+        """A screenshot for people, in the ignored folder artifacts/."""
+        folder = ROOT / "artifacts"
+        folder.mkdir(exist_ok=True)
+        self.page.screenshot(path=str(folder / f"page-{name}.png"), full_page=True)
+
+
+@pytest.fixture
+def show(browser: Any, url: str) -> Iterator[Any]:
+    """show(hash, width=…, color_scheme=…): whatever was shown must be silent and alone."""
+    opened: list[Shown] = []
+
+    def start(view: str = "range=24h", width: int = 1280, at_url: str = url, **more: Any) -> Shown:
+        shown = Shown(browser, at_url, viewport={"width": width, "height": 900}, **more)
+        opened.append(shown)
+        shown.page.goto(f"{at_url}/#{view}")
+        if "token" not in view:
+            shown.ready(re.findall(r"range=(\w+)", view)[0])
+        return shown
+
+    yield start
+    for shown in opened:
+        shown.page.close()
+    for shown in opened:
+        assert shown.complaints == []
+        assert shown.left == []
+
+
+@pytest.fixture
+def changed(month: Month) -> Iterator[Month]:
+    """The month, whose servers, GPUs and samplers a test may replace."""
+    before = month.servers, month.gpus, month.samplers
+    yield month
+    month.servers, month.gpus, month.samplers = before
+
+
+# ----------------------------------------------------------------------------------------- verdict
+
+
+def test_the_verdict_comes_first_with_its_number(show: Any, month: Month) -> None:
+    shown = show()
+    with Recall(month.history.path) as recall:
+        chat, code = (recall.assessments(name, 1)[0]["verdict"] for name in ("chat", "code"))
+    first, second = shown.page.locator("#verdict .sentence").all_inner_texts()
+    assert (first, second) == (chat["summary"], code["summary"])
+    number = shown.page.inner_text("#verdict article:first-child .number")
+    assert float(number.split(" %")[0]) == pytest.approx(chat["ratio"]["value"] * 100, rel=0.005)
+    assert "Confidence medium" in shown.page.inner_text("#verdict article:first-child .sure")
+    top = shown.page.evaluate("document.querySelector('#verdict').getBoundingClientRect().top")
+    assert top < 100
+    rows = shown.page.locator("#history tbody tr")
+    assert rows.count() == 4
+    assert code["summary"] in rows.nth(0).inner_text()
+
+
+def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, browser: Any) -> None:
+    empty = Month(tmp_path / "agent.db")
+    empty.servers = []
+    with Served(empty) as url:
+        shown = Shown(browser, url)
+        shown.page.goto(f"{url}/#range=1h")
+        shown.ready("1h")
+        assert "No verdict yet" in shown.page.inner_text("#verdict")
+        assert "not measured" in shown.page.inner_text("#chart-curve")
+        assert shown.page.locator("#ranges a[aria-current]").inner_text() == "1 hour"
+        assert shown.complaints == []
+        shown.page.close()
+    empty.history.close()
+
+
+# ------------------------------------------------------------------------------------- over time
+
+
+def store_says(month: Month, range_: str, names: list[str], **who: str) -> dict[str, Any]:
+    length, step = RANGES[range_]
+    begin = (month.now_s - length) // step * step
+    with Recall(month.history.path) as recall:
+        table = recall.table(names, begin, month.now_s, step, **who)
+    return {"from": table.from_s, **{n: one.values for n, one in table.metrics.items()}}
+
+
+def series_of(charts: dict[str, Any]) -> dict[str, list[float | None]]:
+    over_time = [chart for chart in charts.values() if chart["x"] and chart["x"][0] > 1e9]
+    return {key: values for chart in over_time for key, values in chart["series"].items()}
+
+
+@pytest.mark.parametrize("range_", RANGES)
+def test_every_chart_shows_the_numbers_of_the_store(show: Any, month: Month, range_: str) -> None:
+    shown = show(f"range={range_}")
+    charts = shown.charts()
+    found = series_of(charts)
+    wanted = store_says(month, range_, list(found))
+    assert charts["load"]["x"][0] == wanted.pop("from")
+    assert found == wanted
+    assert {"requests_running", "ttft_p95_ms", "gpu_power_w", "kv_usage_ratio"} <= found.keys()
+    assert any(value is not None for value in found["requests_running"])
+
+
+def test_what_is_shown_is_what_was(show: Any) -> None:
+    """Independent of the agent's own reading: the functions that the month was made of."""
+    charts = show("range=24h&server=chat").charts()
+    at_ten = charts["load"]["x"].index(END - 4 * 3600)
+    minutes = [at("chat", END - 4 * 3600 + 60 * n) for n in range(5)]
+
+    def mean(field: str) -> float:
+        return sum(getattr(one, field) for one in minutes) / 5
+
+    def shown(chart: str, key: str) -> Any:
+        return charts[chart]["series"][key][at_ten]
+
+    assert shown("load", "requests_running") == pytest.approx(mean("running"))
+    assert shown("tokens", "output_tokens_per_s") == pytest.approx(mean("tokens_per_s"))
+    assert shown("rate", "requests_per_s") == pytest.approx(mean("requests_per_s"))
+    assert shown("kv", "kv_usage_ratio") == pytest.approx(mean("kv"))
+    assert shown("power", "gpu_power_w") == pytest.approx(mean("power_w"))
+    energy = mean("power_w") / mean("tokens_per_s")
+    assert shown("energy", "energy_j_per_output_token") == pytest.approx(energy)
+    counts = [sum(each) for each in zip(*map(ttft_counts, minutes), strict=True)]
+    for share in (0.5, 0.95, 0.99):
+        seconds = percentile([Histogram(BOUNDS, tuple(counts))], share)
+        assert seconds is not None
+        expected = pytest.approx(seconds * 1000, rel=1e-4)  # counts are kept to a thousandth
+        assert shown("ttft", f"ttft_p{share * 100:.0f}_ms") == expected
+    assert [line["y"] for line in charts["ttft"]["lines"]] == [500]
+
+
+def test_a_gap_is_no_line_and_a_sampling_interval_no_gap(show: Any) -> None:
+    shown = show("range=1h")
+    drawn = """window.servefitCharts.data().load.drawn[0].map((v) => v === undefined ? "on" : v)"""
+    found = shown.page.evaluate(drawn)
+    assert None not in found[:-1]
+    assert "on" in found  # of what is kept by the minute only
+    table = {"from_s": 0, "step_s": 20, "metrics": {}}
+    script = """(table) => {
+        const names = window.servefitViews.METRICS;
+        const values = [1, null, 2, null, null, null, null, 3];
+        for (const name of names) table.metrics[name] = { unit: "", values };
+        const specs = window.servefitViews.timeCharts(table, []);
+        window.servefitCharts.mount(document.querySelector('[data-charts="time"]'), specs[0]);
+    }"""
+    shown.page.evaluate(script, table)
+    assert shown.page.evaluate(drawn) == [1, "on", 2, None, None, None, None, 3]
+
+
+def test_it_follows_what_is_sampled(show: Any, month: Month) -> None:
+    shown = show("range=15m")
+    before = shown.charts()["load"]
+    handle = shown.page.query_selector("#chart-load canvas")
+    asked: list[str] = []
+    shown.page.on("request", lambda request: asked.append(request.url))
+    month.advance(30)
+    last = (month.now_s // 5) * 5
+    shown.until(lambda: shown.charts()["load"]["x"][-1] >= last - 5, "the chart stands still")
+    shown.until(lambda: is_what_the_store_says(shown, month), "it shows other than the store says")
+    after = shown.charts()["load"]
+    assert len(after["x"]) - len(before["x"]) in (-1, 0, 1)
+    assert after["x"][0] == before["x"][0] + 30
+    assert handle.evaluate("(canvas) => canvas.isConnected")  # drawn on, not made anew
+    tables = [one for one in asked if "/table?" in one]
+    spans = [re.findall(r"(?:from|to)=([\d.]+)", one) for one in tables]
+    assert spans
+    assert all(float(end) - float(begin) < 200 for begin, end in spans)
+    assert shown.page.inner_text("#live") == "live"
+
+
+def is_what_the_store_says(shown: Shown, month: Month) -> bool:
+    """To a billionth: a shorter window is summed up in another order."""
+    found = series_of(shown.charts())
+    wanted = store_says(month, "15m", list(found))
+    known = {name: [math.nan if one is None else one for one in wanted[name]] for name in found}
+    shown_now = {name: [math.nan if one is None else one for one in found[name]] for name in found}
+    return all(shown_now[n] == pytest.approx(known[n], rel=1e-9, nan_ok=True) for n in found)
+
+
+def test_a_running_agent_is_followed(browser: Any, page: Page, tmp_path: Path) -> None:
+    """`agent run` itself, beside a server's page that always says the same."""
+    with RunningAgent(tmp_path, server("chat", page.url) + '[gpu]\nsource = "none"\n') as agent:
+        shown = Shown(browser, agent.url)
+        shown.page.goto(f"{agent.url}/#range=15m")
+        shown.ready("15m")
+
+        def shows(least: int) -> bool:
+            found = series_of(shown.charts())
+            known = [one for one in found.get("requests_running", []) if one is not None]
+            return len(known) >= least and set(known) == {3.0}
+
+        shown.until(lambda: shows(1), "the first samples do not appear")
+        shown.until(lambda: shows(2), "no later ones do")
+        assert "answers" in shown.page.locator("#health table").nth(0).inner_text()
+        assert (shown.complaints, shown.left) == ([], [])
+        shown.page.close()
+
+
+def test_what_did_not_come_is_said_and_asked_for_again(browser: Any, url: str) -> None:
+    shown = Shown(browser, url)
+    busy = {
+        "status": 503,
+        "content_type": "application/json",
+        "body": '{"error": "busy: ask again"}',
+    }
+    shown.page.route("**/api/v1/table?**", lambda route: route.fulfill(**busy), times=2)
+    shown.page.goto(f"{url}/#range=1h")
+    shown.ready("1h")
+    shown.until(lambda: "load" in shown.charts(), "it is not asked for again")
+    assert shown.page.is_hidden("#trouble")
+    assert [line for line in shown.complaints if "503" not in line] == []
+    assert len(shown.complaints) == 2
+    shown.page.close()
+
+
+def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> None:
+    with Served(month) as url:
+        shown = Shown(browser, url)
+        shown.page.goto(f"{url}/#range=1h")
+        shown.ready("1h")
+        shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not follow")
+    shown.until(lambda: shown.page.inner_text("#live") == "not connected", "it says it is live")
+    shown.page.close()
+
+
+# ------------------------------------------------------------------------------------------ views
+
+
+def test_a_link_is_a_view_and_the_keyboard_changes_it(show: Any, month: Month) -> None:
+    shown = show("range=24h&server=code")
+    page = shown.page
+    assert page.locator("#whose").input_value() == "server=code"
+    assert page.locator("#verdict article").count() == 1
+    found = series_of(shown.charts())
+    wanted = store_says(month, "24h", list(found), server="code")
+    assert found["requests_running"] == wanted["requests_running"]
+    page.focus("#ranges a:nth-child(6)")
+    page.keyboard.press("Enter")
+    shown.ready("30d")
+    assert page.evaluate("location.hash") == "#range=30d&server=code"
+    page.select_option("#whose", "service=front")
+    shown.until(
+        lambda: page.evaluate("location.hash") == "#range=30d&service=front", "the view stayed"
+    )
+    page.go_back()
+    shown.until(lambda: page.locator("#whose").input_value() == "server=code", "no way back")
+
+
+def test_points_are_walked_and_spoken(show: Any) -> None:
+    page = show("range=24h").page
+    page.focus("#chart-ttft .plot")
+    page.keyboard.press("ArrowLeft")
+    said = page.inner_text("#status")
+    assert re.match(r"21 Sept, 13:55, p50 [\d.]+ ms, p95 \d+ ms, p99 \d+ ms$", said), said
+    label = page.get_attribute("#chart-load .plot", "aria-label")
+    assert label.startswith("Requests in flight, mean, from 20 Sept 2026, 14:00 to 21 Sept 2026")
+    assert "running: " in label
+
+
+def test_an_unknown_server_is_one_line(browser: Any, url: str) -> None:
+    shown = Shown(browser, url)
+    shown.page.goto(f"{url}/#range=1h&server=cat")
+    shown.ready("1h")
+    assert "no server 'cat', nearest is 'chat'" in shown.page.inner_text("#trouble")
+    shown.page.close()
+
+
+# ------------------------------------------------------------------------------- curve and the week
+
+
+def test_the_curve_is_the_sweep_with_production_in_it(show: Any, month: Month) -> None:
+    shown = show("range=24h&server=chat")
+    page = shown.page
+    curves, pattern = (
+        page.evaluate(f"fetch('/api/v1/{what}?window=7d&server=chat').then((r) => r.json())")
+        for what in ("curve", "pattern")
+    )
+    curve = shown.charts()["curve"]
+    sweep = samples.sweep()
+    measured = dict(zip(curve["x"], curve["series"]["output_tokens_per_s"], strict=True))
+    production = dict(zip(curve["x"], curve["series"]["production"], strict=True))
+    for level in sweep.levels:
+        assert measured[level.concurrency] == level.output_tokens_per_s
+    points = curves["passive"]["points"]
+    assert len(points) > 5
+    for point in points:
+        assert production[point["concurrency"]] == point["output_tokens_per_s"]
+    assert sum(v is not None for v in measured.values()) == len(sweep.levels)
+    assert [one for one in curve["ci"]["output_tokens_per_s"] if one] == [
+        list(level.output_tokens_per_s_ci95 or ()) for level in sweep.levels
+    ]
+    marks = {mark["label"]: mark["x"] for mark in curve["marks"]}
+    running = at("chat", month.now_s).running
+    now = marks.pop(next(label for label in marks if label.startswith("now ")))
+    assert now == pytest.approx(running, rel=0.05)
+    assert marks == {"knee 128": 128, "SLO capacity 131": 131}
+    capacity, life = curve["bands"]
+    assert (capacity["lo"], capacity["hi"]) == (128, 192)
+    assert (life["lo"], life["hi"]) == (
+        pattern["concurrency"]["p50"],
+        pattern["concurrency"]["p99"],
+    )
+    caption = page.inner_text("#chart-curve figcaption")
+    assert "limit: KV cache memory" in caption
+    for metric, bound in (("ttft", 500), ("itl", 50)):
+        chart = shown.charts()[f"curve-{metric}"]
+        assert [line["y"] for line in chart["lines"]] == [bound]
+        assert page.is_visible(f"#chart-curve-{metric} canvas")
+        known = [one for one in chart["series"]["p95"] if one is not None]
+        assert known == [getattr(level, f"{metric}_ms").p95 for level in sweep.levels]
+
+
+def test_the_week_is_the_pattern_against_the_capacity(show: Any, month: Month) -> None:
+    page = show("range=24h&server=chat").page
+    pattern = page.evaluate("fetch('/api/v1/pattern?window=7d&server=chat').then((r) => r.json())")
+    with Recall(month.history.path) as recall:
+        capacity = recall.assessments("chat", 1)[0]["verdict"]["capacity"]
+    assert capacity["unit"] == "rps"
+    cells = page.locator("#week td[data-step]").all_text_contents()
+    assert len(cells) == 168
+    for cell, text in zip(pattern["profile"], cells, strict=True):
+        shown, share = re.findall(r"([\d.]+) requests/s, ([\d.]+) % of the capacity", text)[0]
+        assert float(shown) == pytest.approx(cell["requests_per_s"], rel=0.01)
+        expected = cell["requests_per_s"] / capacity["value"] * 100
+        assert float(share) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_week_is_told_in_the_time_of_whoever_looks(show: Any) -> None:
+    profile = [{"mean": hour, "max": hour, "requests_per_s": None} for hour in range(168)]
+    script = """(profile) => window.servefitViews.week({ profile }, null, 2).days
+        .map((cells) => cells.map((cell) => cell.value))"""
+    days = show().page.evaluate(script, profile)
+    assert days[0][:3] == [166, 167, 0]
+    assert [*itertools.chain(*days)] == [*range(166, 168), *range(166)]
+
+
+# ----------------------------------------------------------------------------- health, names, token
+
+
+def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
+    line = "connection refused by http://code:8000/metrics"
+    changed.samplers = [
+        *changed.samplers[:1],
+        SamplerStatus("code", False, 600.0, 0.1, 3, line),
+        *changed.samplers[2:],
+    ]
+    page = show().page
+    servers = page.locator("#health table").nth(0).locator("tbody tr")
+    assert "answers" in servers.nth(0).inner_text()
+    assert "does not answer" in servers.nth(1).inner_text()
+    assert MODEL in servers.nth(0).inner_text()
+    assert "s3cret" not in page.content()
+    assert line in page.locator("#health table").nth(2).inner_text()
+    assert "GPU-2f" in page.locator("#health table").nth(1).inner_text()
+
+
+def test_a_simulated_server_is_told_as_such(show: Any) -> None:
+    """As the agent's status says it of a server; every chart that it is in says so, too."""
+    page = show("range=1h").page
+    told = page.evaluate(
+        """async () => {
+          const status = await (await fetch("/api/v1/status")).json();
+          status.servers[1].simulated = true;
+          const names = servefitParts.health(status)[0].querySelectorAll("tbody th");
+          const { METRICS, timeCharts } = servefitViews;
+          const metrics = Object.fromEntries(METRICS.map((name) => [name, { values: [1, 2] }]));
+          const grid = document.querySelector('[data-charts="time"]');
+          for (const spec of timeCharts({ from_s: 0, step_s: 60, metrics }, [], true))
+            servefitCharts.show(grid, spec);
+          return [...names].map((one) => one.textContent);
+        }"""
+    )
+    assert told == ["chat", "code simulated"]
+    figures = page.locator('[data-charts="time"] figure')
+    assert figures.locator(".badge.simulated").count() == figures.count() == 10
+
+
+def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
+    one = Month(tmp_path / "agent.db")
+    one.servers = [
+        ServerStatus(HOSTILE, "http://x", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), missing=(HOSTILE,))
+    ]
+    one.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]
+    one.samplers = [SamplerStatus(HOSTILE, False, None, None, 1, HOSTILE)]
+    verdict = msgspec.structs.replace(samples.verdict(), finding=HOSTILE, summary=HOSTILE)
+    one.history.add_source(HOSTILE, service=HOSTILE, gpus=[HOSTILE])
+    one.history.add_assessment(HOSTILE, verdict)
+    one.history.add_curve(samples.hostile(), HOSTILE)
+    assert one.history.flush(20)
+    with Served(one) as url:
+        shown = Shown(browser, url)
+        shown.page.goto(f"{url}/#{urlencode({'range': '1h', 'server': HOSTILE})}")
+        shown.ready("1h")
+        page = shown.page
+        assert page.evaluate("window.pwned") is None
+        assert page.locator("img").count() == 0
+        for place in ("#verdict", "#history", "#h-curve", "#h-week", "#health table >> nth=0"):
+            assert HOSTILE in page.inner_text(place), place
+        assert HOSTILE in page.inner_text("#health table >> nth=1")
+        assert HOSTILE in page.inner_text("#health table >> nth=2")
+        assert HOSTILE in page.locator("#whose").inner_text()
+        assert "limit: <img" in page.inner_text("#chart-curve figcaption")
+        assert (shown.complaints, shown.left) == ([], [])
+        shown.keep("hostile")
+        page.close()
+    one.history.close()
+
+
+def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
+    with Served(month, TOKEN) as url:
+        shown = Shown(browser, url)
+        page = shown.page
+        page.goto(f"{url}/#range=1h")
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#refused:has-text('did not take')")
+        page.fill("#token", TOKEN)
+        page.keyboard.press("Enter")
+        shown.ready("1h")
+        assert page.is_hidden("#lock")
+        shown.until(lambda: page.inner_text("#live") == "live", "the events want the token too")
+        page.reload()
+        shown.ready("1h")
+        assert page.is_hidden("#lock")
+        assert TOKEN not in page.url + page.content()
+        assert all("401" in line for line in shown.complaints)
+        page.close()
+
+
+# ----------------------------------------------------------------------------------- as it is shown
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark"), (1920, "light")])
+def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> None:
+    shown = show("range=24h", width=width, color_scheme=scheme)
+    page = shown.page
+    shown.keep(f"{width}-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    outside = """[...document.querySelectorAll("figure, section, article, form, nav a, canvas")]
+        .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.id)"""
+    assert page.evaluate(outside) == []
+    overlapping = """(() => {
+        const boxes = [...document.querySelectorAll("figure, article, #health > *, nav a, #week")]
+          .map((e) => [e.id || e.className || e.textContent, e.getBoundingClientRect()]);
+        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+          p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1
+          && q.top < p.bottom - 1).map(([b]) => [a, b]));
+    })()"""
+    assert page.evaluate(overlapping) == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (scheme == "dark")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_axe_finds_nothing(show: Any, width: int, scheme: str) -> None:
+    script = find_axe()
+    require(script, "axe-core (make real-parts)")
+    assert script is not None
+    page = show("range=24h", width=width, color_scheme=scheme).page
+    session = page.context.new_cdp_session(page)  # the page's policy would refuse the script
+    session.send("Runtime.evaluate", {"expression": script.read_text("utf-8")})
+    found = page.evaluate("axe.run().then((found) => found.violations)")
+    told = [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in found]
+    assert told == []
+
+
+def test_code_put_into_the_page_is_refused(show: Any) -> None:
+    shown = show()
+    shown.page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.textContent = "window.pwned = 1";
+          document.head.append(script);
+        }"""
+    )
+    assert shown.page.evaluate("window.pwned") is None
+    assert "Content Security Policy" in shown.complaints.pop()
+    assert "default-src 'self'" in HEADERS["Content-Security-Policy"]
+
+
+def test_the_page_calls_things_what_the_report_calls_them() -> None:
+    text = (STATIC / "words.js").read_text("utf-8")
+    words = json.loads(text[text.index("= {") + 2 : text.rindex(";")])
+    assert words["reasons"] == REASONS
+    assert {name: tuple(one) for name, one in words["findings"].items()} == FINDINGS

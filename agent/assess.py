@@ -561,7 +561,8 @@ def _held_half(
     small = [
         level
         for level in choice.levels
-        if level.server and (level.server.kv_usage_max or 1.0) <= 0.5
+        if level.server and level.server.kv_usage_max is not None
+        if level.server.kv_usage_max <= 0.5
     ]
     held = judge(
         small,

@@ -509,9 +509,10 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
     smaller = f"{scene.replicas - 1} replica(s)" if scene.replicas > 1 else "half of it"
     each = " a replica" if scene.replicas > 1 else ""
     bounds = "" if scene.replicas > 1 else " within half of the SLO's bounds and of the KV cache"
+    full = f"{smaller} would be {100 * ratio:.0f} % full at that peak"
     numbers = (
         f"at most {most:.3g} {UNIT_NAMES[unit]}{each} were ever seen in {scene.seen}, {held:.3g}"
-        f" are surely held{bounds}: {smaller} would be {100 * ratio:.0f} % full at that peak"
+        f" are surely held{bounds}: {full}"
     )
     lacking = _lacking(scene)
     if lacking:
@@ -528,7 +529,7 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
             "no smaller configuration was measured" if not replicas
             else judged.confidence.limited_by,
         ),
-        reasons=[Reason("HEADROOM", numbers, evidence), *judged.reasons],
+        reasons=[Reason("HEADROOM", full, evidence), *judged.reasons],
         recommendation=Recommendation(
             action=(
                 "take one replica out of service first, and give it back only when the SLO held"

@@ -271,6 +271,8 @@ def truth(box: Box, traffic: Traffic, targets: str) -> Truth:
 
 def _busy(arrivals: Arrivals) -> Arrivals:
     """The fifth of the hours with the most requests, which are the ones that can break."""
+    if not len(arrivals):
+        return arrivals
     per_hour = np.bincount(arrivals.hours)
     least = np.quantile(per_hour, 0.8)
     return arrivals.only(per_hour[arrivals.hours] >= max(least, 1))

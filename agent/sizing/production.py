@@ -975,8 +975,13 @@ def _sweep_line(scene: Scene) -> str:
 
 
 def _busy(pattern: Pattern) -> float | None:
-    """Share of the observed time in whose minutes a request was in flight or a token written."""
-    return None if pattern.quiet.idle_ratio is None else 1 - pattern.quiet.idle_ratio
+    """Share of the time with a request in flight, at most: that of the minutes that had one, and
+    the mean number in flight, which a time with one adds at least itself to."""
+    if pattern.quiet.idle_ratio is None:
+        return None
+    busy = 1 - pattern.quiet.idle_ratio
+    mean = pattern.concurrency.mean
+    return busy if mean is None else min(busy, max(mean, 0.0))
 
 
 def _idle_w(pattern: Pattern) -> float | None:

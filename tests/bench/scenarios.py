@@ -237,13 +237,15 @@ def _gaps(record: Record) -> tuple[Floats, Floats, Floats]:
 
 
 class Truth(NamedTuple):
-    """`at`: whether the SLO breaks at that multiple of the demand; `smaller`: on less hardware."""
+    """Whether the SLO breaks now, at 12 % more and less, and at 0.3 of the capacity being the
+    demand (`busy`); whether less hardware holds it, and with room for 15 % (`smaller…`)."""
 
     now: Hours
     more: bool
     less: bool
     smaller: bool
     smaller_safe: bool
+    busy: bool
 
 
 @lru_cache(maxsize=64)
@@ -259,6 +261,7 @@ def truth(box: Box, traffic: Traffic, targets: str) -> Truth:
         return hours(parts, slo).breaks
 
     now = hours(played(box, traffic), slo)
+    fuller = _busy(came(_more(traffic, peak_rps=traffic.peak_rps / 0.3)))  # of its own instants
     less_breaks = now.breaks or breaks(1.0, spec, replicas)
     return Truth(
         now=now,
@@ -266,6 +269,7 @@ def truth(box: Box, traffic: Traffic, targets: str) -> Truth:
         less=now.breaks and breaks(0.88),
         smaller=not less_breaks,
         smaller_safe=not less_breaks and not breaks(1 / 0.85, spec, replicas),
+        busy=now.breaks or hours(served(box.spec, fuller, box.replicas), slo).breaks,
     )
 
 
@@ -740,7 +744,8 @@ def right(one: Scenario, known: Truth) -> tuple[str, ...]:
     close = ("BORDERLINE",) if known.more else ()
     if known.smaller_safe and (one.days or one.traffic.days) >= 14:
         return ("OVER_SIZED",)
-    fits = FITS[::-1] if _quiet_hours(one.traffic) >= OFF_PEAK_HOURS else FITS[:1]
+    off_peak = known.busy and _quiet_hours(one.traffic) >= OFF_PEAK_HOURS
+    fits = FITS[::-1] if off_peak else FITS[:1]
     return (*fits[:1], *close) if one.curve is not no_sweep else (*FITS, *close)
 
 

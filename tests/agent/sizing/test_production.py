@@ -118,7 +118,7 @@ def days(n: float, running: float, **more: Any) -> list[Minute]:
         ([*days(14, 5), hour(336, 5, most=7)], {}, "RIGHT_SIZED"),  # its peak would
         (days(14, 5, requests_rejected_total=2.0), {}, "INSUFFICIENT_DATA"),
         (days(14, 12), {"replicas": 2}, "OVER_SIZED"),  # 12 of 16 on one
-        (days(14, 1e-9), {"replicas": 20}, "OVER_SIZED"),
+        (days(14, 0.05), {"replicas": 20}, "OVER_SIZED"),
         (days(14, 14), {"replicas": 2}, "RIGHT_SIZED"),
         (days(14, 80, ttft=SLOW), {"replicas": 2}, "UNDER_SIZED"),
         ([hour(0, 12)], {}, "RIGHT_SIZED"),

@@ -881,7 +881,7 @@ def _fullest(scene: Scene, judged: Verdict) -> tuple[Unit, float, float, float] 
     share = (scene.replicas - 1) / scene.replicas if scene.replicas > 1 else 0.5
     found: list[tuple[Unit, float, float, float]] = []
     held: dict[Unit, float | None] = judged.capacity.get("held", {})
-    if scene.replicas == 1:
+    if scene.replicas == 1 and scene.slo:
         held = {unit: scene.held_half.get(unit) for unit in held}
     for unit, load in held.items():
         most = _most(scene, unit)

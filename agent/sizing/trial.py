@@ -26,7 +26,7 @@ from agent.sizing.hardware import device, gpu
 from agent.sizing.models import model, precision_in
 from agent.sizing.replay import Multiple, capacity_ratio
 
-REQUESTS = 2000  # of a replay: the busiest hours, or the densest part of one …
+REQUESTS = 5000  # of a replay: the busiest hours, or the densest part of one …
 PART_S = 900.0  # … which is at least so long: a queue takes time to build up
 REQUESTS_MOST = 20_000  # of such a part
 HOURS_LEFT_OUT = 0.01  # the busiest ones, so that a P99 over the hours is judged

@@ -23,11 +23,11 @@ import numpy as np
 
 from agent.config import Config, read_prices
 from agent.minutes import MINUTE_S, Minute
-from agent.model import Level, Slo, Sweep, UsageError, Verdict
+from agent.model import Level, Reason, Slo, Sweep, UsageError, Verdict
 from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
+from agent.sizing import arrivals, production
 from agent.sizing import curve as curves
-from agent.sizing import production
 from agent.sizing.advice import advise
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
@@ -35,7 +35,9 @@ from agent.sizing.kind import Known
 from agent.sizing.money import Prices, catalogue
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
-from agent.sizing.production import Needs, Scene, conclude, span
+from agent.sizing.production import USUAL, Needs, Past, Scene, conclude, settled, span
+from agent.sizing.rules import DEFAULTS, Thresholds
+from agent.sizing.trial import Trial, fitted, same_settings, throttled_levels, trial
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
 from agent.when import utc
 
@@ -95,15 +97,16 @@ def assess(
     open_minutes: Iterable[Minute] = (),
     now_s: float,
     urls: Mapping[str, str] | None = None,
-    needs: Needs | None = None,
+    needs: Needs = USUAL,
+    thresholds: Thresholds = DEFAULTS,
     prices: Prices | None = None,
 ) -> Assessment:
     """The verdict on a server, or on a service, from the window up to the newest sample.
 
     `slo`: the targets declared for it; without any those of the curve's sweep count, but nothing
     is then called over-sized. `open_minutes`: the unfinished ones, which the store does not hold.
-    `urls`: of the servers, where they are known, to know a curve by. `needs`: how long must be
-    observed, if not as long as usual. `prices`: else the catalogue's. Raises UsageError for an
+    `urls`: of the servers, where they are known, to know a curve by. `needs` and `thresholds`: what
+    the rules hang on, if not as usual. `prices`: else the catalogue's. Raises UsageError for an
     unknown server or service.
     """
     if (server is None) == (service is None):
@@ -116,6 +119,10 @@ def assess(
     targets = tuple(slo) or tuple(choice.sweep.slo if choice.sweep else ())
     replicas = len(owners) if choice.used.kind == "measured" else 1
     limits, doubts = _limits(choice, seen, window)
+    past = _past(recall, asked)
+    if past and past[0].finding == "OVER_SIZED":
+        needs = msgspec.structs.replace(needs, over_ratio_max=needs.over_exit)
+    heat = production.heat(window)
     scene = Scene(
         pattern=seen,
         hours=production.hours(window, targets),
@@ -131,9 +138,14 @@ def assess(
         missing=(*choice.notes, *notes),
         rests_on=(_observed_line(window, seen), choice.used.note),
         target=_target(asked, choice),
-        needs=needs or Needs(),
+        needs=needs,
+        little=production.little(window),
+        heat=heat,
+        wrong=choice.wrong or _throttled(choice, heat, needs),
     )
-    verdict = conclude(scene, _judged(scene, choice, limits))
+    scene = _tried(scene, choice, window, limits, thresholds)
+    verdict = conclude(scene, _judged(scene, choice, limits, thresholds))
+    verdict = settled(verdict, past, needs, now_s)
     verdict = advise(verdict, _known(recall, asked, scene, choice, prices))
     return Assessment(
         scope=asked.scope,
@@ -195,6 +207,8 @@ def assess_each(
                 open_minutes=open_minutes,
                 now_s=now_s,
                 urls=urls,
+                needs=config.assess.rules.over(Needs()),
+                thresholds=config.assess.rules.over(DEFAULTS),
                 prices=prices,
             )
         )
@@ -266,6 +280,7 @@ class _Choice(NamedTuple):
     sweep: Sweep | None
     notes: tuple[str, ...]  # what was not used, and why
     limits: tuple[tuple[int, str], ...] = ()
+    wrong: Reason | None = None  # why the curve does not count
 
 
 # ----------------------------------------------------------------------------------------- window
@@ -440,6 +455,7 @@ def _dated(
     if changed_s > measured_s:
         limits.append((1, f"model, version or flags changed on {utc(changed_s)}, after the sweep"))
         notes.append("a sweep since model, version or flags changed")
+    wrong = next((why for p in prints.values() if (why := _differs(p, measured_s))), None)
     if found.by == "model":
         limits.append((1, "the curve is of this model, but perhaps of another machine"))
         notes.append("whether the curve is of this server: `agent import FILE --server NAME`")
@@ -448,7 +464,26 @@ def _dated(
     where = f" at {address}" if address else ""
     note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known by {how[found.by]}"
     used = CurveUsed("measured", row["id"], found.by, utc(measured_s), note)
-    return _Choice(used, sweep.levels, sweep, tuple(notes), tuple(limits))
+    if found.by == "model":
+        wrong = None  # it is no claim of this server's settings
+    return _Choice(used, sweep.levels, sweep, tuple(notes), tuple(limits), wrong)
+
+
+def _differs(prints: Sequence[Mapping[str, Any]], measured_s: float) -> Reason | None:
+    """Whether the settings a sweep was made with are no longer those of the server."""
+    if not prints:
+        return None
+    then = [one for one in prints if one["since_unix_s"] <= measured_s]
+    before, now = (then or prints)[-1 if then else 0], prints[-1]
+    if same_settings(before["data"], now["data"]):
+        return None
+    keys = sorted(before["data"].keys() | now["data"].keys())
+    changed = [key for key in keys if before["data"].get(key) != now["data"].get(key)]
+    return Reason(
+        "FINGERPRINT_DIFFERS",
+        f"{', '.join(changed[:3])} changed on {utc(now['since_unix_s'])}, after the sweep",
+        {"changed": changed, "since_unix_s": now["since_unix_s"], "measured_unix_s": measured_s},
+    )
 
 
 def _unix_s(text: str) -> float | None:
@@ -468,18 +503,107 @@ def _target(asked: _Asked, choice: _Choice) -> str:
 # ----------------------------------------------------------------------------------------- judging
 
 
-def _judged(scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...]) -> Verdict | None:
+DRAWN = 200_000  # requests of the busiest hours, to be replayed a part of
+
+
+def _tried(
+    scene: Scene,
+    choice: _Choice,
+    window: Window,
+    limits: tuple[tuple[int, str], ...],
+    thresholds: Thresholds,
+) -> Scene:
+    """The scene with what the replay says, and what half of the device would hold."""
+    if scene.curve != "measured" or not scene.slo:
+        return scene
+    replayed, why_not = _trial(scene, choice, window)
+    halves = _held_half(scene, choice, limits, thresholds) if scene.replicas == 1 else {}
+    note = (f"not on a replay: {why_not}",) if why_not else ()
+    return msgspec.structs.replace(
+        scene, trial=replayed, held_half=halves, rests_on=(*scene.rests_on, *note)
+    )
+
+
+def _trial(scene: Scene, choice: _Choice, window: Window) -> tuple[Trial | None, str]:
+    """The replay, or why there is none: it is of this box and of lengths that were swept."""
+    if choice.sweep is None or choice.used.by == "model":
+        return None, "the curve is perhaps of another machine"
+    if choice.wrong is not None:
+        return None, choice.wrong.because
+    if not lengths_alike(choice.sweep, *_means(scene.pattern)):
+        return None, "the sweep's lengths are not known to be production's"
+    if not (window.has("prompt_length_tokens_count") and window.has("output_length_tokens_count")):
+        return None, "of the lengths no more than their means are told"
+    rng = np.random.default_rng(0)
+    try:
+        engine = fitted(choice.sweep)
+        bunched, even = (
+            arrivals.observed(window, scene.pattern, rng, dispersion=dispersion, most=DRAWN)
+            for dispersion in (None, 1.0)
+        )
+        found = trial(engine, bunched, scene.slo, even=even, replicas=scene.replicas, rng=rng)
+        return found, ""
+    except UsageError as error:
+        return None, str(error)
+
+
+def _held_half(
+    scene: Scene,
+    choice: _Choice,
+    limits: tuple[tuple[int, str], ...],
+    thresholds: Thresholds,
+) -> dict[Unit, float | None]:
+    """The load under which this device keeps half of the SLO's bounds in half of its cache.
+
+    There, half the device would keep the SLO: everything takes at most twice as long on it.
+    """
+    halved = tuple(msgspec.structs.replace(one, bound_ms=one.bound_ms / 2) for one in scene.slo)
+    small = [
+        level
+        for level in choice.levels
+        if level.server and level.server.kv_usage_max is not None
+        if level.server.kv_usage_max <= 0.5
+    ]
+    held = judge(
+        small,
+        curves.analyse(small, halved, thresholds),
+        halved,
+        observed=_observed(scene, choice, limits),
+        thresholds=thresholds,
+    ).capacity.get("held", {})
+    return dict(held)
+
+
+def _throttled(choice: _Choice, heat: production.Heat | None, needs: Needs) -> Reason | None:
+    """A sweep with its clocks held down, of a server that otherwise runs free."""
+    if heat is None or heat.share >= needs.throttled:
+        return None
+    hot, valid = throttled_levels(choice.levels), curves.points(choice.levels)
+    if choice.sweep is None or len(hot) <= len(valid) / 2:
+        return None
+    return Reason(
+        "THROTTLED",
+        f"clocks were held down in {len(hot)} levels of the sweep, and in {heat.share:.1%} of the"
+        " observed time",
+        {"levels": len(hot), "observed_share": heat.share},
+    )
+
+
+def _judged(
+    scene: Scene, choice: _Choice, limits: tuple[tuple[int, str], ...], thresholds: Thresholds
+) -> Verdict | None:
     """The judge's verdict on the curve; null without levels to judge."""
     if not choice.levels:
         return None
     expect = scene.expect_concurrency
     return judge(
         choice.levels,
-        curves.analyse(choice.levels, scene.slo),
+        curves.analyse(choice.levels, scene.slo, thresholds),
         scene.slo,
         expect_concurrency=None if expect is None else expect / scene.replicas,
         observed=_observed(scene, choice, limits),
         simulated=scene.simulated,
+        thresholds=thresholds,
         target=scene.target,
         endpoint=choice.sweep.workload.endpoint if choice.sweep else "chat",
     )
@@ -574,6 +698,17 @@ def _is_uneven(window: Window) -> bool:
         for one in window.servers.values()
     ]
     return max(loads) > UNEVEN_FACTOR * float(np.mean(loads))
+
+
+def _past(recall: Recall, asked: _Asked) -> list[Past]:
+    """Earlier verdicts of the same configuration, newest first."""
+    prints = [p for name in asked.servers if len(p := recall.fingerprints(name)) > 1]
+    changed_s = max((p[-1]["since_unix_s"] for p in prints), default=0.0)
+    return [
+        Past(one["at_unix_s"], one["finding"], one["verdict"].get("found") or one["finding"])
+        for one in recall.assessments(asked.scope, limit=200)
+        if changed_s < one["at_unix_s"] < asked.now_s
+    ]
 
 
 def _since(recall: Recall, asked: _Asked, finding: str) -> str:

@@ -26,12 +26,15 @@ import platformdirs
 
 from agent.model import Slo, UsageError
 from agent.sizing.curve import format_slo, parse_slo
+from agent.sizing.production import Needs
+from agent.sizing.rules import Thresholds
 from agent.words import printable
 
 if typing.TYPE_CHECKING:
     from agent.sizing.money import Prices as PriceList
 
 T = TypeVar("T")
+Named = TypeVar("Named", bound=msgspec.Struct)
 
 FILE_BYTES_MAX = 1024 * 1024
 TOKEN_LENGTH_MIN = 16
@@ -311,6 +314,50 @@ class Targets(msgspec.Struct, frozen=True, kw_only=True):
     targets: Annotated[tuple[Slo, ...], SLO] = ()
 
 
+class _Over(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of the verdict's rules that were set otherwise; null is as usual."""
+
+    def over(self, usual: Named) -> Named:
+        """`usual` with what is set here."""
+        names = [one.name for one in msgspec.structs.fields(type(usual))]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(usual, **given)
+
+
+def _read_whole(value: Any, _: Path) -> int:
+    _demand(isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10**9)
+    return int(value)
+
+
+WHOLE = Form("a whole number above 0", _read_whole)
+
+
+def _rule(name: str, usual: object) -> tuple[str, Any, Any]:
+    """A key for a number of the rules: a time where its name ends with `_s`."""
+    is_time = name.endswith("_s")
+    form = duration(1) if is_time else WHOLE if isinstance(usual, int) else POSITIVE
+    key = msgspec.field(default=None, name=name.removesuffix("_s"))
+    kind = int if form is WHOLE else float
+    return name, Annotated[kind | None, form], key
+
+
+if typing.TYPE_CHECKING:
+    Rules = _Over
+else:
+    # One table: each number of `Needs` and `Thresholds` by its own name, where it is explained.
+    Rules = msgspec.defstruct(
+        "Rules",
+        [
+            _rule(field.name, field.default)
+            for kind in (Needs, Thresholds)
+            for field in msgspec.structs.fields(kind)
+        ],
+        bases=(_Over,),
+        frozen=True,
+        kw_only=True,
+    )
+
+
 class Assess(msgspec.Struct, frozen=True, kw_only=True):
     """The scheduled verdict."""
 
@@ -322,6 +369,7 @@ class Assess(msgspec.Struct, frozen=True, kw_only=True):
     )
     trains: Annotated[bool, FLAG] = False  # whether the GPUs also train when nobody asks
     expect_concurrency: Annotated[float | None, POSITIVE] = None
+    rules: Rules = Rules()
 
 
 class OtlpExport(msgspec.Struct, frozen=True, kw_only=True):

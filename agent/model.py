@@ -279,6 +279,7 @@ class Verdict(msgspec.Struct, frozen=True):
     cost: dict[str, Any] = {}
     recommendation: Recommendation | None = None
     missing: list[str] = []
+    found: str | None = None  # what this window alone says, where it takes more to be the finding
 
 
 # ----------------------------------------------------------------------------------------- sweep

@@ -5,12 +5,14 @@ all, whether the SLO broke while requests queued (that needs no sweep), whether 
 whether so much more is held than was ever asked that a smaller configuration would do.
 
 OVER_SIZED is the finding that breaks somebody's service where it is wrong. It takes an SLO declared
-for this service, a measured curve that fits without a doubt, two weeks with their weekends, and
-room for the largest demand ever sampled on the smaller configuration; else it is not said.
+for this service, a measured curve that fits without a doubt, two weeks with their weekends, room
+for the largest demand ever sampled on the smaller configuration, by the curve and, where the engine
+could be fitted, by the replay; and that said three days in a row. Else it is not said.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from agent.model import Confidence, Reason, Recommendation, Slo, Verdict
 from agent.sizing.curve import format_slo
 from agent.sizing.judge import UNIT_NAMES, Unit
 from agent.sizing.pattern import Distribution, Pattern
+from agent.sizing.trial import Trial
 from agent.sizing.window import Window
 from agent.stats import Floats, merged, quantile
 
@@ -54,6 +57,40 @@ class Needs(msgspec.Struct, frozen=True):
     """Requests of an hour for its latency to count."""
     rejected_max: float = 0.01
     """Share of requests turned away above which the observed demand is not all of it."""
+    hours_broken_max: float = 0.01
+    """Share of the hours that may break the SLO: what the P99 over the hours leaves out."""
+    over_exit: float = 0.92
+    """What is OVER_SIZED stays so until that ratio reaches this."""
+    over_daily: int = 3
+    """So many verdicts, a day apart, have to find OVER_SIZED for it to be said …"""
+    under_windows: int = 2
+    """… and so many in a row UNDER_SIZED, where something else was said before."""
+    under_exit: float = 0.95
+    """What is UNDER_SIZED stays so until the demand is at most this share of the capacity."""
+    off_peak_s: float = WEEK_S
+    """Observed at least so long for OVER_OFF_PEAK, most hours of the week among it …"""
+    off_peak_seen: float = 0.8
+    """… which is this share of the time and of those hours …"""
+    off_peak_ratio: float = 0.3
+    """… with a demand of at least this share of the capacity at the peak …"""
+    off_peak_hours: int = 56
+    """… and so many hours of the week with less than 30 % of the busiest one's load."""
+    little_error: float = 0.25
+    """In flight and throughput · E2E further apart: the telemetry is wrong."""
+    little_s: float = 3000.0
+    """Asked of at least so much time in flight, over all requests …"""
+    little_requests: int = 100
+    """… and so many of them."""
+    throttled: float = 0.05
+    """Share of the busy time with clocks held down from which it is a reason."""
+    retries: float = 0.05
+    """Share of requests given up or turned away from which repetitions inflate the demand."""
+    bursts: float = 3.0
+    """Variance over mean of the arrivals per minute within their hours, for BURST_ONLY."""
+    peak: float = 3.0
+    """Busiest hour of the week over the mean, for DIURNAL_PEAK."""
+    prefix_hits: float = 0.3
+    """Share of the prompts found in the prefix cache from which the verdict hangs on it."""
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -63,6 +100,25 @@ class Said(msgspec.Struct, frozen=True):
     value: float
     lo: float
     hi: float | None
+
+
+USUAL = Needs()
+
+
+class Little(msgspec.Struct, frozen=True):
+    """Time in flight of all requests, in s: by the gauges, and by how long each took (E2E)."""
+
+    sampled_s: float
+    summed_s: float
+    requests: float
+
+
+class Heat(msgspec.Struct, frozen=True):
+    """Share of the time with requests in flight in which clocks were held down, and the bits that
+    the driver gave for it."""
+
+    share: float
+    bits: int
 
 
 class Hour(msgspec.Struct, frozen=True):
@@ -83,6 +139,8 @@ class Scene(msgspec.Struct, frozen=True):
     service, not taken from a sweep. `replicas` share the demand evenly: capacity and demand are of
     one of them. `doubts`: why the curve may not be used to take hardware away. `weekend_s`:
     observed time on Saturdays and Sundays. `missing`: what choosing the curve found to be missing.
+    `trial`: the demand replayed, where the sweep's engine could be fitted. `held_half`: what half
+    of the device surely holds, by the curve. `wrong`: why the sweep does not count.
     """
 
     pattern: Pattern
@@ -100,6 +158,11 @@ class Scene(msgspec.Struct, frozen=True):
     rests_on: tuple[str, ...] = ()
     target: str = "URL"
     needs: Needs = Needs()
+    trial: Trial | None = None
+    held_half: dict[Unit, float | None] = {}
+    little: Little | None = None
+    heat: Heat | None = None
+    wrong: Reason | None = None
 
     @property
     def seen(self) -> str:
@@ -170,6 +233,40 @@ def weekend_s(window: Window) -> float:
     return float(weights[is_weekend].sum())
 
 
+def little(window: Window) -> Little | None:
+    """The two sides of Little's law over the minutes in which nothing was marked; null where the
+    server keeps no E2E times, or requests that were given up are not in them."""
+    if not (window.has("e2e_seconds_sum") and window.has("requests_running")):
+        return None
+    odd = window.marked("gap", "restart", "clock_jump", "changed") > 0
+    steady = (window.weights_s() >= 0.9 * window.record_s) & ~odd
+    in_flight = window.in_flight("mean") * window.weights_s()
+    finished = float(window.total("requests_finished_total")[steady].sum())
+    lost = float(window.total("requests_aborted_total")[steady].sum())
+    if lost > 0.05 * finished:
+        return None
+    return Little(
+        sampled_s=float(in_flight[steady].sum()),
+        summed_s=float(window.total("e2e_seconds_sum")[steady].sum()),
+        requests=float(window.total("e2e_seconds_count")[steady].sum()),
+    )
+
+
+def heat(window: Window) -> Heat | None:
+    """How much of the busy time clocks were held down; null where no GPU tells it."""
+    busy = (window.weights_s() > 0) & (window.in_flight("mean") > 0)
+    shares, bits = [], 0
+    for gpu in window.gpus.values():
+        told = gpu.get("gpu_throttled", "mean")
+        known = busy & ~np.isnan(told)
+        if known.any():
+            shares.append(float(told[known].mean()))
+            causes = gpu.get("gpu_clock_event_reasons", "max")[known]
+            for one in np.unique(causes[~np.isnan(causes)]):
+                bits |= int(one)
+    return Heat(max(shares), bits) if shares else None
+
+
 # ---------------------------------------------------------------------------------------- verdict
 
 Rule = Callable[[Scene, Verdict | None], Verdict | None]
@@ -185,8 +282,15 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
     return msgspec.structs.replace(
         verdict,
         summary=f"{prefix}{verdict.summary}",
+        reasons=[*verdict.reasons, *_circumstances(scene, verdict)],
         demand={**verdict.demand, **_demand(scene)},
-        rests_on=[*scene.rests_on, *verdict.rests_on, *_shortened(scene)],
+        ratio=scene.trial.ratio if scene.trial and verdict.ratio else verdict.ratio,
+        rests_on=[
+            *scene.rests_on,
+            *verdict.rests_on,
+            *([scene.trial.note] if scene.trial else []),
+            *_shortened(scene),
+        ],
         stability=_stability(scene.pattern) or verdict.stability,
         questions={**verdict.questions, **_questions(scene)},
         energy={**verdict.energy, **_energy(scene.pattern)},
@@ -242,38 +346,149 @@ def _idle(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 def _wrong_measurement(scene: Scene, judged: Verdict | None) -> Verdict | None:
     """What is wrong with the measurement, or with one request alone, no demand can mend."""
-    if judged is not None and judged.finding in ("INVALID_MEASUREMENT", "INFEASIBLE_SLO"):
+    if judged is not None and judged.finding == "INVALID_MEASUREMENT":
         return judged
-    return None
+    if (apart := _apart(scene)) is not None:
+        mend = "mend the telemetry: `agent doctor` shows what the server tells, and how"
+        return _invalid(scene, judged, apart, mend)
+    if scene.wrong is not None and not _proven(scene):
+        return _invalid(scene, judged, scene.wrong, "sweep it again as it is now")
+    return judged if judged is not None and judged.finding == "INFEASIBLE_SLO" else None
+
+
+def _invalid(scene: Scene, judged: Verdict | None, why: Reason, action: str) -> Verdict:
+    return msgspec.structs.replace(
+        judged or _bare(),
+        finding="INVALID_MEASUREMENT",
+        summary=f"The measurement does not count: {why.because}.",
+        confidence=Confidence("none", "there is no verdict to be confident in"),
+        reasons=[why],
+        ratio=None,
+        recommendation=Recommendation(action=action, confirm_with=_sweep(scene)),
+        missing=[action],
+    )
+
+
+def _apart(scene: Scene) -> Reason | None:
+    """Whether gauges and latencies contradict each other (Little's law, design equation 6)."""
+    needs, seen = scene.needs, scene.little
+    if seen is None or seen.requests < needs.little_requests:
+        return None
+    if min(seen.sampled_s, seen.summed_s) < needs.little_s:
+        return None
+    ratio = seen.sampled_s / seen.summed_s
+    if abs(ratio - 1) <= needs.little_error:
+        return None
+    return Reason(
+        "TELEMETRY_INCONSISTENT",
+        f"requests in flight are {ratio:.2f} times throughput x E2E over {scene.seen}; over"
+        f" {needs.little_error:.0%} apart one of the two is wrong",
+        {"ratio": ratio, **msgspec.structs.asdict(seen)},
+    )
+
+
+def _proven(scene: Scene) -> list[Hour]:
+    """The hours that prove, without any sweep, that it is too small: enough of them, with a queue
+    or preemptions; else none."""
+    counted = sum(_counts(scene, hour) for hour in scene.hours)
+    broken = [hour for hour in scene.hours if _broke(scene, hour) and _queued(hour)]
+    return broken if _many(scene, len(broken), counted) else []
+
+
+def _many(scene: Scene, broken: int, counted: int) -> bool:
+    needs = scene.needs
+    return broken >= needs.hours_min and broken > needs.hours_broken_max * counted
+
+
+def _holds(scene: Scene) -> bool:
+    """Whether production itself kept the SLO: in all hours that count but for one in a hundred."""
+    counted = [hour for hour in scene.hours if _counts(scene, hour)]
+    kept = sum(_kept_in(scene, hour) for hour in counted)
+    enough = bool(scene.slo) and len(counted) >= max(scene.needs.hours_min, 24)
+    return enough and len(counted) - kept <= scene.needs.hours_broken_max * len(counted)
 
 
 def _under(scene: Scene, judged: Verdict | None) -> Verdict | None:
-    """The SLO broke in production while requests queued, or the demand is above a swept curve."""
-    if judged is not None and judged.finding == "UNDER_SIZED" and scene.curve == "measured":
-        return judged
-    broken = [hour for hour in scene.hours if _broke(scene, hour) and _queued(hour)]
-    if len(broken) < scene.needs.hours_min:
+    """The SLO broke in production while requests queued, or the demand is above what is held."""
+    if broken := _proven(scene):
+        return _broke_in_production(scene, judged, broken)
+    if judged is None or scene.curve != "measured":
         return None
+    trial, declared = scene.trial, judged.demand.get("declared")
+    broken = [hour for hour in scene.hours if _broke(scene, hour)]
+    counted = sum(_counts(scene, hour) for hour in scene.hours)
+    beyond = trial is not None and trial.value < 1
+    if (beyond or judged.finding == "UNDER_SIZED") and _many(scene, len(broken), counted):
+        return _broke_in_production(scene, judged, broken)
+    if declared or trial is None:
+        is_under = judged.finding == "UNDER_SIZED" and (declared or not _holds(scene))
+        return judged if is_under else None
+    if trial.hi >= 1 or _holds(scene):
+        return None
+    return _by_trial(scene, judged, "UNDER_SIZED", "Too small", "more capacity; how much, and of"
+                     " what, the sweep's limit tells")  # fmt: skip
+
+
+def _by_trial(scene: Scene, judged: Verdict, finding: str, words: str, action: str) -> Verdict:
+    """What the replay says, in its numbers."""
+    trial = scene.trial
+    assert trial is not None
+    ratio = trial.ratio
+    if judged.finding == finding and finding != "UNDER_SIZED":
+        return judged
+    return msgspec.structs.replace(
+        judged,
+        finding=finding,
+        summary=(
+            f"{words}: replayed, the observed requests take {_percent(ratio.value)} of what it"
+            f" holds within the SLO ({_percent(ratio.lo)} to {_percent(ratio.hi)})."
+        ),
+        confidence=Confidence(
+            "low" if judged.confidence.level in ("none", "low") else "medium",
+            "a replay through the fitted engine",
+        ),
+        ratio=ratio,
+        recommendation=Recommendation(
+            action=action,
+            confirm_with=_sweep(scene),
+            overturned_by="hours of this load that show the other",
+        ),
+        missing=[line for line in judged.missing if not line.startswith("levels up to")],
+    )
+
+
+def _percent(ratio: float | None) -> str:
+    return "?" if ratio is None else f"{100 * ratio:.0f} %"
+
+
+def _broke_in_production(
+    scene: Scene, judged: Verdict | None, broken: Sequence[Hour]
+) -> Verdict:  # fmt: skip
     reasons = _broken_reasons(scene, broken)
     base = judged or _bare()
-    preempted = any(hour.preemptions > 0 for hour in broken)
+    beside = "while requests waited" if any(map(_queued, broken)) else "under its load"
+    if any(hour.preemptions > 0 for hour in broken):
+        beside = "while requests were preempted"
     days = scene.pattern.covered_s >= DAY_S
     return msgspec.structs.replace(
         base,
         finding="UNDER_SIZED",
         summary=(
             f"Too small: in {len(broken)} of {len(scene.hours)} observed hours the SLO was broken"
-            f" while requests {'were preempted' if preempted else 'waited'}:"
-            f" {reasons[0].because}."
+            f" {beside}: {reasons[0].because}."
         ),
         confidence=Confidence(
             "medium" if days and scene.slo else "low",
             "production shows that it breaks, not how much more is needed: that takes a sweep",
         ),
         reasons=[*reasons, *base.reasons],
-        ratio=None,
+        ratio=scene.trial.ratio if scene.trial else None,
         recommendation=Recommendation(
-            action="more capacity; how much, and of what, a sweep tells",
+            action=(
+                base.recommendation.action
+                if judged is not None and judged.finding == "UNDER_SIZED" and base.recommendation
+                else "more capacity; how much, and of what, a sweep tells"
+            ),
             confirm_with=_sweep(scene),
             overturned_by="hours as busy as these that keep the SLO",
         ),
@@ -287,13 +502,17 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
     if judged.finding != "RIGHT_SIZED" or (fullest := _fullest(scene, judged)) is None:
         return None
     unit, most, held, ratio = fullest
-    if ratio >= scene.needs.over_ratio_max:
+    if scene.trial is not None:
+        ratio = max(ratio, 1 / max(scene.trial.smaller, 1e-6))
+    if ratio >= scene.needs.over_ratio_max or _broke_at_all(scene):
         return None
     smaller = f"{scene.replicas - 1} replica(s)" if scene.replicas > 1 else "half of it"
     each = " a replica" if scene.replicas > 1 else ""
+    bounds = "" if scene.replicas > 1 else " within half of the SLO's bounds and of the KV cache"
+    full = f"{smaller} would be {100 * ratio:.0f} % full at that peak"
     numbers = (
         f"at most {most:.3g} {UNIT_NAMES[unit]}{each} were ever seen in {scene.seen}, {held:.3g}"
-        f" are surely held: {smaller} would be {100 * ratio:.0f} % full at that peak"
+        f" are surely held{bounds}: {full}"
     )
     lacking = _lacking(scene)
     if lacking:
@@ -310,7 +529,7 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
             "no smaller configuration was measured" if not replicas
             else judged.confidence.limited_by,
         ),
-        reasons=[Reason("HEADROOM", numbers, evidence), *judged.reasons],
+        reasons=[Reason("HEADROOM", full, evidence), *judged.reasons],
         recommendation=Recommendation(
             action=(
                 "take one replica out of service first, and give it back only when the SLO held"
@@ -324,6 +543,11 @@ def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:
             overturned_by="a larger peak, longer prompts or answers, or a replica that fails",
         ),
     )  # fmt: skip
+
+
+def _broke_at_all(scene: Scene) -> bool:
+    """More than an hour that broke the SLO, whatever broke it, is no room to spare."""
+    return sum(_broke(scene, hour) for hour in scene.hours) > 1
 
 
 def _too_short(scene: Scene, judged: Verdict | None) -> Verdict | None:
@@ -346,7 +570,46 @@ def _as_swept(scene: Scene, judged: Verdict | None) -> Verdict | None:
     """What the judge said of a swept curve, or of a declared demand."""
     if judged is None or not (scene.curve == "measured" or judged.demand.get("declared")):
         return None
-    return judged
+    trial = scene.trial
+    if trial is None or judged.demand.get("declared"):
+        if judged.finding == "UNDER_SIZED":  # what production kept all the same
+            return _thin(scene, judged, "The curve says too small, and production kept the SLO.",
+                         ["a sweep that agrees with production"])  # fmt: skip
+        return judged
+    if trial.lo > 1 or (trial.value > 1 and _holds(scene)):
+        return _by_trial(scene, judged, "RIGHT_SIZED", "It fits", "keep it")
+    return _by_trial(scene, judged, "BORDERLINE", "Too close to call", "measure finer around the"
+                     " demand before buying or shrinking anything")  # fmt: skip
+
+
+def _off_peak(scene: Scene, judged: Verdict | None) -> Verdict | None:
+    """It fits at its peak, and through a third of the week hardly anything is asked of it."""
+    fits = _as_swept(scene, judged)
+    needs, quiet = scene.needs, len(scene.pattern.quiet.hours)
+    seen = sum(cell.covered_s > 0 for cell in scene.pattern.profile) / (WEEK_S / HOUR_S)
+    long = min(seen, scene.pattern.covered_s / needs.off_peak_s) >= needs.off_peak_seen
+    if fits is None or fits.finding != "RIGHT_SIZED" or not long or quiet < needs.off_peak_hours:
+        return None
+    ratio = scene.trial.ratio if scene.trial else fits.ratio
+    if ratio is None or ratio.value < needs.off_peak_ratio:
+        return None
+    if scene.trains or not scene.declared_slo or fits.demand.get("declared"):
+        return None
+    numbers = f"{quiet} of 168 hours of the week have under 30 % of the busiest one's load"
+    base = fits.recommendation or Recommendation(action="keep it")
+    return msgspec.structs.replace(
+        fits,
+        finding="OVER_OFF_PEAK",
+        summary=f"{fits.summary} But {numbers}.",
+        reasons=[Reason("OFF_PEAK", numbers, {"quiet_hours": quiet}), *fits.reasons],
+        recommendation=msgspec.structs.replace(
+            base,
+            action=(
+                "keep its size for the peak; off peak schedule: run fewer replicas, or give the"
+                " quiet hours other work"
+            ),
+        ),
+    )
 
 
 def _kept(scene: Scene, judged: Verdict | None) -> Verdict | None:
@@ -357,7 +620,8 @@ def _kept(scene: Scene, judged: Verdict | None) -> Verdict | None:
         return None
     if scene.expect_concurrency is not None and judged is None:
         return None  # more is expected than was asked, and no level tells of it
-    if not all(_kept_in(scene, hour) for hour in counted):
+    kept = sum(_kept_in(scene, hour) for hour in counted)
+    if len(counted) - kept > scene.needs.hours_broken_max * len(counted):
         return None
     peak = max(hour.concurrency for hour in counted)
     weeks = scene.pattern.covered_s >= scene.needs.covered_min * WEEK_S
@@ -365,7 +629,8 @@ def _kept(scene: Scene, judged: Verdict | None) -> Verdict | None:
         judged or _bare(),
         finding="RIGHT_SIZED",
         summary=(
-            f"It fits what was asked: all {len(counted)} hours with enough requests kept the SLO,"
+            f"It fits what was asked: {'all' if kept == len(counted) else f'{kept} of'}"
+            f" {len(counted)} hours with enough requests kept the SLO,"
             f" at up to {peak:.3g} requests in flight over an hour. How much more it holds takes a"
             " sweep."
         ),
@@ -403,9 +668,158 @@ def _insufficient(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 # In order of precedence; the last one always has a verdict.
 RULES: tuple[Rule, ...] = (
-    _nothing_observed, _idle, _wrong_measurement, _under, _over, _too_short, _as_swept, _kept,
-    _insufficient,
+    _nothing_observed, _idle, _wrong_measurement, _under, _over, _too_short, _off_peak, _as_swept,
+    _kept, _insufficient,
 )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- circumstances
+
+
+def _circumstances(scene: Scene, verdict: Verdict) -> list[Reason]:
+    """What is behind the demand, or behind what was held, where there is evidence of it."""
+    if verdict.finding in ("IDLE", "INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
+        return []
+    tight = verdict.finding in ("UNDER_SIZED", "BORDERLINE")
+    found = (
+        _throttled(scene),
+        _prefix_cache(scene),
+        *((_retries(scene), _bursts(scene), _diurnal(scene)) if tight else ()),
+    )
+    return [one for one in found if one is not None]
+
+
+POWER_BITS = 0x4 | 0x80  # NVML: software power cap, hardware power brake
+
+
+def _throttled(scene: Scene) -> Reason | None:
+    hot = scene.heat
+    if hot is None or hot.share < scene.needs.throttled:
+        return None
+    power = bool(hot.bits & POWER_BITS)
+    return Reason(
+        "POWER_CAPPED" if power else "THROTTLED",
+        f"{'a power limit' if power else 'heat'} held the clocks down in {hot.share:.0%} of the"
+        " busy time",
+        {"share": hot.share, "clock_event_reasons": hot.bits},
+    )
+
+
+def _prefix_cache(scene: Scene) -> Reason | None:
+    hits, trial = scene.pattern.prefix_hit_rate, scene.trial
+    if hits is None or hits < scene.needs.prefix_hits:
+        return None
+    without = trial.uncached if trial is not None else None
+    more = "" if without is None else f"; without them {_percent(1 / max(without, 1e-6))} of it"
+    return Reason(
+        "PREFIX_CACHE_DEPENDENT",
+        f"{hits:.0%} of the prompts' tokens were found in the prefix cache{more}",
+        {"prefix_hit_rate": hits, "multiple_without": without},
+    )
+
+
+def _retries(scene: Scene) -> Reason | None:
+    pattern = scene.pattern
+    lost = (pattern.aborts or 0.0) + (pattern.rejections or 0.0)
+    if not pattern.requests or lost < scene.needs.retries * pattern.requests:
+        return None
+    share = lost / pattern.requests
+    return Reason(
+        "RETRY_INFLATED",
+        f"{share:.0%} of the requests were given up or turned away; who asks again is counted"
+        " again",
+        {"share": share, "aborts": pattern.aborts, "rejections": pattern.rejections},
+    )
+
+
+def _bursts(scene: Scene) -> Reason | None:
+    within = scene.pattern.burstiness.within_hours
+    if within is None or within < scene.needs.bursts:
+        return None
+    return Reason(
+        "BURST_ONLY",
+        f"arrivals come in bursts: their variance within an hour is {within:.1f} times their mean,"
+        " where independent ones have 1",
+        {"dispersion_within_hours": within},
+    )
+
+
+def _diurnal(scene: Scene) -> Reason | None:
+    loads = [cell.mean for cell in scene.pattern.profile if cell.mean is not None]
+    if scene.pattern.covered_s < 0.9 * DAY_S or not loads or not sum(loads):
+        return None
+    ratio = max(loads) / (sum(loads) / len(loads))
+    if ratio < scene.needs.peak:
+        return None
+    return Reason(
+        "DIURNAL_PEAK",
+        f"the busiest hour of the week has {ratio:.1f} times the mean load",
+        {"peak_over_mean": ratio},
+    )
+
+
+# -------------------------------------------------------------------------------------- hysteresis
+
+
+class Past(msgspec.Struct, frozen=True):
+    """An earlier verdict: what was said, and what its window alone had found."""
+
+    at_unix_s: float
+    finding: str
+    found: str
+
+
+def settled(verdict: Verdict, past: Sequence[Past], needs: Needs, now_s: float) -> Verdict:
+    """The verdict that may be said, after those `past` (newest first, of the same configuration).
+
+    OVER_SIZED takes `over_daily` windows a day apart that found it, UNDER_SIZED two in a row where
+    something else was said before, and its end a demand clearly below the capacity. Until then what
+    was said stays, and `found` is what this window alone says. A shortened window's days are as
+    much shorter.
+    """
+    before = past[0].finding if past else None
+    if verdict.finding == "OVER_SIZED":
+        day_s = min(DAY_S, needs.over_s / 14)
+        days = _days(past, now_s, day_s)
+        if before == "OVER_SIZED" or days >= needs.over_daily:
+            return verdict
+        stays = before if before in ("RIGHT_SIZED", "OVER_OFF_PEAK") else "RIGHT_SIZED"
+        often = f"found on {days} of {needs.over_daily} days in a row so far"
+        return _held_back(verdict, stays, f"It fits, and may be larger than it has to be ({often})")
+    if verdict.finding == "UNDER_SIZED":
+        row = 1 + sum(1 for _ in _leading(past, "UNDER_SIZED"))
+        if before in (None, "UNDER_SIZED", "INSUFFICIENT_DATA") or row >= needs.under_windows:
+            return verdict
+        return _held_back(verdict, str(before), "This window alone says it is too small, and one"
+                          " alone does not change the finding")  # fmt: skip
+    close = verdict.finding == "BORDERLINE" or (
+        verdict.finding in ("RIGHT_SIZED", "OVER_OFF_PEAK")
+        and verdict.ratio is not None
+        and verdict.ratio.value > needs.under_exit
+    )
+    if before == "UNDER_SIZED" and close:
+        return _held_back(verdict, "UNDER_SIZED", "It was too small, and is not clear of it yet")
+    return verdict
+
+
+def _held_back(verdict: Verdict, finding: str, words: str) -> Verdict:
+    prefix = "Simulated: " if verdict.summary.startswith("Simulated: ") else ""
+    summary = f"{prefix}{words}: {verdict.summary.removeprefix(prefix)}"
+    return msgspec.structs.replace(verdict, finding=finding, found=verdict.finding, summary=summary)
+
+
+def _leading(past: Sequence[Past], found: str) -> list[Past]:
+    """The newest ones in a row whose windows found it."""
+    return list(itertools.takewhile(lambda one: one.found == found, past))
+
+
+def _days(past: Sequence[Past], now_s: float, day_s: float) -> int:
+    """How many verdicts in a row found OVER_SIZED, counting one a day, this one included."""
+    count, last_s = 1, now_s
+    for one in _leading(past, "OVER_SIZED"):
+        if one.at_unix_s <= last_s - 0.9 * day_s:
+            count, last_s = count + 1, one.at_unix_s
+    return count
 
 
 # --------------------------------------------------------------------------------------- evidence
@@ -460,11 +874,15 @@ def _fullest(scene: Scene, judged: Verdict) -> tuple[Unit, float, float, float] 
     (unit, demand and surely held load of one replica now, share of what would be left); of the
     unit that is fullest, and null where one of them is not known to be held.
 
-    Smaller is one replica less; of a single server half of it, until a smaller one is measured.
+    Smaller is one replica less; of a single server half the device, until a smaller one is
+    measured: there every request takes up to twice as long, so that twice as many are in flight,
+    and each has to keep half of the SLO's bounds here (`held_half`).
     """
     share = (scene.replicas - 1) / scene.replicas if scene.replicas > 1 else 0.5
     found: list[tuple[Unit, float, float, float]] = []
     held: dict[Unit, float | None] = judged.capacity.get("held", {})
+    if scene.replicas == 1 and scene.slo:
+        held = {unit: scene.held_half.get(unit) for unit in held}
     for unit, load in held.items():
         most = _most(scene, unit)
         if not load or most is None:
@@ -557,8 +975,13 @@ def _sweep_line(scene: Scene) -> str:
 
 
 def _busy(pattern: Pattern) -> float | None:
-    """Share of the observed time in whose minutes a request was in flight or a token written."""
-    return None if pattern.quiet.idle_ratio is None else 1 - pattern.quiet.idle_ratio
+    """Share of the time with a request in flight, at most: that of the minutes that had one, and
+    the mean number in flight, which a time with one adds at least itself to."""
+    if pattern.quiet.idle_ratio is None:
+        return None
+    busy = 1 - pattern.quiet.idle_ratio
+    mean = pattern.concurrency.mean
+    return busy if mean is None else min(busy, max(mean, 0.0))
 
 
 def _idle_w(pattern: Pattern) -> float | None:
@@ -589,12 +1012,11 @@ def _demand(scene: Scene) -> dict[str, Any]:
 
 def _shortened(scene: Scene) -> list[str]:
     """Times that somebody set shorter than they should be are told with every verdict."""
-    usual = Needs()
     return [
         f"{name.removesuffix('_s').upper()}: {span(getattr(scene.needs, name))} of observation were"
-        f" enough, as configured, where {span(getattr(usual, name))} are usual"
-        for name in ("idle_s", "right_s", "over_s")
-        if getattr(scene.needs, name) < getattr(usual, name)
+        f" enough, as configured, where {span(getattr(USUAL, name))} are usual"
+        for name in ("idle_s", "right_s", "over_s", "off_peak_s")
+        if getattr(scene.needs, name) < getattr(USUAL, name)
     ]
 
 

@@ -29,7 +29,7 @@ COUNTERS = frozenset((
     "prefix_cache_queries_total", "prefix_cache_hits_total",
     *(f"{name}_{part}" for name in HISTOGRAMS for part in ("sum", "count")),
 ))  # fmt: skip
-GPU = frozenset(("gpu_energy_j", "gpu_power_w"))
+GPU = frozenset(("gpu_energy_j", "gpu_power_w", "gpu_throttled", "gpu_clock_event_reasons"))
 
 
 class Column(NamedTuple):

@@ -7,13 +7,25 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.assess import Assessment, assess, assess_each, scope_of
 from agent.config import parse as parse_config
 from agent.history import History
 from agent.minutes import Minute, MinuteHistogram
-from agent.model import Confidence, Run, Sweep, Target, TargetGpu, UsageError, Verdict, Workload
+from agent.model import (
+    Confidence,
+    GpuView,
+    Run,
+    ServerView,
+    Sweep,
+    Target,
+    TargetGpu,
+    UsageError,
+    Verdict,
+    Workload,
+)
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
 from agent.sizing.production import Needs
@@ -26,6 +38,7 @@ SLO = parse_slo("ttft:p95<500ms")
 BOUNDS = (0.1, 0.25, 0.6, 1.0, math.inf)
 MINUTES = 180
 END = NOON + 60 * MINUTES
+ROOMY = [msgspec.structs.replace(one, server=ServerView(kv_usage_max=0.3)) for one in SWEEP]
 
 
 def served(
@@ -55,7 +68,7 @@ def sweep(**more: Any) -> Sweep:
         simulated=more.pop("simulated", False),
     )
     return Sweep(
-        run=run, target=Target(**target), **{"workload": workload, "levels": SWEEP, **more}
+        run=run, target=Target(**target), **{"workload": workload, "levels": ROOMY, **more}
     )
 
 
@@ -133,7 +146,7 @@ def test_more_than_it_holds(box: Box) -> None:
 
 def test_too_much_of_it_in_a_shortened_window(box: Box) -> None:
     path = box.serve(2.0, model="m").curve("chat").done()
-    found = ask(path, needs=Needs(over_s=3 * 3600.0)).verdict
+    found = ask(path, needs=Needs(over_s=3 * 3600.0, over_daily=1)).verdict
     assert found.finding == "OVER_SIZED"
     assert "at most 1 requests/s were ever seen in 3 hours" in found.summary
     assert found.capacity["held"]["concurrency"] == 16
@@ -228,8 +241,30 @@ def test_the_newest_that_fits_is_used_and_its_own_slo_where_none_is_declared(box
 def test_a_curve_from_before_a_change_counts_little(box: Box) -> None:
     path = box.serve(2.0, model="m").curve("chat").serve(2.0, model="m,lora", minutes=0).done()
     found = ask(path, needs=Needs(over_s=3600.0)).verdict
-    assert found.finding == "INSUFFICIENT_DATA"
+    assert found.finding == "INVALID_MEASUREMENT"
+    assert [one.code for one in found.reasons] == ["FINGERPRINT_DIFFERS"]
+    assert "model changed on" in found.summary
     assert any("changed" in line for line in found.missing)
+
+
+@pytest.mark.parametrize(
+    ("in_sweep", "in_production", "finding"),
+    [(True, 0.0, "INVALID_MEASUREMENT"), (True, 1.0, "RIGHT_SIZED"), (False, 0.0, "RIGHT_SIZED")],
+)
+def test_a_sweep_with_its_clocks_held_down(
+    box: Box, in_sweep: bool, in_production: float, finding: str
+) -> None:
+    hot = [GpuView("G", clocks_throttled=in_sweep)]
+    box.serve(8.0, model="m")
+    for n in range(MINUTES):
+        held = [gauge("gpu_throttled", in_production, gpu="G"),
+                gauge("gpu_clock_event_reasons", 64 * in_production, gpu="G")]  # fmt: skip
+        box.history.add_minute(minute(NOON + 60 * n, held, source="gpu"))
+    box.curve("chat", levels=[msgspec.structs.replace(one, gpu=hot) for one in ROOMY])
+    verdict = ask(box.done()).verdict
+    assert verdict.finding == finding
+    codes = [one.code for one in verdict.reasons]
+    assert ("THROTTLED" in codes) == (in_sweep or in_production > 0)
 
 
 def test_other_lengths_than_the_swept_ones_count_little(box: Box) -> None:

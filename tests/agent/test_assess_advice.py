@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent import forms
 from agent.assess import assess_each, judge_file
 from agent.config import parse as parse_config
 from agent.minutes import Minute
-from agent.model import Sweep, UsageError, encode
+from agent.model import ServerView, Sweep, UsageError, encode
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
 from agent.sizing.declared import parse_demand
@@ -23,7 +24,7 @@ from tests.agent.test_assess import END, MINUTES, Box, ask
 from tests.agent.test_cli import Command, agent
 
 SLO = parse_slo("ttft:p95<1000ms")
-SHORT = Needs(idle_s=3600.0, right_s=3600.0, over_s=3 * 3600.0)
+SHORT = Needs(idle_s=3600.0, right_s=3600.0, over_s=3 * 3600.0, over_daily=1)
 
 
 @pytest.fixture
@@ -34,7 +35,13 @@ def box(tmp_path: Path) -> Box:
 def alone(box: Box, running: float = 1.5, card: str = "h100-sxm", driver: str = H100) -> Box:
     """One person on a GPU, with a sweep of production's lengths."""
     box.serve(running, gpus=("g0",), model="llama-3.1-8b").power("g0")
-    box.history.add_curve(sweep_of(card, driver=driver, lengths=(200, 100)), "chat")
+    sweep = sweep_of(card, driver=driver, lengths=(200, 100))
+    levels = [
+        msgspec.structs.replace(level, server=ServerView(level.concurrency, waiting_mean=0.0,
+                                kv_usage_max=0.2, prefill_ms=5.0))
+        for level in sweep.levels
+    ]  # fmt: skip
+    box.history.add_curve(msgspec.structs.replace(sweep, levels=levels), "chat")
     return box
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, child, history, peers, published, replay
+from tests.bench import agent, child, history, peers, published, replay, scenarios
 
 Figures = dict[str, float]
 
@@ -389,6 +389,21 @@ def capacity_model(_: Bench) -> list[Row]:
     return [Row(one.what, None, one.value, one.bar, one.reached) for one in figures]
 
 
+def verdicts(bench: Bench) -> list[Row]:
+    """Planted scenarios, judged from a store against what the simulator knows of them."""
+    found = scenarios.show(scenarios.FEW if bench.quick else scenarios.SCENARIOS, bench.directory)
+    thin = [one for one in found if one.scenario.planted == scenarios.THIN]
+    share = 100 * sum(one.is_right for one in found) / len(found)
+    return [
+        Row("scenarios", None, float(len(found))),
+        _at_least("judged right, %", None, share, 95),
+        _at_most("OVER_SIZED where less hardware breaks the SLO",
+                 sum(one.is_dangerous for one in found), 0),
+        _at_least("thin evidence that is told as such, %", None,
+                  100 * sum(one.is_right for one in thin) / max(1, len(thin)), 100),
+    ]  # fmt: skip
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -403,6 +418,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
      agent_store),
     ("replay of public traces", replayed),
     ("capacity model", capacity_model),
+    ("verdicts", verdicts),
 )  # fmt: skip
 
 

@@ -11,11 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
-from agent.model import Verdict
+from agent.model import Confidence, Ratio, Reason, Recommendation, Verdict
 from agent.sizing.curve import analyse, parse_slo
 from agent.sizing.judge import Observed, judge
 from agent.sizing.pattern import pattern
-from agent.sizing.production import Needs, Scene, conclude, hours, span, weekend_s
+from agent.sizing.production import (
+    Heat,
+    Little,
+    Needs,
+    Past,
+    Scene,
+    conclude,
+    hours,
+    settled,
+    span,
+    weekend_s,
+)
+from agent.sizing.trial import Trial
 from agent.sizing.window import Window
 from tests.agent.sizing.test_judge import SWEEP
 
@@ -68,7 +80,9 @@ def judged(one: Scene) -> Verdict:
 
 def measured(minutes: list[Minute], **more: Any) -> Verdict:
     one = scene(minutes, curve="measured", **more)
-    return conclude(one, judged(one))
+    by_curve = judged(one)
+    held = by_curve.capacity["held"]  # as if half of the bounds were kept under the same load
+    return conclude(msgspec.structs.replace(one, held_half=held), by_curve)
 
 
 def alone(minutes: list[Minute], **more: Any) -> Verdict:
@@ -88,7 +102,8 @@ def days(n: float, running: float, **more: Any) -> list[Minute]:
     [
         # the curve holds 16 surely, breaks at 32
         (days(7, 12), {}, "RIGHT_SIZED"),
-        (days(7, 40), {}, "UNDER_SIZED"),
+        (days(7, 40, ttft=SLOW), {}, "UNDER_SIZED"),
+        (days(7, 40), {}, "INSUFFICIENT_DATA"),  # the curve says so, and the SLO was kept
         (days(7, 20), {}, "BORDERLINE"),
         ([*days(7, 12), hour(168, 40)], {}, "RIGHT_SIZED"),  # P99 leaves one hour of 169 out
         ([*days(2, 12), *[hour(48 + k, 40) for k in range(2)]], {}, "BORDERLINE"),  # P95 is 12
@@ -103,9 +118,9 @@ def days(n: float, running: float, **more: Any) -> list[Minute]:
         ([*days(14, 5), hour(336, 5, most=7)], {}, "RIGHT_SIZED"),  # its peak would
         (days(14, 5, requests_rejected_total=2.0), {}, "INSUFFICIENT_DATA"),
         (days(14, 12), {"replicas": 2}, "OVER_SIZED"),  # 12 of 16 on one
-        (days(14, 1e-9), {"replicas": 20}, "OVER_SIZED"),
+        (days(14, 0.05), {"replicas": 20}, "OVER_SIZED"),
         (days(14, 14), {"replicas": 2}, "RIGHT_SIZED"),
-        (days(14, 80), {"replicas": 2}, "UNDER_SIZED"),
+        (days(14, 80, ttft=SLOW), {"replicas": 2}, "UNDER_SIZED"),
         ([hour(0, 12)], {}, "RIGHT_SIZED"),
         ([hour(0, 12)], {"needs": Needs(right_s=2 * HOUR)}, "INSUFFICIENT_DATA"),
         (days(0.5, 0), {}, "INSUFFICIENT_DATA"),
@@ -165,8 +180,8 @@ def test_what_is_short_of_over_sized_is_named_and_never_safe() -> None:
     found = measured(days(12, 5), declared_slo=False)
     assert found.summary == (
         "So far it looks over-sized, but nothing is to be taken away yet: at most 5 concurrent"
-        " requests were ever seen in 12 days, 16 are surely held: half of it would be 62 % full at"
-        " that peak."
+        " requests were ever seen in 12 days, 16 are surely held within half of the SLO's bounds"
+        " and of the KV cache: half of it would be 62 % full at that peak."
     )
     assert found.missing[0].startswith("2 more day(s): 12 were observed")
     assert "an SLO declared for this service" in found.missing[1]
@@ -286,3 +301,216 @@ def test_hardware_is_never_taken_away_on_thin_evidence(
         assert most < 0.85 * 16 * left
         assert is_own
         assert not trains
+
+
+# ---------------------------------------------------------------------------------- off its peak
+
+
+def office(n: int, peak: float = 12.0) -> list[Minute]:
+    """Days whose nights have hardly any load."""
+    return [hour(at, peak if 8 <= at % 24 < 18 else 1.0) for at in range(24 * n)]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "more", "finding"),
+    [
+        (office(7), {}, "OVER_OFF_PEAK"),
+        (office(5), {}, "RIGHT_SIZED"),  # weekends were not seen
+        (days(7, 12), {}, "RIGHT_SIZED"),
+        (office(7), {"needs": Needs(off_peak_hours=120)}, "RIGHT_SIZED"),
+        (office(7), {"needs": Needs(off_peak_ratio=0.9)}, "RIGHT_SIZED"),
+        (office(7), {"trains": True}, "RIGHT_SIZED"),
+        (office(7), {"declared_slo": False}, "RIGHT_SIZED"),
+    ],
+)
+def test_right_at_its_peak_alone(minutes: list[Minute], more: dict[str, Any], finding: str) -> None:
+    found = measured(minutes, **more)
+    assert found.finding == finding
+    assert ("schedule" in (found.recommendation or RECOMMEND).action) == (
+        finding == "OVER_OFF_PEAK"
+    )
+
+
+RECOMMEND = Recommendation(action="")
+
+# -------------------------------------------------------------------------------------- the replay
+
+
+def tried(value: float, lo: float, hi: float, smaller: float = 0.0) -> Trial:
+    return Trial(value, lo, hi, smaller, None, 1000, "a replay")
+
+
+TORN_WEEK = days(7, 20, ttft=TORN)  # neither surely kept nor surely broken
+
+
+@pytest.mark.parametrize(
+    ("minutes", "trial", "finding"),
+    [
+        (TORN_WEEK, tried(1.5, 1.2, 1.8), "RIGHT_SIZED"),
+        (TORN_WEEK, tried(1.1, 0.9, 1.3), "BORDERLINE"),
+        (TORN_WEEK, tried(0.9, 0.7, 1.1), "BORDERLINE"),
+        (TORN_WEEK, tried(0.8, 0.7, 0.9), "UNDER_SIZED"),
+        (days(7, 20), tried(0.8, 0.7, 0.9), "BORDERLINE"),  # production kept it all the same
+        (days(7, 20), tried(1.1, 0.9, 1.3), "RIGHT_SIZED"),
+        (days(7, 40, ttft=SLOW), tried(1.5, 1.2, 1.8), "UNDER_SIZED"),  # what broke, broke
+        (days(14, 5), tried(4, 3, 5, smaller=1.3), "OVER_SIZED"),
+        (days(14, 5), tried(4, 3, 5, smaller=1.1), "RIGHT_SIZED"),
+        ([*days(14, 5), *[hour(336 + k, 5, ttft=SLOW) for k in range(2)]],
+         tried(4, 3, 5, smaller=1.3), "RIGHT_SIZED"),
+    ],
+)  # fmt: skip
+def test_what_the_replay_decides(minutes: list[Minute], trial: Trial, finding: str) -> None:
+    found = measured(minutes, trial=trial)
+    assert found.finding == finding
+    assert "a replay" in found.rests_on
+    if found.ratio is not None:
+        assert found.ratio == trial.ratio
+
+
+# ---------------------------------------------------------------------------------- circumstances
+
+
+def codes(found: Verdict) -> set[str]:
+    return {one.code for one in found.reasons}
+
+
+@pytest.mark.parametrize(
+    ("sampled_s", "summed_s", "requests", "is_wrong"),
+    [
+        (20_000, 10_000, 1000, True),
+        (10_000, 20_000, 1000, True),
+        (12_000, 10_000, 1000, False),
+        (2_000, 1_000, 1000, False),  # too little to tell
+        (20_000, 10_000, 50, False),
+    ],
+)
+def test_gauges_and_latencies_that_contradict_each_other(
+    sampled_s: float, summed_s: float, requests: float, is_wrong: bool
+) -> None:
+    found = measured(days(7, 12), little=Little(sampled_s, summed_s, requests))
+    assert (found.finding == "INVALID_MEASUREMENT") == is_wrong
+    assert ("TELEMETRY_INCONSISTENT" in codes(found)) == is_wrong
+
+
+def test_a_sweep_that_does_not_count_is_said_unless_production_proves_more() -> None:
+    why = Reason("FINGERPRINT_DIFFERS", "dtype changed")
+    assert measured(days(7, 12), wrong=why).finding == "INVALID_MEASUREMENT"
+    broken = days(7, 40, waiting=3, ttft=SLOW)
+    assert measured(broken, wrong=why).finding == "UNDER_SIZED"
+
+
+@pytest.mark.parametrize(
+    ("heat", "code"),
+    [
+        (Heat(0.5, 0x40), "THROTTLED"), (Heat(0.5, 0x4), "POWER_CAPPED"),
+        (Heat(0.01, 0x40), None), (None, None),
+    ],
+)  # fmt: skip
+def test_clocks_that_are_held_down(heat: Heat | None, code: str | None) -> None:
+    found = codes(measured(days(7, 12), heat=heat))
+    assert found & {"THROTTLED", "POWER_CAPPED"} == ({code} if code else set())
+
+
+def bursty(quiet: float, loud: float) -> list[Minute]:
+    """Minutes of two hours: each fifth one loud. As many requests as in flight."""
+    minutes = []
+    for at in range(120):
+        n = loud if at % 5 == 0 else quiet
+        values = (
+            MinuteValue("requests_running", (), 12, 40, 0, 40, 40),
+            MinuteValue("requests_received_total", (), 12, 0, 0, 0, 0, n),
+        )
+        histograms = (MinuteHistogram("ttft_seconds", (), BOUNDS, SLOW),)
+        minutes.append(Minute("chat", MONDAY + 60 * at, values, histograms, 60.0))
+    return minutes
+
+
+@pytest.mark.parametrize(("loud", "fires"), [(100, True), (12, False)])
+def test_bursts(loud: float, fires: bool) -> None:
+    minutes = bursty(10, loud)
+    window = Window(MONDAY, MONDAY + 7200, servers=["chat"]).add_all(minutes)
+    one = Scene(pattern(window), hours(window, SLO), SLO, True, "measured")
+    found = conclude(one, judged(one))
+    assert found.finding == "UNDER_SIZED"
+    assert ("BURST_ONLY" in codes(found)) == fires
+
+
+@pytest.mark.parametrize(("night", "fires"), [(1.0, True), (30.0, False)])
+def test_a_peak_of_the_day(night: float, fires: bool) -> None:
+    minutes = [
+        hour(at, 40 if at % 24 in (11, 12) else night, ttft=SLOW if at % 24 in (11, 12) else FAST)
+        for at in range(7 * 24)
+    ]
+    found = measured(minutes)
+    assert found.finding == "UNDER_SIZED"
+    assert ("DIURNAL_PEAK" in codes(found)) == fires
+
+
+@pytest.mark.parametrize(("aborted", "fires"), [(20.0, True), (1.0, False)])
+def test_requests_that_were_given_up(aborted: float, fires: bool) -> None:
+    found = measured(days(7, 40, ttft=SLOW, requests_aborted_total=aborted))
+    assert found.finding == "UNDER_SIZED"
+    assert ("RETRY_INFLATED" in codes(found)) == fires
+
+
+@pytest.mark.parametrize(("hits", "fires"), [(60.0, True), (10.0, False)])
+def test_what_hangs_on_the_prefix_cache(hits: float, fires: bool) -> None:
+    cache = {"prefix_cache_queries_total": 100.0, "prefix_cache_hits_total": hits}
+    found = measured(days(7, 12, **cache))
+    assert ("PREFIX_CACHE_DEPENDENT" in codes(found)) == fires
+
+
+# -------------------------------------------------------------------------------------- hysteresis
+
+
+def said(finding: str, ratio: float | None = None) -> Verdict:
+    return Verdict(
+        finding, "So.", Confidence("low", ""), ratio=Ratio(ratio) if ratio is not None else None
+    )
+
+
+def past(*rows: tuple[float, str, str]) -> list[Past]:
+    """(days ago, finding, found)"""
+    return [Past(100 * DAY - ago * DAY, finding, found) for ago, finding, found in rows]
+
+
+RIGHT, UNDER, OVER = "RIGHT_SIZED", "UNDER_SIZED", "OVER_SIZED"
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "finding"),
+    [
+        (said(UNDER), [], UNDER),
+        (said(UNDER), past((0.1, RIGHT, RIGHT)), RIGHT),
+        (said(UNDER), past((0.1, RIGHT, UNDER), (0.2, RIGHT, RIGHT)), UNDER),
+        (said(UNDER), past((0.1, UNDER, UNDER)), UNDER),
+        (said(UNDER), past((0.1, "INSUFFICIENT_DATA", "INSUFFICIENT_DATA")), UNDER),
+        (said("BORDERLINE", 1.0), past((0.1, UNDER, UNDER)), UNDER),
+        (said(RIGHT, 0.97), past((0.1, UNDER, UNDER)), UNDER),
+        (said(RIGHT, 0.9), past((0.1, UNDER, UNDER)), RIGHT),
+        (said("BORDERLINE", 1.0), past((0.1, RIGHT, RIGHT)), "BORDERLINE"),
+        (said(OVER), [], RIGHT),
+        (said(OVER), past((1, RIGHT, OVER)), RIGHT),
+        (said(OVER), past((1, RIGHT, OVER), (2, RIGHT, OVER)), OVER),
+        (said(OVER), past((0.1, RIGHT, OVER), (0.2, RIGHT, OVER), (0.3, RIGHT, OVER)), RIGHT),
+        (said(OVER), past((1, RIGHT, OVER), (1.5, RIGHT, RIGHT), (2, RIGHT, OVER)), RIGHT),
+        (said(OVER), past((1, "OVER_OFF_PEAK", OVER)), "OVER_OFF_PEAK"),
+        (said(OVER), past((0.1, OVER, OVER)), OVER),
+        (said("IDLE"), past((0.1, UNDER, UNDER)), "IDLE"),
+    ],
+)
+def test_findings_do_not_flap(found: Verdict, before: list[Past], finding: str) -> None:
+    verdict = settled(found, before, Needs(), 100 * DAY)
+    assert verdict.finding == finding
+    assert verdict.found == (found.finding if finding != found.finding else None)
+    assert verdict.summary.endswith("So.")
+
+
+@given(st.lists(st.sampled_from([RIGHT, UNDER, OVER, "BORDERLINE", "IDLE"]), max_size=30))
+def test_over_sized_is_never_said_before_its_days(found: list[str]) -> None:
+    """Judged each hour of one day, whatever each window finds."""
+    before: list[Past] = []
+    for at, finding in enumerate(found[:24]):
+        verdict = settled(said(finding, 1.0), before, Needs(), at * HOUR)
+        assert verdict.finding != OVER
+        before.insert(0, Past(at * HOUR, verdict.finding, verdict.found or verdict.finding))

@@ -85,9 +85,14 @@ def test_every_point_arrives_once(
     assert len(arrived) >= 12
     kept = samples(agent.db)
     # A kill may come between a sample's two ways, to the store and to the outbox.
-    missing = arrived.keys() ^ kept.keys()
-    assert all(min(abs(at / 1e3 - kill) for kill in kills) < 2.5 for at in missing)
-    assert len(missing) <= 2 * len(kills)
+    unkept = arrived.keys() - kept.keys()
+    assert all(min(abs(at / 1e3 - kill) for kill in kills) < 2.5 for at in unkept)
+    # A slow disk may hold one export up until the next sample is there. What an outage or a death
+    # had lost would be all samples in a row.
+    marks = [at in arrived for at in sorted(kept)]
+    rows = "".join("+" if here else "-" for here in marks)
+    assert "---" not in rows, rows
+    assert rows.count("-") <= 2 * len(kills) + 2, rows
     assert all(arrived[at] == kept[at] for at in arrived.keys() & kept.keys())
 
 

@@ -502,13 +502,14 @@ def schedule(kind: str, rate: float, n: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["constant", "poisson"])
 def test_an_open_loop_keeps_its_schedule_while_the_server_stalls(play: Play, kind: str) -> None:
-    """From the 10th request on the server holds every answer back until 0.5 s have gone by."""
+    """The server holds every answer back until 0.5 s have gone by since the first request."""
 
     async def main() -> None:
-        began = time.monotonic()
+        began: list[float] = []
 
         def script(request: Request) -> Script:
-            return stream(2, first_s=max(0.0, began + 0.5 - time.monotonic()))
+            began.append(time.monotonic())
+            return stream(2, first_s=max(0.0, began[0] + 0.5 - began[-1]))
 
         async with serving(script) as server:
             level = opened(server, 100, kind, requests=40)

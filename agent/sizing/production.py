@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from agent.model import Confidence, Reason, Recommendation, Slo, Verdict
+from agent.model import Confidence, Ratio, Reason, Recommendation, Slo, Verdict
 from agent.sizing.curve import format_slo
 from agent.sizing.judge import UNIT_NAMES, Unit
 from agent.sizing.pattern import Distribution, Pattern
@@ -284,7 +284,7 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
         summary=f"{prefix}{verdict.summary}",
         reasons=[*verdict.reasons, *_circumstances(scene, verdict)],
         demand={**verdict.demand, **_demand(scene)},
-        ratio=scene.trial.ratio if scene.trial and verdict.ratio else verdict.ratio,
+        ratio=_ratio(scene, verdict),
         rests_on=[
             *scene.rests_on,
             *verdict.rests_on,
@@ -296,6 +296,13 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
         energy={**verdict.energy, **_energy(scene.pattern)},
         missing=list(dict.fromkeys((*verdict.missing, *scene.missing))),
     )
+
+
+def _ratio(scene: Scene, verdict: Verdict) -> Ratio | None:
+    """The replay's, where the observed demand is what decides."""
+    if scene.trial is None or verdict.ratio is None or verdict.demand.get("declared"):
+        return verdict.ratio
+    return scene.trial.ratio
 
 
 def _nothing_observed(scene: Scene, judged: Verdict | None) -> Verdict | None:
@@ -433,9 +440,16 @@ def _by_trial(scene: Scene, judged: Verdict, finding: str, words: str, action: s
     """What the replay says, in its numbers."""
     trial = scene.trial
     assert trial is not None
-    ratio = trial.ratio
-    if judged.finding == finding and finding != "UNDER_SIZED":
-        return judged
+    ratio, agrees = trial.ratio, judged.finding == finding
+    confidence = Confidence(
+        "low" if judged.confidence.level in ("none", "low") else "medium",
+        "a replay through the fitted engine",
+    )
+    recommendation = Recommendation(
+        action=action,
+        confirm_with=_sweep(scene),
+        overturned_by="hours of this load that show the other",
+    )
     return msgspec.structs.replace(
         judged,
         finding=finding,
@@ -443,22 +457,17 @@ def _by_trial(scene: Scene, judged: Verdict, finding: str, words: str, action: s
             f"{words}: replayed, the observed requests take {_percent(ratio.value)} of what it"
             f" holds within the SLO ({_percent(ratio.lo)} to {_percent(ratio.hi)})."
         ),
-        confidence=Confidence(
-            "low" if judged.confidence.level in ("none", "low") else "medium",
-            "a replay through the fitted engine",
-        ),
+        confidence=judged.confidence if agrees else confidence,
         ratio=ratio,
-        recommendation=Recommendation(
-            action=action,
-            confirm_with=_sweep(scene),
-            overturned_by="hours of this load that show the other",
-        ),
+        recommendation=judged.recommendation if agrees else recommendation,
         missing=[line for line in judged.missing if not line.startswith("levels up to")],
     )
 
 
 def _percent(ratio: float | None) -> str:
-    return "?" if ratio is None else f"{100 * ratio:.0f} %"
+    if ratio is None:
+        return "?"
+    return f"{100 * ratio:.0f} %" if ratio < 10 else "over ten times"
 
 
 def _broke_in_production(
@@ -710,7 +719,10 @@ def _prefix_cache(scene: Scene) -> Reason | None:
     if hits is None or hits < scene.needs.prefix_hits:
         return None
     without = trial.uncached if trial is not None else None
-    more = "" if without is None else f"; without them {_percent(1 / max(without, 1e-6))} of it"
+    more = ""
+    if without is not None:
+        taken = _percent(1 / max(without, 1e-6))
+        more = f"; computed all, the same requests would take {taken} of what it holds"
     return Reason(
         "PREFIX_CACHE_DEPENDENT",
         f"{hits:.0%} of the prompts' tokens were found in the prefix cache{more}",

@@ -238,7 +238,8 @@ def _gaps(record: Record) -> tuple[Floats, Floats, Floats]:
 
 class Truth(NamedTuple):
     """Whether the SLO breaks now, at 12 % more and less, and at 0.3 of the capacity being the
-    demand (`busy`); whether less hardware holds it, and with room for 15 % (`smaller…`)."""
+    demand (`busy`); whether less hardware holds it, and with room for 15 % (`smaller…`); whether
+    requests are in flight in under 1 % of the time (`idle`)."""
 
     now: Hours
     more: bool
@@ -246,6 +247,7 @@ class Truth(NamedTuple):
     smaller: bool
     smaller_safe: bool
     busy: bool
+    idle: bool
 
 
 @lru_cache(maxsize=64)
@@ -261,6 +263,7 @@ def truth(box: Box, traffic: Traffic, targets: str) -> Truth:
         return hours(parts, slo).breaks
 
     now = hours(played(box, traffic), slo)
+    in_flight_s = sum(float(np.nansum(part.done.e2e_s)) for part in played(box, traffic))
     fuller = _busy(came(_more(traffic, peak_rps=traffic.peak_rps / 0.3)))  # of its own instants
     less_breaks = now.breaks or breaks(1.0, spec, replicas)
     return Truth(
@@ -270,6 +273,7 @@ def truth(box: Box, traffic: Traffic, targets: str) -> Truth:
         smaller=not less_breaks,
         smaller_safe=not less_breaks and not breaks(1 / 0.85, spec, replicas),
         busy=now.breaks or hours(served(box.spec, fuller, box.replicas), slo).breaks,
+        idle=in_flight_s < 0.01 * traffic.days * DAY_S,
     )
 
 
@@ -617,7 +621,7 @@ TWO, THREE = Box(replicas=2), Box(replicas=3)
 KV = Box(blocks=2000)  # a cache of 32,000 tokens: 32 requests in the mean
 CAP = Box(max_num_seqs=8)
 WEEK, LONG, LITTLE = Traffic(0.2), Traffic(0.2, days=16), Traffic(0.03, days=16)
-PERSON = Traffic(0.0012, days=16, shape="flat")
+PERSON = Traffic(0.002, days=16, shape="flat")
 THIN, INVALID = "INSUFFICIENT_DATA", "INVALID_MEASUREMENT"
 
 
@@ -703,7 +707,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("no sweep, no SLO", L4, SHORT, curve=no_sweep, declared=False, planted=THIN),
     Scenario("no sweep, no histograms", L4, SHORT, curve=no_sweep, faults=(only(*GAUGES),),
              planted=THIN),
-    Scenario("no sweep, hardly a request", L4, _more(PERSON, peak_rps=0.002), curve=no_sweep,
+    Scenario("no sweep, hardly a request", L4, PERSON, curve=no_sweep,
              planted=THIN),
     Scenario("a sweep that ends below the demand", L4, SHORT, curve=up_to(4),
              faults=(only(*GAUGES),), planted=THIN),
@@ -739,6 +743,8 @@ def right(one: Scenario, known: Truth) -> tuple[str, ...]:
     """What may be said of it; the first is what should be."""
     if one.planted:
         return one.planted, *one.also
+    if known.idle:
+        return ("IDLE",)
     if known.now.breaks:
         return ("UNDER_SIZED",) if known.less else ("UNDER_SIZED", "BORDERLINE")
     close = ("BORDERLINE",) if known.more else ()

@@ -353,13 +353,12 @@ async def _server(server: Server) -> ServerFacts:
 def missing_series(engine: str | None, found: Sequence[Reading]) -> tuple[Lacking, ...]:
     """What a page lacks, with what brings it where the dialect's table knows."""
     dialect = next((one for one in dialects.DIALECTS if one.name == engine), None)
-    tell = getattr(dialects, "missing", None)
-    if dialect is not None and tell is not None:
+    if dialect is not None:
         return tuple(
             Lacking(
                 one.canonical, "" if one.brings.startswith("nothing") else one.brings, one.costs
             )
-            for one in tell(found, dialect)
+            for one in dialects.missing(found, dialect)
         )
     names = {one.name.removesuffix("_count") for one in found}
     mend = "update the server, or see which flag of it turns its metrics on"

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import platformdirs
 import sqlite_utils
 
 from agent import database, rows, schema, tiers
+from agent.config import default_db
 from agent.database import Lock, Locked, transaction
 from agent.minutes import Minute
 from agent.model import Reading, Served, StoreError, Sweep, Verdict, encode
@@ -91,17 +91,6 @@ class _Work(NamedTuple):
     future: Future[Any]
 
 
-def default_path() -> Path:
-    """`agent.db` in the user's data directory."""
-    return Path(platformdirs.user_data_dir("servefit")) / "agent.db"
-
-
-# ------------------------------------------------------------------------------------------- lock
-
-
-# ---------------------------------------------------------------------------------------- opening
-
-
 # ---------------------------------------------------------------------------------------- history
 
 
@@ -123,7 +112,7 @@ class History:
         free_bytes: Callable[[], int] | None = None,
         upkeep_every_s: float = UPKEEP_EVERY_S,
     ) -> None:
-        self.path = path or default_path()
+        self.path = path or default_db()
         self.settings = settings or Settings()
         self.timeline = timeline or Timeline()
         self._free_bytes = free_bytes or self._disk_free_bytes
@@ -734,7 +723,7 @@ def import_curve(path: Path | None, sweep: Sweep, source: str | None = None) -> 
     Beside a running agent this is one short transaction of a connection that never checkpoints.
     Raises StoreError, UsageError for a curve that says nothing.
     """
-    path = path or default_path()
+    path = path or default_db()
     row = rows.curve_row(sweep, source, time.time())
     try:
         with History(path) as history:

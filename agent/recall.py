@@ -25,8 +25,8 @@ import numpy as np
 import sqlite_utils
 
 from agent import chunks, schema
+from agent.config import default_db
 from agent.database import check_version, said
-from agent.history import default_path
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import StoreError, Sweep, UsageError, decode_sweep
@@ -162,7 +162,7 @@ class Recall:
     def __init__(
         self, path: Path | None = None, *, give_up: Callable[[], bool] | None = None
     ) -> None:
-        self.path = path or default_path()
+        self.path = path or default_db()
         if not self.path.exists():
             raise StoreError(
                 f"no agent has written {self.path}: start `agent run`, or give another --db"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +15,14 @@ if TYPE_CHECKING:
 def printable(text: str) -> str:
     """One line that cannot steer a terminal, whatever a server, a file or a name put into it."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+
+
+def defect(error: Exception) -> str:
+    """What is ours to mend, in one line: where, and never the error's text, which may hold an
+    address."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"a defect of servefit: {type(error).__name__}{where}"
 
 
 def number(value: float | None) -> str:

@@ -18,14 +18,11 @@ from yarl import URL
 from agent import here
 from agent.model import Reading, UsageError
 from agent.samplers import Sampler, SamplerError
+from agent.samplers.watched import pause_s
 
 if TYPE_CHECKING:
     from agent.samplers.nvml import NvmlSampler
     from agent.samplers.server import ServerSampler
-
-# A source is busy with us for at most a third of the time: after a slow answer we wait twice as
-# long as it took.
-REST_PER_WORK = 2.0
 
 
 class Observer:
@@ -82,12 +79,11 @@ class Observer:
         await asyncio.gather(*(self._once(sampler) for sampler, _ in self._samplers))
 
     async def _repeat(self, sampler: Sampler, interval_s: float, stop: asyncio.Event) -> None:
-        pause_s = interval_s
-        while not await _set_within(stop, pause_s):
+        wait_s = interval_s
+        while not await _set_within(stop, wait_s):
             began = time.monotonic()
             await self._once(sampler)
-            took_s = time.monotonic() - began
-            pause_s = max(interval_s - took_s, REST_PER_WORK * took_s)
+            wait_s = pause_s(interval_s, time.monotonic() - began)
 
     async def _once(self, sampler: Sampler) -> None:
         """One sample. Whatever it raises becomes a note: observing never ends a measurement."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
 from agent.model import Reading
 from agent.samplers import Sampler, SamplerError
+from agent.words import defect
 
 # A source is busy with us for at most a third of the time: after a slow answer we wait twice as
 # long as it took.
 REST_PER_WORK = 2.0
+
+
+def pause_s(interval_s: float, took_s: float) -> float:
+    """How long to leave a source alone that took so long to answer."""
+    return max(interval_s - took_s, REST_PER_WORK * took_s)
 
 
 class SamplerStatus(msgspec.Struct, frozen=True):
@@ -68,7 +72,7 @@ class Watched:
         except SamplerError as error:
             self._failed(began_ns, str(error))
         except Exception as error:  # a defect of one sampler is no reason to stop the others
-            self._failed(began_ns, _defect(error))
+            self._failed(began_ns, defect(error))
         else:
             self._ok, self._line, self._ok_at_ns = True, None, self._clock()
             self._duration_s = (self._ok_at_ns - began_ns) / 1e9
@@ -102,15 +106,14 @@ class Watched:
 
     def pause_s(self, interval_s: float) -> float:
         """How long to wait for the next sample: a slow source is asked less often."""
-        took_s = self._duration_s or 0.0
-        return max(interval_s - took_s, REST_PER_WORK * took_s)
+        return pause_s(interval_s, self._duration_s or 0.0)
 
     async def close(self) -> None:
         """Closes the sampler; one that cannot be closed is left."""
         try:
             await self.sampler.close()
         except Exception as error:
-            self._line = _defect(error)
+            self._line = defect(error)
 
     def _age_s(self) -> float | None:
         return None if self._ok_at_ns is None else (self._clock() - self._ok_at_ns) / 1e9
@@ -129,10 +132,3 @@ class Watched:
             for name, value in values.items()
             if value is not None
         ]
-
-
-def _defect(error: Exception) -> str:
-    """What is ours to mend, in one line. Without the error's text, which may hold an address."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"a defect of servefit: {type(error).__name__}{where}"

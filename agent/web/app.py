@@ -15,7 +15,6 @@ import ipaddress
 import logging
 import os
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ from agent.model import ServefitError, UsageError, decode_sweep, encode
 from agent.recall import Recall
 from agent.web import answers
 from agent.when import utc
-from agent.words import printable
+from agent.words import defect, printable
 
 T = TypeVar("T")
 _Given = dict[str, str | None]
@@ -176,20 +175,13 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ServefitError as error:
         return _error(503, str(error), {"Retry-After": "5"})
     except Exception as error:
-        return _error(500, _defect(error))
+        return _error(500, f"{defect(error)}: please report it")
 
 
 def _error(status: int, why: str, headers: dict[str, str] | None = None) -> web.Response:
     response = _json(encode({"error": printable(why)}), status)
     response.headers.update(headers or {})
     return response
-
-
-def _defect(error: Exception) -> str:
-    """What is ours to mend, without the error's text, which may hold anything."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"a defect of servefit: {type(error).__name__}{where}: please report it"
 
 
 def _json(body: bytes | bytearray, status: int = 200) -> web.Response:

@@ -25,7 +25,7 @@ from agent.web.app import HEADERS, STATIC, Site, application
 from loadgen.report.html import FINDINGS
 from loadgen.report.labels import REASONS
 from tests.agent.web.month import BOUNDS, DAY_S, END, MODEL, Month, at, ttft_counts
-from tests.conftest import find_axe, find_chromium
+from tests.conftest import find_axe
 from tests.e2e.running_agent import Page, RunningAgent, server
 from tests.loadgen.report import samples
 from tests.support import require
@@ -76,22 +76,6 @@ def month(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Month]:
 def url(month: Month) -> Iterator[str]:
     with Served(month) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = find_chromium()
-    require(chromium, "Chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        require(False, "playwright")
-        raise
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 class Shown:

@@ -7,7 +7,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from loadgen.report.html import render
 from tests.loadgen.report import samples
-from tests.support import require
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = (390, 1280, 1920)
@@ -225,22 +223,6 @@ class Shown:
         folder = ROOT / "artifacts"
         folder.mkdir(exist_ok=True)
         self.page.screenshot(path=str(folder / f"report-{name}.png"), full_page=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    require(chromium, "Chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        require(False, "playwright")
-        raise
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -32,7 +32,15 @@ def find_kubernetes_validate() -> Path | None:
 
 
 def find_victoria_metrics() -> Path | None:
-    command = real_dir() / "victoria-metrics" / "victoria-metrics"
+    return _unpacked("victoria-metrics")
+
+
+def find_promtool() -> Path | None:
+    return _unpacked("promtool")
+
+
+def _unpacked(name: str) -> Path | None:
+    command = real_dir() / name / name
     return command if command.exists() else None
 
 
@@ -305,6 +313,7 @@ def missing_parts() -> list[str]:
         "Arize Phoenix (make real-parts)": find_phoenix(),
         "Kubernetes' schemas (make real-parts)": find_kubernetes_validate(),
         "VictoriaMetrics (make real-parts, on Debian)": find_victoria_metrics(),
+        "promtool (make real-parts, on Debian)": find_promtool(),
         "axe-core (make real-parts, with npm)": find_axe(),
         "Chromium (make real-parts as root, or your distribution's package)": find_chromium(),
         "a C compiler, for the NVML stand-in (gcc or clang)": shutil.which("cc"),

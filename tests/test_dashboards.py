@@ -42,7 +42,7 @@ from agent.model import (
 from dashboards.generate import DASHBOARDS, HERE, expand, files, render_all
 from loadgen.targets.process import announced, running
 from tests.agent.samplers.test_dcgm import GOLDEN, read
-from tests.conftest import VictoriaMetrics, find_victoria_metrics
+from tests.conftest import VictoriaMetrics, find_promtool, find_victoria_metrics
 from tests.e2e.command import Started, loadgen
 from tests.e2e.running_agent import RunningAgent, server
 from tests.nvml_standin import compiled
@@ -511,9 +511,8 @@ def test_kv_use_is_averaged_over_what_shares_a_name(victoria_metrics: VictoriaMe
 @pytest.mark.parametrize("what", ["alerts", "configuration", "dashboards"])
 def test_promtool_takes_them(tmp_path: Path, what: str) -> None:
     """Prometheus' own parser is stricter than VictoriaMetrics'."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("no promtool here; the expressions are run without it")
+    promtool = find_promtool()
+    require(promtool, "promtool (make real-parts)")
     recorded = tmp_path / "dashboards.yaml"
     asked = {Observed.filled(expr, "agent:9477") for name in BY_NAME for expr in expressions(name)}
     rules = [{"record": f"n{n}", "expr": expr} for n, expr in enumerate(sorted(asked))]
@@ -523,7 +522,7 @@ def test_promtool_takes_them(tmp_path: Path, what: str) -> None:
         "configuration": ["config", CONFIG / "prometheus.yml"],
         "dashboards": ["rules", recorded],
     }[what]
-    said = subprocess.run([promtool, "check", *command], capture_output=True, text=True)
+    said = subprocess.run([str(promtool), "check", *command], capture_output=True, text=True)
     assert said.returncode == 0, said.stdout + said.stderr
 
 

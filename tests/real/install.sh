@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the real parts that the tests measure against, each in an environment of its own:
 # vLLM (CPU build), Arize Phoenix, Kubernetes' schemas, with npm axe-core, on Debian VictoriaMetrics
-# and, as root on Debian or Ubuntu, Chromium. About 5 GB.
+# and promtool and, as root on Debian or Ubuntu, Chromium. About 5 GB.
 #
 # They go to $SERVEFIT_REAL (default: servefit/real in the user's cache directory). What is there
 # in the pinned version is left alone, so running it again costs nothing.
@@ -15,6 +15,7 @@ PHOENIX='arize-phoenix==20.26.1'
 KUBERNETES='kubernetes-validate==1.37.0'
 AXE='axe-core@4.14.1'
 VICTORIA_METRICS='victoria-metrics/trixie' # 1.112; older ones take no OTLP under its usual names
+PROMTOOL='promtool/trixie' # 2.53
 
 real=${SERVEFIT_REAL:-${XDG_CACHE_HOME:-$HOME/.cache}/servefit/real}
 mkdir -p "$real"
@@ -52,38 +53,39 @@ install() {
     echo "$2" >"$venv/.servefit-stamp"
 }
 
-# Debian's package of a newer release, unpacked and not installed: with lists and a cache of its own,
-# so that neither root is needed nor the machine's packages are touched.
-install_victoria_metrics() {
-    into=$real/victoria-metrics
-    if [ "$(cat "$into/.servefit-stamp" 2>/dev/null)" = "$VICTORIA_METRICS" ]; then
-        echo "victoria-metrics: $VICTORIA_METRICS is there"
+# unpack NAME PACKAGE/RELEASE: Debian's package of a newer release, unpacked and not installed, its
+# command NAME put into $real/NAME: with lists and a cache of its own, so that neither root is needed
+# nor the machine's packages are touched.
+unpack() {
+    into=$real/$1
+    if [ "$(cat "$into/.servefit-stamp" 2>/dev/null)" = "$2" ]; then
+        echo "$1: $2 is there"
         return
     fi
     debian=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' \
         2>/dev/null | awk '$2 == "Debian" { print $1; exit }')
     if [ -z "$debian" ]; then
-        echo "victoria-metrics: not here; it comes from Debian's packages (apt-get update first)" >&2
+        echo "$1: not here; it comes from Debian's packages (apt-get update first)" >&2
         return
     fi
-    echo "victoria-metrics: unpacking $VICTORIA_METRICS into $into (output in $log)"
-    apt=$into/apt
+    echo "$1: unpacking $2 into $into (output in $log)"
+    name=$1 package=${2%/*} release=${2#*/} apt=$into/apt
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian ${VICTORIA_METRICS#*/} main" \
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian $release main" \
         >"$apt/sources.list"
     if ! (
         cd "$apt"
         set -- -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- \
             -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=
-        apt-get "$@" update && apt-get "$@" download "${VICTORIA_METRICS%/*}" &&
-            dpkg -x ./*.deb unpacked && mv unpacked/usr/bin/victoria-metrics "$into/"
-    ) >>"$log" 2>&1 || ! "$into/victoria-metrics" -version >>"$log" 2>&1; then
-        echo "install.sh: victoria-metrics could not be unpacked; the end of $log:" >&2
+        apt-get "$@" update && apt-get "$@" download "$package" &&
+            dpkg -x ./*.deb unpacked && mv "unpacked/usr/bin/$name" "$into/"
+    ) >>"$log" 2>&1 || ! "$into/$name" --version >>"$log" 2>&1; then
+        echo "install.sh: $1 could not be unpacked; the end of $log:" >&2
         tail -n 15 "$log" >&2
         exit 1
     fi
     rm -rf "$apt"
-    echo "$VICTORIA_METRICS" >"$into/.servefit-stamp"
+    echo "$2" >"$into/.servefit-stamp"
 }
 
 install_axe() {
@@ -124,6 +126,7 @@ install_chromium() {
 install vllm "$VLLM"
 install phoenix "$PHOENIX"
 install kubernetes "$KUBERNETES"
-install_victoria_metrics
+unpack victoria-metrics "$VICTORIA_METRICS"
+unpack promtool "$PROMTOOL"
 install_axe
 install_chromium

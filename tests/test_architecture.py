@@ -61,7 +61,7 @@ ALSO = {"loadgen.level": {"loadgen.recorder"}}
 NOT_PURE = {"asyncio", "socket", "subprocess", "threading", "urllib", "http", "sqlite3", "ssl"}
 
 # The agent's process and its page; everything else of the agent is a library for both.
-NOT_FOR_LOADGEN = ("agent.web", "agent.daemon", "agent.cli")
+NOT_FOR_LOADGEN = ("agent.web", "agent.daemon", "agent.parts", "agent.cli")
 
 
 def name_of(path: Path) -> str:

@@ -10,8 +10,8 @@ where SERVEFIT_SHARED says) and scores `agent.sizing.fit` on it:
 - bound by the KV cache or not: by no fitted parameter at all, where a sweep shows it
 
 The intervals of the steps are those that the other GPUs (engines) show among themselves, so that
-nothing of what is scored has shaped them. Run alone (`python -m tests.bench.published [CSV]`) it
-prints all tables and the constants that the package keeps.
+nothing of what is scored has shaped them. Run alone (`python -m tests.bench.published [CSV …]`, of
+which several are read as one table) it prints all tables and the constants that the package keeps.
 """
 
 from __future__ import annotations
@@ -94,27 +94,32 @@ def family(engine_name: str) -> str:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read(path: Path) -> tuple[list[Group], Counter[str]]:
+def read(*paths: Path) -> tuple[list[Group], Counter[str]]:
     """The rows that can be used, in groups, and how many were left out for which reason."""
     settings: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     specs: dict[tuple[object, ...], EngineSpec] = {}
     left_out: Counter[str] = Counter()
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            try:
-                spec = _spec(line)
-                row = _row(line)
-            except UsageError as error:
-                left_out[_reason(str(error))] += 1
-                continue
-            key = (_source(line), line["model"], line["engine"].strip(),
-                   spec.precision, spec.gpu.name, spec.tp)  # fmt: skip
-            specs[key] = spec
-            settings[(*key, row.point.load)].append(row)
+    for line in _lines(paths):
+        try:
+            spec = _spec(line)
+            row = _row(line)
+        except UsageError as error:
+            left_out[_reason(str(error))] += 1
+            continue
+        key = (_source(line), line["model"], line["engine"].strip(),
+               spec.precision, spec.gpu.name, spec.tp)  # fmt: skip
+        specs[key] = spec
+        settings[(*key, row.point.load)].append(row)
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for setting, rows in settings.items():
         groups[setting[:-1]].append(_median(rows))
     return [_group(key, specs[key], rows) for key, rows in groups.items()], left_out
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[dict[str, str]]:
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
 
 
 def _group(key: tuple[object, ...], spec: EngineSpec, rows: Sequence[Row]) -> Group:
@@ -416,7 +421,7 @@ class Figure(NamedTuple):
     """One line of the table; what it is of, with the rows behind it, stands in `what`."""
 
     what: str
-    value: float
+    value: float | None  # None: no row shows it
     bar: str = ""
     reached: bool | None = None
 
@@ -437,9 +442,9 @@ class Carry(NamedTuple):
         return sum(len(self.errors[part]) for part in self.held)
 
     @property
-    def coverage(self) -> float:
+    def coverage(self) -> float | None:
         held = sum(share * len(self.errors[part]) for part, share in self.held.items())
-        return held / self.judged
+        return _share(held, self.judged)
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -480,29 +485,28 @@ def refusals(groups: Sequence[Group]) -> tuple[int, int]:
     return refused, asked
 
 
-def outcome(path: Path) -> tuple[list[Figure], list[str]]:
+def outcome(*paths: Path) -> tuple[list[Figure], list[str]]:
     """What the capacity model reaches on a table, and further tables as Markdown."""
-    groups, left_out = read(path)
+    groups, left_out = read(*paths)
     same = list(same_gpu(groups))
     used = [one for one in same if one.used]
     steps = {name: carry(groups, step) for name, step in _WITHIN.items()}
     steps |= {"GPU": carry(groups, GPU), "everything": carry(groups, VENDOR)}
     engines = carry(groups, ENGINE)
     shown = list(kv_sweeps(groups))
-    right = sum(one.truth == one.said for one in shown) / len(shown)
+    right = _share(sum(one.truth == one.said for one in shown), len(shown))
     refused, asked = refusals(groups)
     figures = [
         _error("same GPU, each length and load in turn", [one.error for one in used], 0.10),
-        _interval("same GPU", sum(one.held for one in used) / len(used), len(used)),
+        _interval("same GPU", _share(sum(one.held for one in used), len(used)), len(used)),
         _error("same GPU, failed fits too", [one.error for one in same]),
         _error("another GPU, all rows", _best(groups), 0.20),
         *_carried("another GPU, model and engine known", steps["GPU"]),
         *_carried("another GPU, any model and engine", steps["everything"]),
         *_carried("another engine", engines),
         *(_error(f"another {name}", steps[name].every) for name in _WITHIN),
-        Figure(f"another vendor: refused, of {asked}", refused, f"{asked}", refused == asked),
-        Figure(f"bound by KV or not: right, % of {len(shown)} sweeps", 100 * right, "≥ 95",
-               right >= 0.95),
+        _scored(f"another vendor: refused, % of {asked}", _share(refused, asked), "100", 1, 1),
+        _scored(f"bound by KV or not: right, % of {len(shown)} sweeps", right, "≥ 95", 0.95, 1),
     ]  # fmt: skip
     return figures, [
         _sources_table(used),
@@ -524,17 +528,24 @@ def _carried(what: str, step: Carry) -> tuple[Figure, Figure]:
     return _error(what, step.every), _interval(what, step.coverage, step.judged)
 
 
-def _error(what: str, errors: Sequence[float], bar: float | None = None) -> Figure:
-    value = absolute(errors)
+def _error(what: str, errors: Sequence[float], bar: float = math.inf) -> Figure:
     text = f"{what}: median absolute error, % ({len(errors):,} rows)"
-    if bar is None:
-        return Figure(text, 100 * value)
-    return Figure(text, 100 * value, f"≤ {100 * bar:g}", value <= bar)
+    value = absolute(errors) if errors else None
+    return _scored(text, value, f"≤ {100 * bar:g}" if bar < math.inf else "", 0, bar)
 
 
-def _interval(what: str, share: float, rows: int) -> Figure:
-    text = f"{what}: in the 90 % interval, % ({rows:,} rows)"
-    return Figure(text, 100 * share, "85–95", 0.85 <= share <= 0.95)
+def _interval(what: str, share: float | None, rows: int) -> Figure:
+    return _scored(f"{what}: in the 90 % interval, % ({rows:,} rows)", share, "85–95", 0.85, 0.95)
+
+
+def _scored(what: str, share: float | None, bar: str, low: float, high: float) -> Figure:
+    if share is None:
+        return Figure(what, None, bar)
+    return Figure(what, 100 * share, bar, low <= share <= high if bar else None)
+
+
+def _share(some: float, of: int) -> float | None:
+    return some / of if of else None
 
 
 def _table(*rows: Sequence[object]) -> str:
@@ -561,8 +572,10 @@ def _sources_table(scored: Sequence[Scored]) -> str:
 def _steps_table(steps: dict[str, Carry]) -> str:
     rows = []
     for name, step in steps.items():
+        if not step.errors:
+            continue
         lo, hi = step.spread
-        coverage = _percent(step.coverage) if step.held else ""
+        coverage = "" if step.coverage is None else _percent(step.coverage)
         error = _percent(absolute(step.every))
         rows.append((f"**{name}**", len(step.every), error, f"{lo:.2f}–{hi:.2f}", coverage))
         rows += [(part, len(errors), _percent(absolute(errors)), "",
@@ -591,14 +604,15 @@ def _left_out_table(left_out: Counter[str], settings: int, groups: int) -> str:
 
 
 def main() -> int:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else TABLE
-    figures, tables = outcome(path)
+    paths = [Path(one) for one in sys.argv[1:]] or [TABLE]
+    figures, tables = outcome(*paths)
     for figure in figures:
         mark = {None: "", True: "reached", False: "NOT reached"}[figure.reached]
-        print(f"{figure.what}: {figure.value:.1f} {figure.bar and f'({figure.bar})'} {mark}")
+        value = "no row shows it" if figure.value is None else f"{figure.value:.1f}"
+        print(f"{figure.what}: {value} {figure.bar and f'({figure.bar})'} {mark}")
     for table in tables:
         print(f"\n{table}")
-    groups, _ = read(path)
+    groups, _ = read(*paths)
     for vendor in sorted({group.vendor for group in groups}):
         print(f"\nTYPICAL {vendor}: {typical(groups, lambda _: True, vendor)}")
     return 0

@@ -103,3 +103,14 @@ def test_the_packages_constants_are_those_of_the_table() -> None:
         learned = published.typical(groups, lambda _: True, vendor)
         for name in fit.NAMES:
             assert getattr(kept, name) == pytest.approx(getattr(learned, name), rel=0.03), name
+
+
+def test_what_no_row_shows_is_neither_reached_nor_missed(table: Path) -> None:
+    rows = [row(f"c={n}", 80 * n / (1 + n / 100)) for n in (1, 2, 4, 8, 16, 32)]
+    other = write(table.with_name("other.csv"), row("c=64", 3500))
+    figures, _ = published.outcome(write(table, *rows), other)
+    said = {one.what.split(":")[0]: one for one in figures}
+    assert said["same GPU, each length and load in turn"].value is not None
+    assert "(7 rows)" in said["same GPU, failed fits too"].what
+    for name in ("another GPU, all rows", "another engine", "another vendor"):
+        assert (said[name].value, said[name].reached) == (None, None)

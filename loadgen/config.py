@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from agent.model import Slo, UsageError
+from agent.terms import FINDINGS
 from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages, parse_arrival, stages
 from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
@@ -471,12 +472,6 @@ def read_text(path: str, option: str) -> str:
         raise UsageError(f"{option} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{option} {path}: this is no text in UTF-8") from error
-
-
-FINDINGS = (
-    "INVALID_MEASUREMENT", "IDLE", "INFEASIBLE_SLO", "UNDER_SIZED", "OVER_SIZED", "OVER_OFF_PEAK",
-    "RIGHT_SIZED", "BORDERLINE", "INSUFFICIENT_DATA", "CAPACITY_ONLY",
-)  # fmt: skip
 
 
 def parse_fail_on(text: str | None) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ PURE = {
     "agent.join",
     "agent.minutes",
     "agent.words",
+    "agent.terms",
     "agent.forms",
     "agent.doctor",
     "agent.samplers.dialects",

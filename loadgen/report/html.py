@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from agent import model
 from agent.model import Level, Stats, Sweep, Verdict
+from agent.terms import FINDINGS, REASONS
 from loadgen.report.labels import (
     NOTHING,
-    REASONS,
     TO,
     engine_name,
     gpu_names,
@@ -33,20 +33,6 @@ from loadgen.report.labels import (
 
 SCRIPTS = ("sharp.js", "vendor/uPlot/uPlot.iife.min.js", "charts.js", "specs.js", "report.js")
 STYLES = ("vendor/uPlot/uPlot.min.css", "servefit.css", "report.css")
-
-# What people call a finding, and the tone of its colour.
-FINDINGS = {
-    "INVALID_MEASUREMENT": ("Invalid measurement", "bad"),
-    "IDLE": ("Idle", "warn"),
-    "INFEASIBLE_SLO": ("SLO out of reach", "bad"),
-    "UNDER_SIZED": ("Too small", "bad"),
-    "OVER_SIZED": ("Too big", "warn"),
-    "OVER_OFF_PEAK": ("Too big off peak", "warn"),
-    "RIGHT_SIZED": ("Right size", "good"),
-    "BORDERLINE": ("Borderline", "warn"),
-    "INSUFFICIENT_DATA": ("Not enough data", "neutral"),
-    "CAPACITY_ONLY": ("Capacity, no demand known", "info"),
-}
 
 BADGE = '<span class="badge simulated">simulated</span>'
 

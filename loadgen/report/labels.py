@@ -5,32 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from agent.model import Sweep
+from agent.terms import REASONS
 
 NOTHING = "\N{EN DASH}"
 TO = " \N{EN DASH} "
 TIMES = " \N{MULTIPLICATION SIGN} "
-
-REASONS = {
-    "KV_MEMORY": "KV cache memory",
-    "MEM_BANDWIDTH": "memory bandwidth",
-    "COMPUTE_PREFILL": "prefill compute",
-    "ADMISSION_CAP": "admission cap",
-    "INTERCONNECT": "interconnect",
-    "CLIENT_LIMITED": "the client itself",
-    "BURST_ONLY": "bursts only",
-    "DIURNAL_PEAK": "daily peak",
-    "WEIGHTS_DONT_FIT": "weights do not fit",
-    "PREFIX_CACHE_DEPENDENT": "depends on the prefix cache",
-    "POWER_CAPPED": "power cap",
-    "THROTTLED": "throttled clocks",
-    "RETRY_INFLATED": "inflated by retries",
-    "SLO_BROKEN_ALONE": "SLO broken by one request alone",
-    "FOREIGN_TRAFFIC": "foreign traffic",
-    "ERRORS": "failed requests",
-    "UNSTEADY": "not steady",
-    "INVALID": "not valid",
-    "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
-}
 
 
 def number(value: float | None) -> str:

@@ -431,6 +431,7 @@ class Session:
             engine_version=version,
             gpus=gpus,
             fingerprint=_fingerprint(model, engine, version, *(gpu.name for gpu in gpus)),
+            settings=dict(self._server.fingerprint) if self._server is not None else {},
             server_note=server_note,
             gpu_note=gpu_note,
         )

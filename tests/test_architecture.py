@@ -47,7 +47,10 @@ PURE = {
     "loadgen.kept",
     "loadgen.compare",
     "loadgen.report.card",
+    "loadgen.report.beside",
+    "loadgen.report.html",
     "loadgen.report.labels",
+    "loadgen.report.page",
     "loadgen.report.picture",
     "loadgen.report.words",
 } | {

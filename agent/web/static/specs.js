@@ -17,13 +17,17 @@ window.servefitSpecs = (() => {
   const isValid = (level) => level.measurement?.valid ?? true;
   const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-  /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
-  function ordered(sweep) {
-    const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
+  const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
+
+  function mainMode(sweep) {
     const valid = sweep.levels.filter(isValid);
     const sound = valid.length ? valid : sweep.levels;
     const rates = sound.filter((l) => modeOf(l) === "rate");
-    const mode = 2 * rates.length > sound.length ? "rate" : "concurrency";
+    return 2 * rates.length > sound.length ? "rate" : "concurrency";
+  }
+
+  /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
+  function ordered(sweep, mode) {
     const load = (l) => (mode === "rate" ? l.offered_rps : l.concurrency);
     const levels = sweep.levels.filter((l) => modeOf(l) === mode && load(l) != null);
     levels.sort((a, b) => load(a) - load(b));
@@ -31,8 +35,8 @@ window.servefitSpecs = (() => {
   }
 
   /** What all charts of a sweep have in common. */
-  function frame(sweep) {
-    const { mode, levels, values } = ordered(sweep);
+  function frame(sweep, mode = mainMode(sweep)) {
+    const { levels, values } = ordered(sweep, mode);
     const rate = mode === "rate";
     return {
       mode, levels, simulated: sweep.run.simulated === true,
@@ -217,8 +221,15 @@ window.servefitSpecs = (() => {
 
   return {
     curve,
-    latencies,
-    server: (sweep) => [kv(sweep), queue(sweep)],
-    energy: (sweep) => [power(sweep), energy(sweep)],
+    frame,
+    capacityAt,
+    kneeAt,
+    METRICS,
+    places: ({ sweep, labels }) => ({
+      curve: [curve(sweep, labels)],
+      latency: latencies(sweep),
+      server: [kv(sweep), queue(sweep)],
+      energy: [power(sweep), energy(sweep)],
+    }),
   };
 })();

@@ -20,6 +20,7 @@ from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
 from loadgen.report.html import render
 from tests.loadgen.report import samples
+from tests.loadgen.report.looked import overlapping, violations
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = (390, 1280, 1920)
@@ -33,7 +34,7 @@ def elements(page: str, name: str) -> list[str]:
 
 
 def embedded(page: str) -> dict[str, Any]:
-    match = re.search(r'<script type="application/json" id="sweep">(.*?)</script>', page)
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     assert match is not None
     data: dict[str, Any] = json.loads(match[1])
     return data
@@ -393,6 +394,13 @@ def test_no_width_overflows(show: Any, width: int, scheme: str) -> None:
     assert shown.page.evaluate(outside) == []
     background = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (scheme == "dark")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overlaps_and_axe_finds_nothing(show: Any, width: int) -> None:
+    page = show(samples.sweep(simulated=True), width=width).page
+    assert overlapping(page) == []
+    assert violations(page) == []
 
 
 def test_canvas_follows_a_change_of_theme(show: Any) -> None:

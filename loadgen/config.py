@@ -26,6 +26,7 @@ from loadgen.units import is_whole, parse_number
 from loadgen.units import parse_duration as parse_duration
 
 if TYPE_CHECKING:
+    from agent.sizing.money import Prices
     from loadgen.trace import Trace
 
 T = TypeVar("T", int, float)
@@ -105,6 +106,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     expect_concurrency: float | None = None
     expect_rps: float | None = None
+    prices: str | None = None  # a file
     fail_on: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
     yes: bool = False
@@ -244,10 +246,19 @@ def check(options: Options) -> Options:
     if options.ca_file is not None and not Path(options.ca_file).is_file():
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)
+    if options.prices is not None:
+        read_prices(options.prices)
     if options.agent is not None:
         parse_agent(options.agent)
         agent_token(options.agent_token_file)
     return options
+
+
+def read_prices(path: str) -> Prices:
+    """What GPUs cost, from a file such as config/prices.toml. Raises UsageError naming it."""
+    from agent.config import read_prices as read  # 0.1 s, for who gives a file alone
+
+    return read(Path(path))
 
 
 def _check_workload(options: Options) -> None:

@@ -46,6 +46,7 @@ PURE = {
     "loadgen.search",
     "loadgen.kept",
     "loadgen.compare",
+    "loadgen.conclude",
     "loadgen.report.card",
     "loadgen.report.beside",
     "loadgen.report.html",

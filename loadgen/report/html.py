@@ -7,13 +7,15 @@ no script runs; the charts are drawn over them from the same numbers, embedded a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 from agent import model
+from agent.forms import costs
 from agent.model import Level, Stats, Sweep, Verdict
 from agent.terms import FINDINGS, REASONS
+from agent.words import offer_lines
 from loadgen.report.labels import (
     NOTHING,
     TO,
@@ -22,6 +24,7 @@ from loadgen.report.labels import (
     instant,
     named,
     number,
+    prices_text,
     slo_text,
 )
 from loadgen.report.page import (
@@ -37,6 +40,7 @@ from loadgen.report.page import (
 )
 
 SCRIPTS = (*CHARTS, "report.js")
+TOLD = ("said", "here", "candidates")  # parts of a verdict that have a place of their own
 
 
 def render(sweep: Sweep) -> str:
@@ -56,6 +60,7 @@ def _body(sweep: Sweep) -> str:
             _section("server", "What the server said", _server_note(sweep)),
             _section("energy", "Power and energy", _gpu_note(sweep)),
             _table(sweep),
+            _worth(sweep.verdict),
             _facts(sweep),
             _grounds(sweep.verdict),
             _command(sweep),
@@ -232,7 +237,7 @@ def _tile_cost(sweep: Sweep) -> str:
     if best is None or best.cost_usd_per_million_output_tokens is None:
         return ""
     value = number(best.cost_usd_per_million_output_tokens)
-    return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}")
+    return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}, indicative")
 
 
 TILES = (
@@ -286,16 +291,9 @@ def _recommendation(verdict: Verdict) -> str:
     advice = verdict.recommendation
     if advice is None:
         return ""
-    saving = ""
-    if advice.saving_lo is not None and advice.saving_hi is not None:
-        saving = f"Saves {percent(advice.saving_lo)} to {percent(advice.saving_hi)}"
-    lines = (
-        ("Configuration: ", advice.configuration),
-        ("", saving or None),
-        ("Error bar: ", advice.error_bar),
-        ("Overturned by: ", advice.overturned_by),
-    )
-    rest = "".join(f"<p>{name}{escape(text)}</p>" for name, text in lines if text)
+    lines = offer_lines(verdict)
+    lines += [f"overturned by: {advice.overturned_by}"] if advice.overturned_by else []
+    rest = "".join(f"<p>{escape(line[0].upper() + line[1:])}</p>" for line in lines)
     confirm = advice.confirm_with
     check = f"<p>Confirm with <code>{escape(confirm)}</code></p>" if confirm else ""
     return f"<h2>Recommendation</h2><p><b>{escape(advice.action)}</b></p>{rest}{check}"
@@ -427,6 +425,9 @@ def _caption(sweep: Sweep) -> str:
     if bad:
         text += f", {bad} not valid: shown, but no part of the curve"
     text += f". SLO: {slo_text(sweep)}." if sweep.slo else "."
+    if prices := prices_text(sweep):
+        within = " within the SLO" if sweep.slo else ""
+        text += f" USD/M: per million output tokens{within}; {prices}."
     return escape(" ".join((text, *(f"At every level: {note}." for note in _common(sweep)))))
 
 
@@ -578,6 +579,51 @@ def _facts(sweep: Sweep) -> str:
     )
 
 
+def _worth(verdict: Verdict | None) -> str:
+    """Money, the three questions, and what else would hold the load by prediction; only of
+    hardware that is known by name."""
+    if verdict is None or "gpu" not in verdict.cost:
+        return ""
+    rows = [(name, text) for name, text in costs(verdict) if text]
+    said = _block("The three questions", map(escape, verdict.questions.get("said", ())), "plain")
+    inside = f'<dl class="card facts">{pairs(rows)}</dl>{_candidates(verdict)}'
+    questions = f'<div class="card why">{said}</div>' if said else ""
+    return titled("worth", "What it costs, and what else would do", questions + inside)
+
+
+def _candidates(verdict: Verdict) -> str:
+    rows = "".join(map(_candidate, verdict.cost.get("candidates", ())))
+    if not rows:
+        return ""
+    names = ("configuration", "tokens/s", "ms a token", "USD a month", "saving", "a step to")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        '<div class="card scroll" role="region" tabindex="0" aria-label="Table of candidates">'
+        '<table class="named"><caption>By prediction from this sweep, nine of ten within the'
+        " ends; a candidate to test, no measurement.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _candidate(one: Mapping[str, Any]) -> str:
+    saving = one.get("saving")
+    cells = (
+        _ends(one["output_tokens_per_s"], "lo90", "hi90"),
+        _ends(one["tpot_ms"], "lo90", "hi90"),
+        _ends(one.get("usd_per_month"), "low", "high"),
+        NOTHING if saving is None else f"{percent(saving[0])}{TO}{percent(saving[1])}",
+        ", ".join(one.get("steps", ())) or "other flags",
+    )
+    told = "".join(f"<td>{escape(text)}</td>" for text in cells)
+    return f'<tr><th scope="row">{escape(one["configuration"])}</th>{told}</tr>'
+
+
+def _ends(interval: Mapping[str, float | None] | None, low: str, high: str) -> str:
+    if interval is None:
+        return NOTHING
+    return f"{number(interval[low])}{TO}{number(interval[high])}"
+
+
 def _grounds(verdict: Verdict | None) -> str:
     """What else the verdict carries, folded away: its inputs, for whoever wants to check it."""
     if verdict is None:
@@ -588,6 +634,7 @@ def _grounds(verdict: Verdict | None) -> str:
         (f"{name}: {key}".replace("_", " "), value_text(value))
         for name, group in groups
         for key, value in group.items()
+        if key not in TOLD
     ]
     if not known:
         return ""

@@ -49,6 +49,15 @@ def engine_name(sweep: Sweep) -> str | None:
     return " ".join(filter(None, (sweep.target.engine, sweep.target.engine_version))) or None
 
 
+def prices_text(sweep: Sweep) -> str:
+    """Of which hardware the costs are, and by whose prices; '' where nothing is priced."""
+    cost = sweep.verdict.cost if sweep.verdict else {}
+    if not any(one.cost_usd_per_million_output_tokens for one in sweep.levels) or "gpu" not in cost:
+        return ""
+    gpus = f"{cost.get('gpus')}{TIMES}{cost['gpu']}"
+    return f"{gpus} at typical prices, indicative: {cost.get('prices') or 'of no known source'}"
+
+
 def _bound(ms: float) -> str:
     return f"{number(ms / 1000)} s" if ms >= 1000 else f"{number(ms)} ms"
 

@@ -18,7 +18,9 @@ import pytest
 from agent.model import Curve, Level, Measurement, Ratio, SloCapacity, Sweep, Verdict
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
+from loadgen.conclude import conclude
 from loadgen.report.html import render
+from loadgen.report.labels import number
 from tests.loadgen.report import samples
 from tests.loadgen.report.looked import overlapping, violations
 
@@ -169,6 +171,28 @@ def test_what_is_true_of_every_level_is_said_once() -> None:
     body = render(replace(sweep, levels=levels)).split("</main>")[0]
     assert body.count(note) == 1
     assert f"At every level: {note}." in body
+
+
+def priced() -> Sweep:
+    """What a run of the same levels would have come to, for one user."""
+    return conclude(samples.sweep(), expect_concurrency=1)
+
+
+def test_what_it_costs_is_said_with_whose_price_it_is() -> None:
+    sweep = priced()
+    page = render(sweep)
+    assert sweep.verdict is not None
+    usd = sweep.levels[0].cost_usd_per_million_output_tokens
+    assert f'<td class="first">{number(usd)}</td>' in page
+    caption = page.split("<caption>")[1].split("</caption>")[0]
+    assert "1 × H100-SXM-80GB at typical prices, indicative: Mercatus index May 2026" in caption
+    worth = page.split('id="h-worth"')[1].split("</section>")[0]
+    for text in sweep.verdict.questions["said"]:
+        assert html.escape(text) in worth
+    for one in sweep.verdict.cost["candidates"]:
+        assert f'<th scope="row">{one["configuration"]}</th>' in worth
+    assert "Configuration: 1 x L40S, 52–60 % less" in page
+    assert "h-worth" not in render(samples.sweep())
 
 
 def test_command_facts_and_interruption() -> None:
@@ -398,7 +422,7 @@ def test_no_width_overflows(show: Any, width: int, scheme: str) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_and_axe_finds_nothing(show: Any, width: int) -> None:
-    page = show(samples.sweep(simulated=True), width=width).page
+    page = show(priced(), width=width).page
     assert overlapping(page) == []
     assert violations(page) == []
 
@@ -498,8 +522,9 @@ def test_code_put_into_the_page_is_refused(show: Any) -> None:
     assert "Content Security Policy" in shown.complaints.pop()
 
 
-def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
-    shown = show(samples.sweep(), color_scheme="dark")
+@pytest.mark.parametrize(("sweep", "pages"), [(samples.sweep(), 3), (priced(), 5)])
+def test_paper_is_light_and_nothing_is_cut(show: Any, sweep: Sweep, pages: int) -> None:
+    shown = show(sweep, color_scheme="dark")
     page = shown.page
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -512,4 +537,4 @@ def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
     (ROOT / "artifacts").mkdir(exist_ok=True)
     path = ROOT / "artifacts" / "report.pdf"
     page.pdf(path=str(path), prefer_css_page_size=True, print_background=True)
-    assert len(re.findall(rb"/Type\s*/Page\b", path.read_bytes())) == 3
+    assert len(re.findall(rb"/Type\s*/Page\b", path.read_bytes())) == pages

@@ -137,6 +137,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["report", "nope"], "no run 'nope'"),
         (["export", "--format", "xml"], "'xml' is not one of"),
         (["export", "nope"], "`loadgen runs` lists them"),
+        (["sweep", URL, "--prices", "/nowhere.toml"], "prices file /nowhere.toml"),
         (["compare", "latest"], "Missing argument 'B'"),
         (["compare", "a", "b"], "no run 'a'"),
         (["compare", "/nowhere.json", "b"], "/nowhere.json: No such file"),

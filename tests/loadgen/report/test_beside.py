@@ -20,6 +20,7 @@ from agent.sizing.curve import analyse
 from loadgen.compare import Comparison, Side, compare, parse_rules
 from loadgen.report.beside import HEADLINES, name_of, render, sentence
 from tests.loadgen.levels import side
+from tests.loadgen.report import samples
 from tests.loadgen.report.looked import overlapping, violations
 from tests.loadgen.report.samples import HOSTILE
 
@@ -166,6 +167,11 @@ def hostile() -> tuple[Comparison, Sweep, Sweep]:
     two = changed(B, target=set_(bad, model=f"{HOSTILE}2", settings={MEMORY: "1", HOSTILE: "2"}))
     two = changed(two, 0, measurement=Measurement(False, [HOSTILE]))
     return compare(one, two, RULES), one.sweep, two.sweep
+
+
+def test_two_sweeps_of_twenty_levels_are_small() -> None:
+    large = Side(samples.large())
+    assert len(render(compare(large, large), large.sweep, large.sweep).encode()) < 1_500_000
 
 
 def test_policy_allows_our_own_code_by_hash_and_nothing_else() -> None:

@@ -195,6 +195,23 @@ def is_better(change: Change) -> bool | None:
     return (change.change_percent > 0) == (change.metric in RATES)
 
 
+def limits(comparison: Comparison) -> list[str]:
+    """What the noise that changes were held against does not see."""
+    noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}
+    lines = []
+    if noises - {"repeats"}:
+        lines.append(
+            "Noise was judged from within the runs: what differs from one start to the next is not "
+            "in it. --repeats 3 in both runs brings it in."
+        )
+    if any("summary" in noise for noise in noises):
+        lines.append(
+            "A file has no requests: means are tested as if requests were independent, quantiles "
+            "are not tested. Runs from the store have them."
+        )
+    return lines
+
+
 def compare(a: Side, b: Side, rules: Sequence[Rule] = (), *, seed: int = 0) -> Comparison:
     """Compares every load that both runs measured. Raises UsageError where there is none.
 

@@ -12,6 +12,7 @@ from html import escape
 
 from agent import model
 from agent.model import Sweep
+from agent.sizing import curve as curves
 from loadgen.compare import (
     Change,
     Comparison,
@@ -19,6 +20,7 @@ from loadgen.compare import (
     Outcome,
     Pair,
     is_better,
+    limits,
 )
 from loadgen.report.labels import (
     NOTHING,
@@ -123,7 +125,7 @@ def _found(comparison: Comparison) -> str:
         f'<section class="card verdict {tone}" aria-label="What was found">'
         f'<span class="pill finding">{name}</span>'
         f'<p class="sentence">{escape(sentence(comparison))}</p>'
-        f'<p class="sure">{escape(_share(judged, comparison))}</p></section>'
+        f'<p class="sure">{escape(" ".join(_sure(judged, comparison)))}</p></section>'
     )
 
 
@@ -168,12 +170,14 @@ def _at(some: int, all_: int) -> str:
     return f" at {f'all {all_}' if some == all_ else f'{some} of {all_}'} loads"
 
 
-def _share(judged: Sequence[bool | None], comparison: Comparison) -> str:
+def _sure(judged: Sequence[bool | None], comparison: Comparison) -> Iterator[str]:
+    """How far the sentence can be relied on."""
     better, worse = judged.count(True), judged.count(False)
-    return (
+    yield (
         f"Of {comparison.tests} figures tested {better} are better and {worse} worse, the others "
         "are not told from noise."
     )
+    yield from limits(comparison)
 
 
 # ------------------------------------------------------------------------------- what they are
@@ -224,25 +228,26 @@ def _facts(sweep: Sweep) -> dict[str, str]:
         "SLO capacity": _capacity(sweep),
         "knee": _knee(sweep),
         "limited by": named(sweep.curve.limit),
-        "valid levels": f"{sum(map(_is_valid, sweep.levels))} of {len(sweep.levels)}",
+        "valid levels": f"{sum(map(curves.is_valid, sweep.levels))} of {len(sweep.levels)}",
     }
     return {name: value or NOTHING for name, value in found.items()}
-
-
-def _is_valid(level: model.Level) -> bool:
-    return level.measurement is None or level.measurement.valid
 
 
 def _capacity(sweep: Sweep) -> str:
     found = sweep.curve.slo_capacity
     if found is None:
         return ""
+    value = found.rps if _is_open(sweep) else found.concurrency
     if found.lo is None:
-        return "" if found.hi is None else f"below {number(found.hi)}"
-    value = found.concurrency if found.concurrency is not None else found.rps
+        below = "" if found.hi is None else f"below {number(found.hi)}"
+        return below if value is None else f"not surely {number(value)}, {below}".rstrip(", ")
     if not found.bracketed:
         return f"at least {number(value)}"
     return f"{number(value)} ({number(found.lo)}{TO}{number(found.hi)})"
+
+
+def _is_open(sweep: Sweep) -> bool:
+    return any(map(curves.is_open, curves.of_mode(sweep.levels)))
 
 
 def _knee(sweep: Sweep) -> str:
@@ -356,7 +361,7 @@ def _percent(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _interval(change: Change) -> str:
@@ -374,21 +379,11 @@ def _load(one: Pair | Load | Outcome) -> str:
 
 
 def _about(comparison: Comparison) -> str:
-    return " ".join(_notes(comparison))
-
-
-def _notes(comparison: Comparison) -> Iterator[str]:
-    yield (
+    return (
         f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
         f"that any better or worse is only noise is {comparison.alpha:.0%}. Each interval is of "
         "its own change alone."
     )
-    noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}
-    if noises - {"repeats"}:
-        yield (
-            "What differs from one start to the next is not in it; --repeats 3 in both runs brings"
-            " it in."
-        )
 
 
 def _commands(a: Sweep, b: Sweep) -> str:

@@ -92,11 +92,18 @@ window.servefitSpecs = (() => {
     return capacity ? orNull(base.mode === "rate" ? capacity.rps : capacity.concurrency) : null;
   }
 
+  /** A lower bound where nothing broke the SLO; where nothing surely held it, no bound at all. */
+  function leastOf(sweep) {
+    const capacity = sweep.curve.slo_capacity;
+    if (!capacity || capacity.bracketed) return "";
+    return orNull(capacity.lo) === null ? "not surely " : "≥ ";
+  }
+
   function marksOf(sweep, base) {
     const [knee, capacity] = [kneeAt(sweep, base), capacityAt(sweep, base)];
     const marks = [];
     const unit = base.mode === "rate" ? " requests/s" : "";
-    const least = sweep.curve.slo_capacity?.bracketed ? "" : "≥ ";
+    const least = leastOf(sweep);
     if (knee !== null) {
       marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
     }
@@ -224,6 +231,7 @@ window.servefitSpecs = (() => {
     frame,
     capacityAt,
     kneeAt,
+    leastOf,
     METRICS,
     places: ({ sweep, labels }) => ({
       curve: [curve(sweep, labels)],

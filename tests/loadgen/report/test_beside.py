@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.model import Measurement, Run, Sweep, Target, TargetGpu
+from agent.model import Measurement, Run, SloCapacity, Sweep, Target, TargetGpu
 from agent.sizing.curve import analyse
 from loadgen.compare import Comparison, Side, compare, parse_rules
 from loadgen.report.beside import HEADLINES, name_of, render, sentence
@@ -135,6 +135,17 @@ def untested(given: Side) -> Side:
     return changed(Side(given.sweep), levels=levels)
 
 
+def test_how_far_it_can_be_relied_on_stands_under_the_sentence() -> None:
+    def sure(text: str) -> str:
+        return text.split('<p class="sure">')[1].split("</p>")[0]
+
+    judged = [change.distinguishable for pair in COMPARED.pairs for change in pair.changes]
+    assert f"{judged.count(True)} worse" in sure(PAGE)
+    assert "--repeats 3 in both runs" in sure(PAGE)
+    assert "A file has no requests" not in sure(PAGE)
+    assert "A file has no requests" in sure(page(Side(A.sweep), Side(B.sweep)))
+
+
 def test_every_change_stands_in_its_table_with_its_words() -> None:
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', PAGE.split('id="h-levels"')[1])
     changes = [change for pair in COMPARED.pairs for change in pair.changes]
@@ -252,6 +263,25 @@ def test_both_curves_and_every_change_are_the_runs_numbers(show: Any) -> None:
         assert shown["valid"] == [c.distinguishable is True for c in of_load]
 
 
+@pytest.mark.parametrize(
+    ("capacity", "told", "mark"),
+    [
+        (SloCapacity(12.0, None, 8.0, 16.0, True), "12 (8 – 16)", "A: SLO capacity 12"),
+        (SloCapacity(8.0, None, 8.0, None, False), "at least 8", "A: SLO capacity ≥ 8"),
+        (SloCapacity(3.0, None, None, 4.0, False), "not surely 3, below 4",
+         "A: SLO capacity not surely 3"),
+        (SloCapacity(None, None, None, 1.0, False), "below 1", "A: knee 8"),
+    ],
+)  # fmt: skip
+def test_a_capacity_is_told_as_surely_as_it_is_known(
+    show: Any, capacity: SloCapacity, told: str, mark: str
+) -> None:
+    text = page(changed(A, curve=set_(A.sweep.curve, slo_capacity=capacity)))
+    rows = re.findall(r'<th scope="row">SLO capacity</th><td class="text">(.*?)</td>', text)
+    assert rows == [told]
+    assert charts(show(text))["curve"]["marks"][0]["label"] == mark
+
+
 def test_an_invalid_level_is_hollow_and_no_corner_of_its_curve(show: Any) -> None:
     b = changed(B, 1, measurement=Measurement(False, ["late"]))
     curve = charts(show(page(A, b)))["curve"]
@@ -273,8 +303,9 @@ def test_the_pointer_and_the_keyboard_tell_both_runs_at_a_load(show: Any) -> Non
         assert shown.inner_text("#status").startswith(f"concurrency 1, {name}: output tokens/s")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280, 1920])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "light"), (1280, "dark"), (1280, "light"), (1920, "light")]
+)
 def test_nothing_overlaps_and_axe_finds_nothing(show: Any, width: int, scheme: str) -> None:
     shown = show(width=width, color_scheme=scheme)
     (ROOT / "artifacts").mkdir(exist_ok=True)

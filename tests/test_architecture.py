@@ -46,14 +46,11 @@ PURE = {
     "loadgen.search",
     "loadgen.kept",
     "loadgen.compare",
-    "loadgen.conclude",
     "loadgen.report.card",
-    "loadgen.report.beside",
-    "loadgen.report.html",
     "loadgen.report.labels",
-    "loadgen.report.page",
     "loadgen.report.picture",
     "loadgen.report.words",
+    "loadgen.conclude",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

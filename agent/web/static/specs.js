@@ -227,12 +227,7 @@ window.servefitSpecs = (() => {
   }
 
   return {
-    curve,
-    frame,
-    capacityAt,
-    kneeAt,
-    leastOf,
-    METRICS,
+    curve, latencies, frame, capacityAt, kneeAt, leastOf, METRICS,
     places: ({ sweep, labels }) => ({
       curve: [curve(sweep, labels)],
       latency: latencies(sweep),

@@ -67,11 +67,11 @@ def _concluded(verdict: Verdict) -> list[tuple[str, str]]:
         ("energy while idle", _percent(energy.get("idle_ratio"))),
         ("TTFT p99/p50", _known(verdict.stability.get("ttft_p99_over_p50"))),
         ("ITL p99/p50", _known(verdict.stability.get("itl_p99_over_p50"))),
-        *_money(verdict),
+        *costs(verdict),
     ]  # fmt: skip
 
 
-def _money(verdict: Verdict) -> list[tuple[str, str]]:
+def costs(verdict: Verdict) -> list[tuple[str, str]]:
     """What is there and what it costs, each as low, typical and high; what might be cheaper."""
     cost = verdict.cost
     if "gpu" not in cost:

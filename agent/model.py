@@ -329,6 +329,7 @@ class Target(msgspec.Struct, frozen=True):
     engine_version: str | None = None
     gpus: list[TargetGpu] = []
     fingerprint: str | None = None
+    settings: dict[str, str] = {}  # the server's own, as its metrics page tells them
     server_note: str | None = None  # why `server` is null in the levels, where it is
     gpu_note: str | None = None  # why `gpu` is empty in the levels, where it is
 

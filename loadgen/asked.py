@@ -163,6 +163,7 @@ def options_of(url: str, given: dict[str, Any]) -> Options:
             seed=given["seed"],
             expect_concurrency=given["expect_concurrency"],
             expect_rps=given["expect_rps"],
+            prices=given["prices"],
             fail_on=config.parse_fail_on(given["fail_on"]),
             otlp_endpoint=given["otlp_endpoint"],
             yes=given["yes"],

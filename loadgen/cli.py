@@ -425,6 +425,7 @@ def _export(sweep: Sweep, form: str, path: str) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Seed of the bootstrap.")  # fmt: skip
 @click.option("--json", "json_file", metavar="FILE|-", help="Write the comparison as JSON.")
+@click.option("--html", "html_file", metavar="FILE|-", help="Write it as one HTML file.")
 @click.option("--quiet", is_flag=True, help="No table.")
 def compare(
     a: str,
@@ -433,6 +434,7 @@ def compare(
     fail_on: str | None,
     seed: int,
     json_file: str | None,
+    html_file: str | None,
     quiet: bool,
 ) -> None:
     """Compare run B with run A, load by load: what changed, and what is only noise.
@@ -444,14 +446,23 @@ def compare(
     from loadgen import compare as comparing
     from loadgen import config
     from loadgen.outcome import comparison_exit_code
+    from loadgen.report.beside import render
     from loadgen.report.terminal import show_comparison
 
+    if json_file == html_file == "-":
+        raise click.UsageError("only one of --json and --html can go to stdout: name a file")
     config.check_writable(json_file, "--json")
+    config.check_writable(html_file, "--html")
     rules = comparing.parse_rules(fail_on) if fail_on else []
-    result = comparing.compare(_side(a, db), _side(b, db), rules, seed=seed)
+    one, other = _side(a, db), _side(b, db)
+    result = comparing.compare(one, other, rules, seed=seed)
     if not quiet:
-        show_comparison(result, sys.stderr if json_file == "-" else sys.stdout)
-    if json_file and not write(encode(result) + b"\n", json_file, quiet=quiet):
+        show_comparison(result, sys.stderr if "-" in (json_file, html_file) else sys.stdout)
+    failed = bool(json_file) and not write(encode(result) + b"\n", str(json_file), quiet=quiet)
+    if html_file:
+        page = render(result, one.sweep, other.sweep)
+        failed |= not write(page.encode(), html_file, quiet=quiet)
+    if failed:
         raise click.exceptions.Exit(2)
     raise click.exceptions.Exit(comparison_exit_code(result))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.model import SCHEMA_VERSION, Level, Stats, Sweep, UsageError
+from agent.sizing.trial import same_settings
 from agent.stats import holm, t975, t_two_sided
 from loadgen.kept import Floats, Kept, arrivals, meets, pooled_gaps
 
@@ -129,8 +130,19 @@ class Which(msgspec.Struct, frozen=True):
     simulated: bool
 
 
+class Difference(msgspec.Struct, frozen=True):
+    """What else differs between the runs, so that the change need not be what one looks for."""
+
+    what: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"different {self.what}: A {self.a}, B {self.b}"
+
+
 class Comparison(msgspec.Struct, frozen=True):
-    """What `loadgen compare --json` writes."""
+    """What `loadgen compare --json` writes. `warnings`: the `differences`, a line each."""
 
     a: Which
     b: Which
@@ -140,6 +152,7 @@ class Comparison(msgspec.Struct, frozen=True):
     only_b: list[Load]
     gate: list[Outcome]
     tests: int  # p-values that were adjusted together
+    differences: list[Difference] = []
     method: str = "Holm"
     alpha: float = ALPHA
     schema_version: int = SCHEMA_VERSION
@@ -175,6 +188,30 @@ def _parse_rule(text: str) -> Rule:
 # ---------------------------------------------------------------------------------- the comparison
 
 
+def is_better(change: Change) -> bool | None:
+    """Whether B is better by this figure; null where that is not told from noise."""
+    if not change.distinguishable or change.change_percent is None:
+        return None
+    return (change.change_percent > 0) == (change.metric in RATES)
+
+
+def limits(comparison: Comparison) -> list[str]:
+    """What the noise that changes were held against does not see."""
+    noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}
+    lines = []
+    if noises - {"repeats"}:
+        lines.append(
+            "Noise was judged from within the runs: what differs from one start to the next is not "
+            "in it. --repeats 3 in both runs brings it in."
+        )
+    if any("summary" in noise for noise in noises):
+        lines.append(
+            "A file has no requests: means are tested as if requests were independent, quantiles "
+            "are not tested. Runs from the store have them."
+        )
+    return lines
+
+
 def compare(a: Side, b: Side, rules: Sequence[Rule] = (), *, seed: int = 0) -> Comparison:
     """Compares every load that both runs measured. Raises UsageError where there is none.
 
@@ -208,16 +245,18 @@ def compare(a: Side, b: Side, rules: Sequence[Rule] = (), *, seed: int = 0) -> C
             )
         )
     gate = _gate(rules, pairs)
+    differences = differing(a.sweep, b.sweep)
     pairs, tests = _adjusted(pairs)
     return Comparison(
         a=_which(a.sweep),
         b=_which(b.sweep),
-        warnings=_warnings(a.sweep, b.sweep),
+        warnings=list(map(str, differences)),
         pairs=pairs,
         only_a=[Load(*load) for load in ours if load not in theirs],
         only_b=[Load(*load) for load in theirs if load not in ours],
         gate=gate,
         tests=tests,
+        differences=differences,
     )
 
 
@@ -258,27 +297,40 @@ def _which(sweep: Sweep) -> Which:
     return Which(run.id, run.started_at, target.model, target.url, run.simulated)
 
 
-def _warnings(a: Sweep, b: Sweep) -> list[str]:
-    """What else differs, so that the change need not be what one looks for."""
-    pairs: list[tuple[str, Any, Any]] = [
+def differing(a: Sweep, b: Sweep) -> list[Difference]:
+    """What the servers are and how they are set first, then what was asked of them."""
+    found: list[tuple[str, Any, Any]] = [
+        ("origin", _origin(a), _origin(b)),
         ("model", a.target.model, b.target.model),
-        ("target", a.target.url, b.target.url),
         ("engine", _engine(a), _engine(b)),
         ("GPUs", _gpus(a), _gpus(b)),
+        *_settings(a.target.settings, b.target.settings),
+        ("target", a.target.url, b.target.url),
         ("SLO", _slo(a), _slo(b)),
     ]
     workloads = msgspec.to_builtins(a.workload), msgspec.to_builtins(b.workload)
-    pairs += [
+    found += [
         (f"workload {name}", value, workloads[1][name]) for name, value in workloads[0].items()
     ]
-    lines = [f"different {what}: A {_said(x)}, B {_said(y)}" for what, x, y in pairs if x != y]
-    if a.run.simulated != b.run.simulated:
-        lines.insert(0, f"only {'A' if a.run.simulated else 'B'} is simulated")
-    return lines
+    return [Difference(what, _said(x), _said(y)) for what, x, y in found if x != y]
+
+
+def _settings(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that both servers told and that are not the same, by the flag's own name.
+
+    What only one of them told may be another dialect's, or an older version's, word for it.
+    """
+    for key in sorted((a.keys() & b.keys()) - {"model"}):
+        if not same_settings({key: a[key]}, {key: b[key]}):
+            yield f"setting {key.rpartition('.')[2].rpartition(':')[2]}", a[key], b[key]
 
 
 def _said(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
+
+
+def _origin(sweep: Sweep) -> str:
+    return "simulated" if sweep.run.simulated else "measured"
 
 
 def _engine(sweep: Sweep) -> str:

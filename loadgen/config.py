@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from agent.model import Slo, UsageError
+from agent.terms import FINDINGS
 from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages, parse_arrival, stages
 from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
@@ -25,6 +26,7 @@ from loadgen.units import is_whole, parse_number
 from loadgen.units import parse_duration as parse_duration
 
 if TYPE_CHECKING:
+    from agent.sizing.money import Prices
     from loadgen.trace import Trace
 
 T = TypeVar("T", int, float)
@@ -104,6 +106,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     expect_concurrency: float | None = None
     expect_rps: float | None = None
+    prices: str | None = None  # a file
     fail_on: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
     yes: bool = False
@@ -243,10 +246,19 @@ def check(options: Options) -> Options:
     if options.ca_file is not None and not Path(options.ca_file).is_file():
         raise UsageError(f"--ca-file {options.ca_file}: no such file")
     _check_metrics_url(options.metrics_url)
+    if options.prices is not None:
+        read_prices(options.prices)
     if options.agent is not None:
         parse_agent(options.agent)
         agent_token(options.agent_token_file)
     return options
+
+
+def read_prices(path: str) -> Prices:
+    """What GPUs cost, from a file such as config/prices.toml. Raises UsageError naming it."""
+    from agent.config import read_prices as read  # 0.1 s, for who gives a file alone
+
+    return read(Path(path))
 
 
 def _check_workload(options: Options) -> None:
@@ -471,12 +483,6 @@ def read_text(path: str, option: str) -> str:
         raise UsageError(f"{option} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{option} {path}: this is no text in UTF-8") from error
-
-
-FINDINGS = (
-    "INVALID_MEASUREMENT", "IDLE", "INFEASIBLE_SLO", "UNDER_SIZED", "OVER_SIZED", "OVER_OFF_PEAK",
-    "RIGHT_SIZED", "BORDERLINE", "INSUFFICIENT_DATA", "CAPACITY_ONLY",
-)  # fmt: skip
 
 
 def parse_fail_on(text: str | None) -> tuple[str, ...]:

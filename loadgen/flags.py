@@ -123,6 +123,8 @@ _LOAD_OPTIONS = [
             help="Judge against this many requests at once."),
     option("--expect-rps", type=click.FloatRange(0, min_open=True), metavar="X",
             help="Judge against this many requests a second."),
+    option("--prices", metavar="FILE",
+            help="What GPUs cost, as config/prices.toml.  [default: indicative list prices]"),
     option("--fail-on", metavar="RULE",
             help="Exit 1 on: slo, invalid, or a finding such as UNDER_SIZED; several by commas."),
     option("--db", metavar="FILE", help="Database.  [default: in your data directory]"),

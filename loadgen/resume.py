@@ -17,7 +17,7 @@ from loadgen.config import Options
 # What changes nothing of what is measured, and may differ from what the run began with.
 FREE = {
     "agent", "agent_token_file", "ca_file", "csv_file", "db", "html_file", "insecure", "json_file",
-    "no_progress", "otlp_endpoint", "quiet", "yes",
+    "no_progress", "otlp_endpoint", "prices", "quiet", "yes",
 }  # fmt: skip
 SECRET = {"header", "api_key_file"}  # may differ too, and are compared by their names alone
 # Flags whose name is not that of their one field.

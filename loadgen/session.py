@@ -27,7 +27,6 @@ import numpy as np
 from agent import __version__
 from agent.join import gpu_views, server_view
 from agent.model import (
-    Curve,
     Level,
     Overhead,
     Reading,
@@ -39,12 +38,11 @@ from agent.model import (
     UsageError,
     Workload,
 )
-from agent.sizing.curve import analyse, load_of
-from agent.sizing.judge import judge
+from agent.sizing.curve import load_of
 from agent.store import State, Store
 from loadgen import api, calibrate, dataset, limits, probe, tokenizer, trace, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
-from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options, agent_token
+from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options, agent_token, read_prices
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
@@ -130,6 +128,7 @@ class Session:
         self._interrupted = False
         self._dataset = dataset.read(options.dataset) if options.dataset else None
         self._trace = trace.read(options.trace) if options.trace else None
+        self._prices = read_prices(options.prices) if options.prices else None
         # A new run must not meet the prefix cache that an earlier one with the same seed filled.
         self._nonces = Random(secrets.randbits(64))
         self._unix_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
@@ -431,6 +430,7 @@ class Session:
             engine_version=version,
             gpus=gpus,
             fingerprint=_fingerprint(model, engine, version, *(gpu.name for gpu in gpus)),
+            settings=dict(self._server.fingerprint) if self._server is not None else {},
             server_note=server_note,
             gpu_note=gpu_note,
         )
@@ -675,18 +675,14 @@ class Session:
     # ------------------------------------------------------------------------------ conclusions
 
     def _conclude(self) -> None:
-        options = self.options
-        levels = self.sweep.levels
-        curve = analyse(levels, options.slo) if levels else Curve()
-        verdict = judge(
-            levels, curve, options.slo,
-            expect_concurrency=options.expect_concurrency,
-            expect_rps=options.expect_rps,
-            simulated=self._simulated,
-            target=self._shown_url,
-            endpoint=options.endpoint,
-        )  # fmt: skip
-        self.sweep = msgspec.structs.replace(self.sweep, curve=curve, verdict=verdict)
+        from loadgen.conclude import conclude  # not needed before the end
+
+        self.sweep = conclude(
+            self.sweep,
+            expect_concurrency=self.options.expect_concurrency,
+            expect_rps=self.options.expect_rps,
+            prices=self._prices,
+        )
         if self._state == "running" and not self._interrupted:
             self._state = "done"
         self._save()

@@ -19,6 +19,7 @@ PURE = {
     "agent.join",
     "agent.minutes",
     "agent.words",
+    "agent.terms",
     "agent.forms",
     "agent.doctor",
     "agent.samplers.dialects",
@@ -49,6 +50,7 @@ PURE = {
     "loadgen.report.labels",
     "loadgen.report.picture",
     "loadgen.report.words",
+    "loadgen.conclude",
 } | {
     f"agent.sizing.{path.stem}"
     for path in (ROOT / "agent/sizing").glob("*.py")

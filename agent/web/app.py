@@ -29,6 +29,7 @@ from agent.live import Live, Status
 from agent.minutes import Minute
 from agent.model import ServefitError, UsageError, decode_sweep, encode
 from agent.recall import Recall
+from agent.terms import script
 from agent.web import answers
 from agent.when import utc
 from agent.words import defect, printable
@@ -89,6 +90,7 @@ def application(
     )
     for path, handler in {
         "/": pages.index,
+        "/static/words.js": pages.words,
         "/livez": pages.livez,
         "/readyz": pages.readyz,
         "/metrics": pages.metrics,
@@ -333,6 +335,10 @@ class _Pages:
 
     async def index(self, request: web.Request) -> web.FileResponse:
         return web.FileResponse(STATIC / "index.html")
+
+    async def words(self, request: web.Request) -> web.Response:
+        """What the page calls findings and reasons, out of the table that the report has too."""
+        return web.Response(text=script(), content_type="text/javascript", charset="utf-8")
 
     async def status(self, request: web.Request) -> web.Response:
         _query(request)

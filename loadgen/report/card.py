@@ -20,6 +20,7 @@ from loadgen.report.labels import (
     instant,
     named,
     number,
+    prices_text,
     slo_text,
 )
 from loadgen.report.words import answer
@@ -59,6 +60,7 @@ def _rows(sweep: Sweep) -> Iterable[tuple[str, str]]:
     yield "SLO", _prose(slo_text(sweep))
     yield "SLO capacity", _capacity(sweep)
     yield ("TTFT p95, ITL p95", _latencies(there or ([best] if best else [])))
+    yield "Cost", _cost(sweep, there or ([best] if best else []))
     yield "Limited by", _limit(sweep)
     yield "Validity", _validity(sweep)
     yield "Simulated", "yes: every number is the simulated engine's" if run.simulated else ""
@@ -127,6 +129,19 @@ def _latencies(levels: Sequence[Level]) -> str:
     if worst == [None, None]:
         return ""
     return f"{ms(worst[0])}, {ms(worst[1])} at {_load(levels[0])}"
+
+
+def _cost(sweep: Sweep, levels: Sequence[Level]) -> str:
+    """At the load of the latencies; of repeats the dearer."""
+    found = [one.cost_usd_per_million_output_tokens for one in levels]
+    known = [usd for usd in found if usd is not None]
+    if not known:
+        return ""
+    within = " within the SLO" if sweep.slo else ""
+    return (
+        f"**{number(max(known))} USD per million output tokens**{within} at {_load(levels[0])}"
+        f" ({_prose(prices_text(sweep))})"
+    )
 
 
 def _limit(sweep: Sweep) -> str:

@@ -1,75 +1,52 @@
 """A sweep as one HTML file that opens with no network: verdict, curve, details, how to repeat it.
 
 The page is text first: verdict, table and facts are written here, so that they can be read where
-no script runs; the charts are drawn over them from the same numbers, embedded as JSON. Nothing is
-loaded from anywhere and the page says so itself: its content security policy allows the hashes of
-its own scripts and styles and nothing else.
+no script runs; the charts are drawn over them from the same numbers, embedded as JSON.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from agent import model
+from agent.forms import costs
 from agent.model import Level, Stats, Sweep, Verdict
+from agent.terms import FINDINGS, REASONS
+from agent.words import offer_lines
 from loadgen.report.labels import (
     NOTHING,
-    REASONS,
     TO,
     engine_name,
     gpu_names,
     instant,
     named,
     number,
+    prices_text,
     slo_text,
 )
+from loadgen.report.page import (
+    BADGE,
+    CHARTS,
+    charts,
+    document,
+    lead,
+    pairs,
+    percent,
+    titled,
+    value_text,
+)
 
-SCRIPTS = ("sharp.js", "vendor/uPlot/uPlot.iife.min.js", "charts.js", "specs.js", "report.js")
-STYLES = ("vendor/uPlot/uPlot.min.css", "servefit.css", "report.css")
-
-# What people call a finding, and the tone of its colour.
-FINDINGS = {
-    "INVALID_MEASUREMENT": ("Invalid measurement", "bad"),
-    "IDLE": ("Idle", "warn"),
-    "INFEASIBLE_SLO": ("SLO out of reach", "bad"),
-    "UNDER_SIZED": ("Too small", "bad"),
-    "OVER_SIZED": ("Too big", "warn"),
-    "OVER_OFF_PEAK": ("Too big off peak", "warn"),
-    "RIGHT_SIZED": ("Right size", "good"),
-    "BORDERLINE": ("Borderline", "warn"),
-    "INSUFFICIENT_DATA": ("Not enough data", "neutral"),
-    "CAPACITY_ONLY": ("Capacity, no demand known", "info"),
-}
-
-BADGE = '<span class="badge simulated">simulated</span>'
+SCRIPTS = (*CHARTS, "report.js")
+TOLD = ("said", "here", "candidates")  # parts of a verdict that have a place of their own
 
 
 def render(sweep: Sweep) -> str:
     """The whole report. Pure: the same sweep gives the same bytes."""
-    title = f"servefit: {sweep.target.model}"
-    return "\n".join(
-        (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="referrer" content="no-referrer">',
-            f"<title>{escape(title)}</title>",
-            *(f"<style>{_asset(name)}</style>" for name in STYLES),
-            "</head>\n<body>",
-            f'<main class="page">{_body(sweep)}</main>',
-            '<div id="status" class="unseen" role="status"></div>',
-            f'<script type="application/json" id="sweep">{_embedded(sweep)}</script>',
-            *(f"<script>{_asset(name)}</script>" for name in SCRIPTS),
-            "</body>\n</html>\n",
-        )
-    )
+    data = {"sweep": json.loads(model.encode(sweep)), "labels": REASONS}
+    return document(f"servefit: {sweep.target.model}", _body(sweep), data, SCRIPTS)
 
 
 def _body(sweep: Sweep) -> str:
@@ -83,6 +60,7 @@ def _body(sweep: Sweep) -> str:
             _section("server", "What the server said", _server_note(sweep)),
             _section("energy", "Power and energy", _gpu_note(sweep)),
             _table(sweep),
+            _worth(sweep.verdict),
             _facts(sweep),
             _grounds(sweep.verdict),
             _command(sweep),
@@ -90,71 +68,6 @@ def _body(sweep: Sweep) -> str:
             "Times in ms unless said otherwise; intervals are 95 %.</footer>",
         )
     )
-
-
-# ------------------------------------------------------------------------------ assets and security
-
-
-@cache
-def _asset(name: str) -> str:
-    """A file of the page's static folder, checked to be safe inside its element."""
-    path = files("agent.web").joinpath("static")
-    for part in name.split("/"):
-        path = path.joinpath(part)
-    text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
-    assert not any(end in text.lower() for end in ("</script", "</style", "<!--")), name
-    return text
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _policy() -> str:
-    """Only our own inline code by its hash; the network, frames and forms not at all."""
-    scripts = " ".join(_hash(_asset(name)) for name in SCRIPTS)
-    styles = " ".join(_hash(_asset(name)) for name in STYLES)
-    return (
-        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _embedded(sweep: Sweep) -> str:
-    """The sweep as JSON that cannot end its script element, whatever a name contains."""
-    text = json.dumps(
-        {"sweep": json.loads(model.encode(sweep)), "labels": REASONS}, separators=(",", ":")
-    )
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
-
-
-# ---------------------------------------------------------------------------------- numbers as text
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value * 100:.1f}".removesuffix(".0") + " %"
-
-
-def _value(value: Any) -> str:
-    """Anything that evidence may hold, as one short line."""
-    match value:
-        case None:
-            return NOTHING
-        case bool():
-            return "yes" if value else "no"
-        case int() | float():
-            return number(value)
-        case dict():
-            return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
-        case list() | tuple():
-            return ", ".join(map(_value, value)) or "none"
-        case _:
-            return str(value)
 
 
 # ----------------------------------------------------------------------------------- the first view
@@ -198,7 +111,7 @@ def _verdict(sweep: Sweep) -> str:
 def _qualifier(verdict: Verdict) -> str:
     if not verdict.qualifier:
         return ""
-    return f' <span class="pill warn">{escape(_value(verdict.qualifier))}</span>'
+    return f' <span class="pill warn">{escape(value_text(verdict.qualifier))}</span>'
 
 
 def _tile(label: str, value: str, unit: str = "", sub: str = "") -> str:
@@ -307,8 +220,8 @@ def _tile_ratio(sweep: Sweep) -> str:
     if ratio is None:
         return ""
     known = ratio.lo is not None and ratio.hi is not None
-    sub = f"95 %: {_percent(ratio.lo)}{TO}{_percent(ratio.hi)}" if known else ""
-    return _tile("Demand of capacity", _percent(ratio.value), sub=sub)
+    sub = f"95 %: {percent(ratio.lo)}{TO}{percent(ratio.hi)}" if known else ""
+    return _tile("Demand of capacity", percent(ratio.value), sub=sub)
 
 
 def _tile_energy(sweep: Sweep) -> str:
@@ -324,7 +237,7 @@ def _tile_cost(sweep: Sweep) -> str:
     if best is None or best.cost_usd_per_million_output_tokens is None:
         return ""
     value = number(best.cost_usd_per_million_output_tokens)
-    return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}")
+    return _tile("Cost", value, "USD/M tokens", f"at {_load(best)}, indicative")
 
 
 TILES = (
@@ -340,12 +253,7 @@ TILES = (
 
 def _lead(sweep: Sweep) -> str:
     """The curve, and beside it why the verdict says what it says."""
-    why = _why(sweep.verdict) if sweep.verdict else ""
-    return (
-        f'<div class="lead{" two" if why else ""}"><div class="grid" data-charts="curve">'
-        "<noscript>The charts need JavaScript; the table below holds the same numbers.</noscript>"
-        f"</div>{why}</div>"
-    )
+    return lead(_why(sweep.verdict) if sweep.verdict else "")
 
 
 def _why(verdict: Verdict) -> str:
@@ -366,13 +274,13 @@ def _block(title: str, items: Iterable[str], kind: str = "") -> str:
 
 def _reason(reason: model.Reason) -> str:
     named = escape(REASONS.get(reason.code, reason.code))
-    pairs = "".join(
-        f"<div><dt>{escape(key.replace('_', ' '))}</dt> <dd>{escape(_value(value))}</dd></div>"
+    facts = "".join(
+        f"<div><dt>{escape(key.replace('_', ' '))}</dt> <dd>{escape(value_text(value))}</dd></div>"
         for key, value in reason.evidence.items()
     )
     evidence = (
-        f'<details><summary>evidence</summary><dl class="evidence">{pairs}</dl></details>'
-        if pairs
+        f'<details><summary>evidence</summary><dl class="evidence">{facts}</dl></details>'
+        if facts
         else ""
     )
     code = escape(reason.code)
@@ -383,16 +291,9 @@ def _recommendation(verdict: Verdict) -> str:
     advice = verdict.recommendation
     if advice is None:
         return ""
-    saving = ""
-    if advice.saving_lo is not None and advice.saving_hi is not None:
-        saving = f"Saves {_percent(advice.saving_lo)} to {_percent(advice.saving_hi)}"
-    lines = (
-        ("Configuration: ", advice.configuration),
-        ("", saving or None),
-        ("Error bar: ", advice.error_bar),
-        ("Overturned by: ", advice.overturned_by),
-    )
-    rest = "".join(f"<p>{name}{escape(text)}</p>" for name, text in lines if text)
+    lines = offer_lines(verdict)
+    lines += [f"overturned by: {advice.overturned_by}"] if advice.overturned_by else []
+    rest = "".join(f"<p>{escape(line[0].upper() + line[1:])}</p>" for line in lines)
     confirm = advice.confirm_with
     check = f"<p>Confirm with <code>{escape(confirm)}</code></p>" if confirm else ""
     return f"<h2>Recommendation</h2><p><b>{escape(advice.action)}</b></p>{rest}{check}"
@@ -403,12 +304,8 @@ def _recommendation(verdict: Verdict) -> str:
 
 def _section(name: str, title: str, note: str | None) -> str:
     """Either the place of the charts, or the one line that says why there are none."""
-    inside = (
-        f'<p class="note">{escape(note)}</p>'
-        if note
-        else f'<div class="grid" data-charts="{name}"></div>'
-    )
-    return f'<section aria-labelledby="h-{name}"><h2 id="h-{name}">{title}</h2>{inside}</section>'
+    inside = f'<p class="note">{escape(note)}</p>' if note else charts(name)
+    return titled(name, title, inside)
 
 
 def _latency_note(sweep: Sweep) -> str | None:
@@ -490,7 +387,7 @@ COLUMNS = (
     Column("Requests", "ok", _requests),
     Column("Requests", "failed", _failed),
     Column("SLO", "", _met),
-    Column("SLO", "attained", lambda lv: _percent(lv.slo_attainment)),
+    Column("SLO", "attained", lambda lv: percent(lv.slo_attainment)),
     *(
         Column(title, stat, _stat(metric, stat))
         for metric, title in (("ttft", "TTFT, ms"), ("itl", "ITL, ms"), ("e2e", "E2E, ms"))
@@ -498,7 +395,7 @@ COLUMNS = (
     ),
     Column("Server", "running", _of_server("running_mean")),
     Column("Server", "waiting", _of_server("waiting_mean")),
-    Column("Server", "KV max", _of_server("kv_usage_max", _percent)),
+    Column("Server", "KV max", _of_server("kv_usage_max", percent)),
     Column("Server", "preempt.", _of_server("preemptions")),
     Column("Power", "W", _watts),
     Column("Power", "J/token", lambda lv: number(lv.energy_j_per_output_token)),
@@ -528,6 +425,9 @@ def _caption(sweep: Sweep) -> str:
     if bad:
         text += f", {bad} not valid: shown, but no part of the curve"
     text += f". SLO: {slo_text(sweep)}." if sweep.slo else "."
+    if prices := prices_text(sweep):
+        within = " within the SLO" if sweep.slo else ""
+        text += f" USD/M: per million output tokens{within}; {prices}."
     return escape(" ".join((text, *(f"At every level: {note}." for note in _common(sweep)))))
 
 
@@ -657,17 +557,9 @@ def _gpu_fact(sweep: Sweep) -> str | None:
     return (f"{gpus}, {_memory(sweep)}" if _memory(sweep) else gpus) if gpus else None
 
 
-def _pairs(pairs: Iterable[tuple[str, str | None]]) -> str:
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in pairs
-        if value
-    )
-
-
 def _facts(sweep: Sweep) -> str:
     run, target = sweep.run, sweep.target
-    pairs: list[tuple[str, str | None]] = [
+    known: list[tuple[str, str | None]] = [
         ("Target", target.url),
         ("Model", target.model),
         ("Engine", engine_name(sweep)),
@@ -683,8 +575,53 @@ def _facts(sweep: Sweep) -> str:
     ]
     return (
         '<section aria-labelledby="h-run"><h2 id="h-run">The run</h2>'
-        f'<dl class="card facts">{_pairs(pairs)}</dl></section>'
+        f'<dl class="card facts">{pairs(known)}</dl></section>'
     )
+
+
+def _worth(verdict: Verdict | None) -> str:
+    """Money, the three questions, and what else would hold the load by prediction; only of
+    hardware that is known by name."""
+    if verdict is None or "gpu" not in verdict.cost:
+        return ""
+    rows = [(name, text) for name, text in costs(verdict) if text]
+    said = _block("The three questions", map(escape, verdict.questions.get("said", ())), "plain")
+    inside = f'<dl class="card facts">{pairs(rows)}</dl>{_candidates(verdict)}'
+    questions = f'<div class="card why">{said}</div>' if said else ""
+    return titled("worth", "What it costs, and what else would do", questions + inside)
+
+
+def _candidates(verdict: Verdict) -> str:
+    rows = "".join(map(_candidate, verdict.cost.get("candidates", ())))
+    if not rows:
+        return ""
+    names = ("configuration", "tokens/s", "ms a token", "USD a month", "saving", "a step to")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        '<div class="card scroll" role="region" tabindex="0" aria-label="Table of candidates">'
+        '<table class="named"><caption>By prediction from this sweep, nine of ten within the'
+        " ends; a candidate to test, no measurement.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _candidate(one: Mapping[str, Any]) -> str:
+    saving = one.get("saving")
+    cells = (
+        _ends(one["output_tokens_per_s"], "lo90", "hi90"),
+        _ends(one["tpot_ms"], "lo90", "hi90"),
+        _ends(one.get("usd_per_month"), "low", "high"),
+        NOTHING if saving is None else f"{percent(saving[0])}{TO}{percent(saving[1])}",
+        ", ".join(one.get("steps", ())) or "other flags",
+    )
+    told = "".join(f"<td>{escape(text)}</td>" for text in cells)
+    return f'<tr><th scope="row">{escape(one["configuration"])}</th>{told}</tr>'
+
+
+def _ends(interval: Mapping[str, float | None] | None, low: str, high: str) -> str:
+    if interval is None:
+        return NOTHING
+    return f"{number(interval[low])}{TO}{number(interval[high])}"
 
 
 def _grounds(verdict: Verdict | None) -> str:
@@ -693,16 +630,17 @@ def _grounds(verdict: Verdict | None) -> str:
         return ""
     names = ("demand", "capacity", "stability", "questions", "energy", "cost")
     groups = [(name, getattr(verdict, name)) for name in names]
-    pairs = [
-        (f"{name}: {key}".replace("_", " "), _value(value))
+    known = [
+        (f"{name}: {key}".replace("_", " "), value_text(value))
         for name, group in groups
         for key, value in group.items()
+        if key not in TOLD
     ]
-    if not pairs:
+    if not known:
         return ""
     return (
         '<details class="card"><summary>What the verdict was computed from</summary>'
-        f'<dl class="facts">{_pairs(pairs)}</dl></details>'
+        f'<dl class="facts">{pairs(known)}</dl></details>'
     )
 
 

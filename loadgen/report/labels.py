@@ -5,32 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from agent.model import Sweep
+from agent.terms import REASONS
 
 NOTHING = "\N{EN DASH}"
 TO = " \N{EN DASH} "
 TIMES = " \N{MULTIPLICATION SIGN} "
-
-REASONS = {
-    "KV_MEMORY": "KV cache memory",
-    "MEM_BANDWIDTH": "memory bandwidth",
-    "COMPUTE_PREFILL": "prefill compute",
-    "ADMISSION_CAP": "admission cap",
-    "INTERCONNECT": "interconnect",
-    "CLIENT_LIMITED": "the client itself",
-    "BURST_ONLY": "bursts only",
-    "DIURNAL_PEAK": "daily peak",
-    "WEIGHTS_DONT_FIT": "weights do not fit",
-    "PREFIX_CACHE_DEPENDENT": "depends on the prefix cache",
-    "POWER_CAPPED": "power cap",
-    "THROTTLED": "throttled clocks",
-    "RETRY_INFLATED": "inflated by retries",
-    "SLO_BROKEN_ALONE": "SLO broken by one request alone",
-    "FOREIGN_TRAFFIC": "foreign traffic",
-    "ERRORS": "failed requests",
-    "UNSTEADY": "not steady",
-    "INVALID": "not valid",
-    "TRAINING_CLASS_FOR_PERSONAL": "training-class GPU for personal use",
-}
 
 
 def number(value: float | None) -> str:
@@ -68,6 +47,15 @@ def gpu_names(sweep: Sweep) -> str:
 def engine_name(sweep: Sweep) -> str | None:
     """The engine and its version, as far as they are known."""
     return " ".join(filter(None, (sweep.target.engine, sweep.target.engine_version))) or None
+
+
+def prices_text(sweep: Sweep) -> str:
+    """Of which hardware the costs are, and by whose prices; '' where nothing is priced."""
+    cost = sweep.verdict.cost if sweep.verdict else {}
+    if not any(one.cost_usd_per_million_output_tokens for one in sweep.levels) or "gpu" not in cost:
+        return ""
+    gpus = f"{cost.get('gpus')}{TIMES}{cost['gpu']}"
+    return f"{gpus} at typical prices, indicative: {cost.get('prices') or 'of no known source'}"
 
 
 def _bound(ms: float) -> str:

@@ -146,7 +146,8 @@ def _marks(sweep: Sweep, plot: Plot) -> Iterator[Mark]:
         return
     at = capacity.rps if plot.open_loop else capacity.concurrency
     if at is not None:
-        least = "" if capacity.bracketed else "≥ "
+        unsure = "not surely " if capacity.lo is None else "≥ "
+        least = "" if capacity.bracketed else unsure
         yield Mark(at, f"SLO capacity {least}{number(at)}{unit}", "--capacity")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import math
 import re
 import threading
@@ -21,9 +20,7 @@ from agent.live import GpuStatus, ServerStatus
 from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.stats import Histogram, percentile
-from agent.web.app import HEADERS, STATIC, Site, application
-from loadgen.report.html import FINDINGS
-from loadgen.report.labels import REASONS
+from agent.web.app import HEADERS, Site, application
 from tests.agent.web.month import BOUNDS, DAY_S, END, MODEL, Month, at, ttft_counts
 from tests.conftest import find_axe
 from tests.e2e.running_agent import Page, RunningAgent, server
@@ -581,10 +578,3 @@ def test_code_put_into_the_page_is_refused(show: Any) -> None:
     assert shown.page.evaluate("window.pwned") is None
     assert "Content Security Policy" in shown.complaints.pop()
     assert "default-src 'self'" in HEADERS["Content-Security-Policy"]
-
-
-def test_the_page_calls_things_what_the_report_calls_them() -> None:
-    text = (STATIC / "words.js").read_text("utf-8")
-    words = json.loads(text[text.index("= {") + 2 : text.rindex(";")])
-    assert words["reasons"] == REASONS
-    assert {name: tuple(one) for name, one in words["findings"].items()} == FINDINGS

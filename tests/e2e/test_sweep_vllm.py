@@ -118,6 +118,7 @@ def test_prompts_have_the_asked_length(measured: Measured) -> None:
 
 def test_the_server_tells_its_side_of_each_level(measured: Measured) -> None:
     assert measured.sweep.target.engine == "vllm"
+    assert "vllm:cache_config_info.block_size" in measured.sweep.target.settings
     for level in measured.sweep.levels:
         server = level.server
         assert server is not None

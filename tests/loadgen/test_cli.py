@@ -137,6 +137,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Options]]:
         (["report", "nope"], "no run 'nope'"),
         (["export", "--format", "xml"], "'xml' is not one of"),
         (["export", "nope"], "`loadgen runs` lists them"),
+        (["sweep", URL, "--prices", "/nowhere.toml"], "prices file /nowhere.toml"),
         (["compare", "latest"], "Missing argument 'B'"),
         (["compare", "a", "b"], "no run 'a'"),
         (["compare", "/nowhere.json", "b"], "/nowhere.json: No such file"),
@@ -474,6 +475,14 @@ def test_comparing_runs(loadgen: Command, measured: list[str], tmp_path: Path) -
     assert [pair["load"] for pair in told["pairs"]] == [2.0, 4.0]
     assert {gate["missed"] for gate in told["gate"]} == {True}
     assert loadgen("compare", a, b, "--quiet") == (0, "", "")
+    page = tmp_path / "both.html"
+    assert loadgen("compare", a, b, "--quiet", "--html", str(page))[0] == 0
+    text = page.read_text("utf-8")
+    assert "B is worse" in text
+    assert all(run in text for run in (a, b))
+    assert loadgen("compare", a, b, "--html", "-")[1].startswith("<!doctype html>")
+    code, _, err = loadgen("compare", a, b, "--html", "-", "--json", "-")
+    assert (code, "name a file" in err) == (2, True)
 
 
 def test_comparing_a_run_with_a_file(loadgen: Command, measured: list[str], tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_what_else_differs_is_said_first() -> None:
     run = msgspec.structs.replace(b.sweep.run, simulated=True)
     sweep = msgspec.structs.replace(b.sweep, target=target, workload=workload, run=run)
     assert compare(a, replace(b, sweep=sweep)).warnings == [
-        "only B is simulated",
+        "different origin: A measured, B simulated",
         "different model: A m, B other",
         "different engine: A none, B vllm",
         "different workload input_tokens: A none, B 512",

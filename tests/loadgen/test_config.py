@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from agent.model import Curve, UsageError
 from agent.sizing.curve import parse_slo
 from agent.sizing.judge import judge
+from agent.terms import FINDINGS
 from loadgen import config
 from loadgen.arrival import stages
 from loadgen.client import parse_url
@@ -176,7 +177,7 @@ def test_gates() -> None:
 
 
 def test_every_finding_of_the_judge_can_be_a_gate() -> None:
-    assert judge([], Curve(), []).finding in config.FINDINGS
+    assert judge([], Curve(), []).finding in FINDINGS
 
 
 PARSERS: dict[str, Callable[[str], object]] = {

@@ -172,6 +172,25 @@ async def test_levels_have_what_the_agent_saw_and_the_agent_has_the_curve(
     assert f"the agent {fake.url} has the curve, as one of chat" in said
 
 
+async def test_tokens_of_known_gpus_have_a_price(target: str, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text(
+        '[gpu.L4]\nusd_per_hour = 3.6\nas_of = "2026-05-31"\nsource = "an offer"\n', "utf-8"
+    )
+    async with an_agent() as fake:
+        fake.gpus[0]["name"] = "NVIDIA L4"
+        result = await loadgen.run_async(target, agent=fake.url, prices=str(prices), **SMALL)
+        unpriced = await loadgen.run_async(target, agent=fake.url, slo="e2e:p95<1us", **SMALL)
+    [level] = result.levels
+    rate = level.output_tokens_per_s
+    assert rate
+    assert level.cost_usd_per_million_output_tokens == pytest.approx(1000 / rate)
+    assert result.verdict is not None
+    assert result.verdict.cost["prices"] == "an offer (2026-05-31)"
+    assert result.verdict.cost["usd_per_month"]["typical"] == pytest.approx(3.6 * 730)
+    assert unpriced.levels[0].cost_usd_per_million_output_tokens is None  # none met the SLO
+
+
 async def test_the_agents_clock_is_reckoned_with(target: str) -> None:
     async with an_agent() as fake:
         result = await loadgen.run_async(target, agent=fake.url, **SMALL)
@@ -196,6 +215,7 @@ async def test_the_targets_own_page_comes_first(
     assert level.server is not None
     assert level.server.kv_usage_max != KV_USAGE
     assert level.server.kv_capacity_tokens == 524288
+    assert result.target.settings["vllm:cache_config_info.block_size"]
     assert level.measurement is not None
     assert level.measurement.foreign_requests == 0
     assert [gpu.uuid for gpu in level.gpu] == [UUID]

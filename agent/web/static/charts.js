@@ -11,7 +11,8 @@
       series: [{key, label, color, dash?, width?, values, ci?: [[lo, hi] | null],
                 scatter?}],               scatter: markers alone, no line through them
       valid: [bool], met: [bool | null], notes: [text],       one for each x
-      lines: [{y, label}], marks: [{x, label, color}], bands: [{lo, hi, label, color?}]}
+      hollow?,                            what a point that is not valid is called, else so
+      lines: [{y, label, color?}], marks: [{x, label, color}], bands: [{lo, hi, label, color?}]}
 
    Colours are names of CSS custom properties, looked up at every draw: a change of theme needs a
    redraw and nothing else. All text goes through textContent or the canvas, never through markup.
@@ -45,6 +46,7 @@ window.servefitCharts = (() => {
     ratio: (v) => (v === null || v === undefined ? "–" : `${number(v * 100)} %`),
     watt: (v) => (v === null || v === undefined ? "–" : `${number(v)} W`),
     joule: (v) => (v === null || v === undefined ? "–" : `${number(v)} J`),
+    change: (v) => (v === null || v === undefined ? "–" : `${v > 0 ? "+" : ""}${number(v)} %`),
     bytes: (v) => (v === null || v === undefined ? "–" : `${number(v / 2 ** 30)} GiB`),
   };
 
@@ -120,6 +122,8 @@ window.servefitCharts = (() => {
     const bounds = spec.lines.filter((line) => boundInSight(spec, line)).map((line) => line.y);
     const top = Math.max(...values, ...bounds);
     if (log) return [nice(Math.min(...values, ...bounds), false), nice(top * 1.05, true)];
+    const least = Math.min(0, ...values);
+    if (least < 0) return [least * 1.08, top > 0 ? top * 1.08 : -least * 0.08];
     return [0, spec.y?.max ?? (top > 0 ? top * 1.08 : 1)];
   }
 
@@ -159,10 +163,10 @@ window.servefitCharts = (() => {
 
   function drawLines(u, spec) {
     drawing(u, (ctx, ratio) => {
-      ctx.strokeStyle = ctx.fillStyle = color("--slo");
       ctx.lineWidth = 1.25 * ratio;
       ctx.font = FONT.replace("12px", `${11 * ratio}px`);
       for (const line of spec.lines.filter((l) => boundInSight(spec, l))) {
+        ctx.strokeStyle = ctx.fillStyle = color(line.color ?? "--slo");
         const y = py(u, line.y);
         ctx.setLineDash([6 * ratio, 4 * ratio]);
         segment(ctx, u.bbox.left, y, u.bbox.left + u.bbox.width, y);
@@ -396,32 +400,41 @@ window.servefitCharts = (() => {
       });
     const state = [];
     if (spec.met[i] !== null) state.push(spec.met[i] ? "SLO met" : "SLO missed");
-    if (!spec.valid[i]) state.push(`not valid: ${spec.notes[i] || "no reason given"}`);
+    if (!spec.valid[i]) {
+      state.push(`${spec.hollow ?? "not valid"}: ${spec.notes[i] || "no reason given"}`);
+    }
     return { head: place(spec, i), rows, state };
   }
 
-  function fillTip(tip, { head, rows, state }) {
-    const body = rows.map(({ label, value }) =>
-      element("div", { class: "row" }, element("span", {}, label), element("b", {}, value)));
-    tip.replaceChildren(
-      element("div", { class: "head" }, head),
-      ...body,
+  /** All that was measured at one load, repeats and runs beside each other among it. */
+  function alike(spec, i) {
+    if (spec.x.time) return [i];
+    return spec.x.values.map((_, j) => j).filter((j) => spec.x.values[j] === spec.x.values[i]);
+  }
+
+  function fillTip(tip, lines) {
+    const body = lines.flatMap(({ rows, state }) => [
+      ...rows.map(({ label, value }) =>
+        element("div", { class: "row" }, element("span", {}, label), element("b", {}, value))),
       ...state.map((line) => element("div", { class: "state" }, line)),
-    );
+    ]);
+    tip.replaceChildren(element("div", { class: "head" }, lines[0].head), ...body);
   }
 
   /** Only the chart under the pointer or the focus speaks; the others show the crosshair alone.
       The tip keeps out of the way: beside the level, and in the half that its point is not in. */
-  function showTip(u, spec, host, i = u.cursor.idx) {
+  function showTip(u, spec, host, walked = null) {
+    const i = walked ?? u.cursor.idx;
     const tip = host.querySelector(".tip");
     const awake = host.matches(":hover") || host === document.activeElement;
     tip.hidden = !(awake && Number.isInteger(i) && u.cursor.left >= 0);
     if (tip.hidden) return;
-    fillTip(tip, tipLines(spec, i));
+    fillTip(tip, (walked === null ? alike(spec, i) : [i]).map((j) => tipLines(spec, j)));
     const x = u.valToPos(spec.x.values[i], "x") + u.over.offsetLeft;
     const left = x + 14 + tip.offsetWidth > host.clientWidth ? x - 14 - tip.offsetWidth : x + 14;
     tip.style.left = `${Math.max(0, left)}px`;
-    const high = u.valToPos(spec.series[0].values[i] ?? 0, "y") < u.over.clientHeight / 2;
+    const first = spec.series.find((s) => s.values[i] !== null);
+    const high = u.valToPos(first?.values[i] ?? 0, "y") < u.over.clientHeight / 2;
     const top = high ? u.over.clientHeight - tip.offsetHeight - 8 : 8;
     tip.style.top = `${Math.max(0, u.over.offsetTop + top)}px`;
   }
@@ -482,11 +495,11 @@ window.servefitCharts = (() => {
     if (spec.series.some((s) => s.ci?.some(Boolean))) entries.push(["bar", main, "95 % interval"]);
     if (spec.showsMet && spec.met.includes(true)) entries.push(["dot", main, "SLO met"]);
     if (spec.showsMet && spec.met.includes(false)) entries.push(["diamond", "--slo", "SLO missed"]);
-    if (spec.valid.includes(false)) entries.push(["hollow", main, "not valid"]);
+    if (spec.valid.includes(false)) entries.push(["hollow", main, spec.hollow ?? "not valid"]);
     for (const band of spec.bands) entries.push(["band", band.color ?? "--band", band.label]);
     for (const line of spec.lines) {
       const far = boundInSight(spec, line) ? "" : " (above the scale)";
-      entries.push(["dash", "--slo", line.label + far]);
+      entries.push(["dash", line.color ?? "--slo", line.label + far]);
     }
     return entries;
   }

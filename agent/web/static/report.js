@@ -1,8 +1,10 @@
-/* The sweep's report: charts into the places that the page keeps for them, and the copy button. */
+/* The report of a sweep, or of two beside each other (beside.js): charts into the places that the
+   page keeps for them, and the buttons that copy a command. */
 "use strict";
 (() => {
   const charts = window.servefitCharts;
-  const { sweep, labels } = JSON.parse(document.getElementById("sweep").textContent);
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const places = (window.servefitBeside ?? window.servefitSpecs.places)(data);
 
   function fill(place, specs) {
     const grid = document.querySelector(`[data-charts="${place}"]`);
@@ -12,15 +14,14 @@
   }
 
   /** Without the clipboard's permission the command is selected, for the keyboard to copy. */
-  async function copyCommand() {
-    const code = document.getElementById("command");
+  async function copyCommand({ currentTarget: button }) {
+    const code = button.parentElement.querySelector("code");
     try {
       await navigator.clipboard.writeText(code.textContent);
     } catch {
       getSelection().selectAllChildren(code);
       if (!document.execCommand("copy")) return charts.say("Selected: copy with Ctrl+C.");
     }
-    const button = document.getElementById("copy");
     button.textContent = "Copied";
     charts.say("The command was copied.");
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
@@ -33,11 +34,10 @@
     charts.redraw();
   }
 
-  fill("curve", [window.servefitSpecs.curve(sweep, labels)]);
-  fill("latency", window.servefitSpecs.latencies(sweep));
-  fill("server", window.servefitSpecs.server(sweep));
-  fill("energy", window.servefitSpecs.energy(sweep));
-  document.getElementById("copy").addEventListener("click", copyCommand);
+  for (const [place, specs] of Object.entries(places)) fill(place, specs);
+  for (const button of document.querySelectorAll(".command button")) {
+    button.addEventListener("click", copyCommand);
+  }
   addEventListener("beforeprint", () => printing(true));
   addEventListener("afterprint", () => printing(false));
 })();

@@ -17,13 +17,17 @@ window.servefitSpecs = (() => {
   const isValid = (level) => level.measurement?.valid ?? true;
   const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-  /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
-  function ordered(sweep) {
-    const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
+  const modeOf = (l) => (l.mode === "rate" || l.concurrency == null ? "rate" : "concurrency");
+
+  function mainMode(sweep) {
     const valid = sweep.levels.filter(isValid);
     const sound = valid.length ? valid : sweep.levels;
     const rates = sound.filter((l) => modeOf(l) === "rate");
-    const mode = 2 * rates.length > sound.length ? "rate" : "concurrency";
+    return 2 * rates.length > sound.length ? "rate" : "concurrency";
+  }
+
+  /** The levels on one axis: those of the sweep's main mode, ascending. The table has them all. */
+  function ordered(sweep, mode) {
     const load = (l) => (mode === "rate" ? l.offered_rps : l.concurrency);
     const levels = sweep.levels.filter((l) => modeOf(l) === mode && load(l) != null);
     levels.sort((a, b) => load(a) - load(b));
@@ -31,8 +35,8 @@ window.servefitSpecs = (() => {
   }
 
   /** What all charts of a sweep have in common. */
-  function frame(sweep) {
-    const { mode, levels, values } = ordered(sweep);
+  function frame(sweep, mode = mainMode(sweep)) {
+    const { levels, values } = ordered(sweep, mode);
     const rate = mode === "rate";
     return {
       mode, levels, simulated: sweep.run.simulated === true,
@@ -88,11 +92,18 @@ window.servefitSpecs = (() => {
     return capacity ? orNull(base.mode === "rate" ? capacity.rps : capacity.concurrency) : null;
   }
 
+  /** A lower bound where nothing broke the SLO; where nothing surely held it, no bound at all. */
+  function leastOf(sweep) {
+    const capacity = sweep.curve.slo_capacity;
+    if (!capacity || capacity.bracketed) return "";
+    return orNull(capacity.lo) === null ? "not surely " : "≥ ";
+  }
+
   function marksOf(sweep, base) {
     const [knee, capacity] = [kneeAt(sweep, base), capacityAt(sweep, base)];
     const marks = [];
     const unit = base.mode === "rate" ? " requests/s" : "";
-    const least = sweep.curve.slo_capacity?.bracketed ? "" : "≥ ";
+    const least = leastOf(sweep);
     if (knee !== null) {
       marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
     }
@@ -216,9 +227,12 @@ window.servefitSpecs = (() => {
   }
 
   return {
-    curve,
-    latencies,
-    server: (sweep) => [kv(sweep), queue(sweep)],
-    energy: (sweep) => [power(sweep), energy(sweep)],
+    curve, latencies, frame, capacityAt, kneeAt, leastOf, METRICS,
+    places: ({ sweep, labels }) => ({
+      curve: [curve(sweep, labels)],
+      latency: latencies(sweep),
+      server: [kv(sweep), queue(sweep)],
+      energy: [power(sweep), energy(sweep)],
+    }),
   };
 })();

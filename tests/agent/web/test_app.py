@@ -24,6 +24,7 @@ from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatu
 from agent.minutes import Minute
 from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdict, encode
 from agent.samplers.watched import SamplerStatus
+from agent.terms import FINDINGS, REASONS
 from agent.web import answers, app
 from agent.web.app import BODY_BYTES_MAX, Site, application
 from agent.when import utc
@@ -686,7 +687,11 @@ async def test_the_page_holds_nothing_of_this_agent_and_nothing_inline(planted: 
             status, _ = await client.get(path)
             assert status == 200, path
         _, style = await client.get("/static/servefit.css")
+        _, words = await client.get("/static/words.js")
     assert "prefers-color-scheme: dark" in style
+    told = json.loads(words[words.index("= {") + 2 : words.rindex(";")])
+    assert told["reasons"] == REASONS
+    assert {name: tuple(one) for name, one in told["findings"].items()} == FINDINGS
 
 
 # ------------------------------------------------------------------------------------------ events

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 
 from agent.model import (
@@ -46,6 +48,8 @@ POINTS = (
     (192, 8811.7, 2840.0, 14.4, 62.0, 0.987, 652.0),
     (256, 8790.4, 6120.0, 14.5, 125.6, 0.991, 651.0),
 )
+
+LOADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 288)
 
 
 def stats(p50: float, spread: float = 1.6, n: int = 512) -> Stats:
@@ -191,6 +195,24 @@ def sweep(*, simulated: bool = False, server: bool = True, gpu: bool = True) -> 
         ),
         verdict=verdict(),
     )
+
+
+def large() -> Sweep:
+    """Twenty levels, three times over, on eight GPUs; no number is round, as none is that was
+    measured."""
+    base = sweep()
+    draw = random.Random(1)
+    rows = [
+        (load, *(value * draw.uniform(0.97, 1.03) for value in POINTS[min(i // 2, 11)][1:]))
+        for _ in range(3)
+        for i, load in enumerate(LOADS)
+    ]
+    gpus = [TargetGpu("NVIDIA H100 80GB HBM3", f"GPU-{i:036}", 85_520_809_984) for i in range(8)]
+    views = [GpuView(gpu.uuid, 74.1e9 / 7, 1 / 3, 400 / 7, 24_800 / 7, 63.1, False) for gpu in gpus]
+    levels = [msgspec.structs.replace(level(row), gpu=views) for row in rows]
+    settings = {f"vllm:cache_config_info.setting_{i}": "some value" for i in range(40)}
+    target = msgspec.structs.replace(base.target, gpus=gpus, settings=settings)
+    return msgspec.structs.replace(base, target=target, levels=levels)
 
 
 def by_rate() -> Sweep:

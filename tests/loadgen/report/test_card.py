@@ -14,6 +14,7 @@ from markdown_it.token import Token
 
 from agent.model import Curve, Level, Measurement, SloCapacity, Sweep, Verdict
 from agent.words import printable
+from loadgen.conclude import conclude
 from loadgen.report.card import card
 from tests.loadgen.report import samples
 
@@ -63,6 +64,18 @@ def test_what_it_says_is_the_runs() -> None:
     assert isinstance(sweep.verdict, Verdict)
     sentence = "".join(token.content for token in inside(card(sweep))[0])
     assert sentence.endswith(f": {sweep.verdict.summary}")
+
+
+def test_the_cost_is_that_of_the_load_that_held_and_says_whose_price_it_is() -> None:
+    sweep = conclude(samples.sweep())
+    usd = sweep.levels[9].cost_usd_per_million_output_tokens
+    assert usd is not None
+    told = rows(card(sweep))["Cost"]
+    assert told.startswith(
+        f"{usd:.3g} USD per million output tokens within the SLO at concurrency 128 "
+        "(1 × H100-SXM-80GB at typical prices, indicative: Mercatus index May 2026"
+    )
+    assert "Cost" not in rows(card(samples.sweep()))
 
 
 def test_simulated_is_said_in_the_sentence_and_in_the_table() -> None:

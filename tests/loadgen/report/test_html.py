@@ -18,8 +18,11 @@ import pytest
 from agent.model import Curve, Level, Measurement, Ratio, SloCapacity, Sweep, Verdict
 from agent.sizing.curve import analyse
 from agent.sizing.judge import judge
+from loadgen.conclude import conclude
 from loadgen.report.html import render
+from loadgen.report.labels import number
 from tests.loadgen.report import samples
+from tests.loadgen.report.looked import overlapping, violations
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = (390, 1280, 1920)
@@ -33,7 +36,7 @@ def elements(page: str, name: str) -> list[str]:
 
 
 def embedded(page: str) -> dict[str, Any]:
-    match = re.search(r'<script type="application/json" id="sweep">(.*?)</script>', page)
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     assert match is not None
     data: dict[str, Any] = json.loads(match[1])
     return data
@@ -73,9 +76,11 @@ def test_embedded_numbers_are_the_sweep() -> None:
 
 
 def test_report_of_twenty_levels_is_small() -> None:
-    sweep = samples.sweep()
-    page = render(replace(sweep, levels=(sweep.levels * 2)[:20]))
-    assert len(page.encode()) < 200_000
+    """Each three times, on eight GPUs, with advice: 0.5 MB, and a third of it the code."""
+    sweep = samples.large()
+    assert len(sweep.levels) == 60
+    page = render(conclude(sweep, expect_concurrency=1))
+    assert 300_000 < len(page.encode()) < 1_500_000
 
 
 def test_hostile_text_is_escaped() -> None:
@@ -168,6 +173,28 @@ def test_what_is_true_of_every_level_is_said_once() -> None:
     body = render(replace(sweep, levels=levels)).split("</main>")[0]
     assert body.count(note) == 1
     assert f"At every level: {note}." in body
+
+
+def priced() -> Sweep:
+    """What a run of the same levels would have come to, for one user."""
+    return conclude(samples.sweep(), expect_concurrency=1)
+
+
+def test_what_it_costs_is_said_with_whose_price_it_is() -> None:
+    sweep = priced()
+    page = render(sweep)
+    assert sweep.verdict is not None
+    usd = sweep.levels[0].cost_usd_per_million_output_tokens
+    assert f'<td class="first">{number(usd)}</td>' in page
+    caption = page.split("<caption>")[1].split("</caption>")[0]
+    assert "1 × H100-SXM-80GB at typical prices, indicative: Mercatus index May 2026" in caption
+    worth = page.split('id="h-worth"')[1].split("</section>")[0]
+    for text in sweep.verdict.questions["said"]:
+        assert html.escape(text) in worth
+    for one in sweep.verdict.cost["candidates"]:
+        assert f'<th scope="row">{one["configuration"]}</th>' in worth
+    assert "Configuration: 1 x L40S, 52–60 % less" in page
+    assert "h-worth" not in render(samples.sweep())
 
 
 def test_command_facts_and_interruption() -> None:
@@ -395,6 +422,13 @@ def test_no_width_overflows(show: Any, width: int, scheme: str) -> None:
     assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (scheme == "dark")
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overlaps_and_axe_finds_nothing(show: Any, width: int) -> None:
+    page = show(priced(), width=width).page
+    assert overlapping(page) == []
+    assert violations(page) == []
+
+
 def test_canvas_follows_a_change_of_theme(show: Any) -> None:
     page = show(samples.sweep(), color_scheme="light").page
     picture = "document.querySelector('#chart-curve canvas').toDataURL()"
@@ -490,8 +524,9 @@ def test_code_put_into_the_page_is_refused(show: Any) -> None:
     assert "Content Security Policy" in shown.complaints.pop()
 
 
-def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
-    shown = show(samples.sweep(), color_scheme="dark")
+@pytest.mark.parametrize(("sweep", "pages"), [(samples.sweep(), 3), (priced(), 5)])
+def test_paper_is_light_and_nothing_is_cut(show: Any, sweep: Sweep, pages: int) -> None:
+    shown = show(sweep, color_scheme="dark")
     page = shown.page
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -504,4 +539,4 @@ def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
     (ROOT / "artifacts").mkdir(exist_ok=True)
     path = ROOT / "artifacts" / "report.pdf"
     page.pdf(path=str(path), prefer_css_page_size=True, print_background=True)
-    assert len(re.findall(rb"/Type\s*/Page\b", path.read_bytes())) == 3
+    assert len(re.findall(rb"/Type\s*/Page\b", path.read_bytes())) == pages

@@ -1,0 +1,35 @@
+"""What is looked for in every page that is shown: what overlaps, what axe finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.conftest import find_axe
+from tests.support import require
+
+OVERLAPPING = """[...document.querySelectorAll("main, main section, .pair, .lead, .grid, figure")]
+    .flatMap((parent) => {
+      const boxes = [...parent.children].map((e) => [e, e.getBoundingClientRect()])
+        .filter(([, box]) => box.width && box.height);
+      return boxes.flatMap(([one, a], i) => boxes.slice(i + 1)
+        .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1
+          && a.top < b.bottom - 1 && b.top < a.bottom - 1)
+        .map(([other]) => `${one.tagName}.${one.className} ${other.className}`));
+    })"""
+
+
+def overlapping(page: Any) -> list[str]:
+    """Neighbours that lie over each other."""
+    found: list[str] = page.evaluate(OVERLAPPING)
+    return found
+
+
+def violations(page: Any) -> list[tuple[str, str]]:
+    """What axe says of it: its rule and the first element. Skips where axe-core is missing."""
+    script = find_axe()
+    require(script, "axe-core")
+    assert script is not None
+    session = page.context.new_cdp_session(page)  # the page's policy would refuse the script
+    session.send("Runtime.evaluate", {"expression": script.read_text("utf-8")})
+    found = page.evaluate("axe.run().then((found) => found.violations)")
+    return [(one["id"], one["nodes"][0]["html"][:200]) for one in found]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from agent.store import Store
     from loadgen.config import Options
     from loadgen.level import Plan
-    from loadgen.session import Moment, Session, Watcher
+    from loadgen.moment import Moment
+    from loadgen.session import Session, Watcher
 
 # Flags that say how the command line talks and ends; a function returns what was measured.
 ONLY_COMMANDS = ("quiet", "no_progress", "fail_on", "resume")
@@ -153,13 +154,17 @@ class _Measurement:
         options, given = _parsed(command, url, db, asked, watcher)
         with cli.reachable(options) as (reached, simulated), _store(db, given["db"]) as store:
             there = msgspec.structs.replace(options, url=reached)
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                sweep = runner.run(self._session_of(there, options.url, simulated, store, watcher))
+            try:
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    of = self._session_of(there, options.url, simulated, store, watcher)
+                    sweep = runner.run(of)
+            finally:
+                watcher.close()
         _write(sweep, given)
         return sweep
 
     def _watcher(self) -> Watcher:
-        from loadgen.report.terminal import Progress
+        from loadgen.report.live import Progress
 
         return Progress() if self._progress else _Log()
 

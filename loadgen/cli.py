@@ -238,7 +238,6 @@ def _run_session(
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # before the first level
     finally:
-        progress.close()
         _terminate_as_interrupt()  # the loop took its own handler away
 
 

@@ -154,12 +154,8 @@ class _Measurement:
         options, given = _parsed(command, url, db, asked, watcher)
         with cli.reachable(options) as (reached, simulated), _store(db, given["db"]) as store:
             there = msgspec.structs.replace(options, url=reached)
-            try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    of = self._session_of(there, options.url, simulated, store, watcher)
-                    sweep = runner.run(of)
-            finally:
-                watcher.close()
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                sweep = runner.run(self._session_of(there, options.url, simulated, store, watcher))
         _write(sweep, given)
         return sweep
 
@@ -219,6 +215,9 @@ class _Log:
         from loadgen.report.terminal import level_line
 
         log.info("level %d: %s", number, level_line(level))
+
+    def close(self) -> None:
+        """A log has nothing to take back."""
 
 
 @contextmanager

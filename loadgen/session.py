@@ -88,6 +88,9 @@ class Watcher(Protocol):
 
     def level_ended(self, number: int, level: Level) -> None: ...
 
+    def close(self) -> None:
+        """After the last level, or an error in the middle of one; notes may still follow."""
+
 
 class Session:
     """One run of `sweep` or `run`, from the first probe to the verdict."""
@@ -176,6 +179,7 @@ class Session:
                 raise
         finally:
             self._task = None  # what follows is short, and not to be cancelled
+            self._watcher.close()
             await self._observer.close()
             await self._crew.close()
         if self._sink is not None:

@@ -1,4 +1,4 @@
-"""A program on a pseudo-terminal, and what a person would see: a terminal emulator shows it."""
+"""A terminal, and what a person would see on it: a terminal emulator shows what was written."""
 
 from __future__ import annotations
 
@@ -6,45 +6,43 @@ import fcntl
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import TextIO
 
 import pyte
 
 
-class OnTerminal:
-    """Runs a program on a terminal of so many columns and rows. `raw` is all that it wrote."""
+class Terminal:
+    """A pseudo-terminal of so many columns and rows. `raw` is all that was written to it."""
 
-    def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], columns: int = 80, rows: int = 24
-    ) -> None:
+    def __init__(self, columns: int = 80, rows: int = 24) -> None:
         self.raw = ""
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
-        self._leader, follower = pty.openpty()
+        self._leader, self.follower = pty.openpty()
         self._tell_size(columns, rows)
-        self.process = subprocess.Popen(
-            command, env=dict(env), stdin=follower, stdout=follower, stderr=follower,
-            preexec_fn=_own_terminal,
-        )  # fmt: skip
-        os.close(follower)
 
-    def __enter__(self) -> OnTerminal:
+    def __enter__(self) -> Terminal:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.close()
+
+    def close(self) -> None:
         os.close(self._leader)
+        os.close(self.follower)
+
+    def file(self, encoding: str = "utf-8") -> TextIO:
+        """To write to it from here. To be closed."""
+        return os.fdopen(os.dup(self.follower), "w", encoding=encoding)
 
     def lines(self) -> list[str]:
         """What is on the screen, without the blanks that fill it up."""
@@ -58,33 +56,25 @@ class OnTerminal:
         deadline = time.monotonic() + timeout_s
         while not true(self.lines()):
             assert time.monotonic() < deadline, "\n".join(self.lines())
-            assert self._read(0.1), "\n".join(["ended:", *self.lines()])
+            assert self.read(0.05), "\n".join(["ended:", *self.lines()])
         return self.lines()
 
-    def ended(self, timeout_s: float = 60.0) -> list[str]:
-        """The screen once the program has ended."""
-        deadline = time.monotonic() + timeout_s
-        while self._read(0.1):
-            assert time.monotonic() < deadline, "\n".join(self.lines())
-        self.process.wait(10)
+    def settled(self) -> list[str]:
+        """The screen once nothing more comes."""
+        before = -1
+        while len(self.raw) != before:
+            before = len(self.raw)
+            self.read(0.03)
         return self.lines()
 
     def resize(self, columns: int, rows: int) -> None:
         """As a window that is drawn wider or narrower: the kernel tells the program (SIGWINCH)."""
+        self.settled()
         self.screen.resize(rows, columns)
         self._tell_size(columns, rows)
 
-    def press(self, keys: bytes) -> None:
-        os.write(self._leader, keys)
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def _tell_size(self, columns: int, rows: int) -> None:
-        fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def _read(self, timeout_s: float) -> bool:
-        """Whether there may be more."""
+    def read(self, timeout_s: float) -> bool:
+        """Takes what was written; whether there may be more."""
         if not select.select([self._leader], [], [], timeout_s)[0]:
             return True
         try:
@@ -94,6 +84,43 @@ class OnTerminal:
         self.raw += data.decode(errors="replace")
         self._stream.feed(data)
         return bool(data)
+
+    def _tell_size(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._leader, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+class OnTerminal(Terminal):
+    """A program that runs on a terminal of its own."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], columns: int = 80, rows: int = 24
+    ) -> None:
+        super().__init__(columns, rows)
+        self.process = subprocess.Popen(
+            command, env=dict(env), stdin=self.follower, stdout=self.follower,
+            stderr=self.follower, preexec_fn=_own_terminal,
+        )  # fmt: skip
+        os.close(self.follower)
+
+    def __enter__(self) -> OnTerminal:
+        return self
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._leader)
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._leader, keys)
+
+    def ended(self, timeout_s: float = 60.0) -> list[str]:
+        """The screen once the program has ended."""
+        deadline = time.monotonic() + timeout_s
+        while self.read(0.1):
+            assert time.monotonic() < deadline, "\n".join(self.lines())
+        self.process.wait(10)
+        return self.lines()
 
 
 def _own_terminal() -> None:

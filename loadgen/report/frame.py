@@ -19,7 +19,8 @@ from agent.words import ms, number, printable
 from loadgen.level import Plan
 from loadgen.moment import Moment
 
-BAR_CELLS = 24
+BAR_CELLS_MAX = 24
+CURVE_WIDTH_MIN = 36
 CURVE_CELLS_MAX = 72  # a curve as wide as a wall says no more
 CURVE_ROWS = (4, 12)  # at least and at most
 ROWS_KEPT = 8  # of the screen for what was said before: levels that have ended, notes
@@ -33,13 +34,13 @@ class Glyphs(NamedTuple):
     ended: str
     running: str
     invalid: str
-    axis: str  # up, corner, along, mark
+    axis: tuple[str, str, str, str]  # up, corner, along, mark
     words: dict[int, str]  # what stands for a character that is not there
 
 
-UNICODE = Glyphs("█░", True, "●", "○", "×", "│└─┬", {})
+UNICODE = Glyphs("█░", True, "●", "○", "×", ("│", "└", "─", "┬"), {})
 ASCII = Glyphs(
-    "#.", False, "o", "+", "x", "|+-+",
+    "#.", False, "o", "+", "x", ("|", "+", "-", "+"),
     str.maketrans({"·": "|", "±": "+-", "–": "-", "…": "~", "µ": "u", "�": "?"}),
 )  # fmt: skip
 
@@ -68,7 +69,8 @@ def frame(sight: Sight, width: int, height: int, glyphs: Glyphs) -> list[Line]:
         lines.append(Line(_cut(sight.why, width, glyphs), "dim"))
     rows = min(CURVE_ROWS[1], height - ROWS_KEPT - len(lines))
     points = _points(sight)
-    if rows >= CURVE_ROWS[0] and len({point.load for point in points}) > 1:
+    is_room = rows >= CURVE_ROWS[0] and width >= CURVE_WIDTH_MIN
+    if is_room and len({point.load for point in points}) > 1:
         unit = "requests/s" if sight.plan.mode == "rate" else "streams"
         lines += [Line(text) for text in curve(points, _unit(sight), unit, width, rows, glyphs)]
     return lines[:height]
@@ -78,19 +80,22 @@ def frame(sight: Sight, width: int, height: int, glyphs: Glyphs) -> list[Line]:
 
 
 def _headline(sight: Sight, width: int, glyphs: Glyphs) -> Line:
+    """What is tried, its phase where there is room for it, and at the right the time left."""
     moment = sight.moment
-    left = [sight.place, moment.phase] if moment is not None else [sight.place, "starting"]
-    text = _fitted(left, width, glyphs)
-    told = _left(moment).translate(glyphs.words) if moment is not None else ""
-    if told and len(text) + 2 + len(told) <= width:
-        text += told.rjust(width - len(text))
-    return Line(text, "bold")
+    phase = moment.phase if moment is not None else "starting"
+    left = _left(moment).translate(glyphs.words) if moment is not None else ""
+    room = width - len(left) - 2 if left else width
+    text = _fitted([sight.place, phase], max(room, len(sight.place)), glyphs)
+    if left and len(text) <= room:
+        text += left.rjust(width - len(text))
+    return Line(text[:width], "bold")
 
 
 def _standing(moment: Moment, width: int, glyphs: Glyphs) -> list[Line]:
-    full = round(moment.share * BAR_CELLS)
-    bar = glyphs.bar[0] * full + glyphs.bar[1] * (BAR_CELLS - full)
-    level = [f"{bar} {moment.share:4.0%}", f"{moment.in_flight:,} in flight", f"{moment.ok:,} ok"]
+    cells = min(BAR_CELLS_MAX, width // 3)
+    full = round(moment.share * cells)
+    bar = glyphs.bar[0] * full + glyphs.bar[1] * (cells - full)
+    level = [f"{bar} {moment.share:.0%}", f"{moment.in_flight:,} in flight", f"{moment.ok:,} ok"]
     if moment.left_s is not None and moment.share < 1:
         level.insert(1, f"{about(moment.left_s)} to go")
     rate = "no rate yet" if moment.rate is None else f"{number(moment.rate)} {_rate_unit(moment)}"
@@ -199,7 +204,7 @@ def curve(
     for row, text in enumerate(canvas.lines()):
         label = labels[0] if row == 0 else labels[1] if row == canvas.rows - 1 else ""
         body.append(f"{label:>{left - 1}} {up}{text}".rstrip())
-    marked = {canvas.column(point.load): point.load for point in reversed(points)}
+    marked = {canvas.column(point.load): point.load for point in sorted(points)}
     axis = "".join(mark if column in marked else along for column in range(cells))
     named = _axis_names(marked, cells)
     pad = " " * left

@@ -33,7 +33,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor, while a frame is drawn and 
 
 
 class Progress:
-    """Tells how it goes on `out`. `close` it where an error may end it in the middle of a level.
+    """Tells how it goes on `out`.
 
     `quiet` leaves nothing but notes; `live` None: as `out` is a terminal or not. `ended`: levels of
     a run that is taken up again.

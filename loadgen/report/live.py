@@ -62,7 +62,8 @@ class Progress:
     def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
         """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
         place = f"[{number}]" if of is None else f"[{number}/{of}]"
-        self._sight = Sight(f"{place} {load_text(plan.mode, plan.load)}", plan, why)
+        reason, _, _ = why.partition(" · ")  # and what was left when it began: that is told live
+        self._sight = Sight(f"{place} {load_text(plan.mode, plan.load)}", plan, reason)
         if self._screen is None:
             self.line(f"{self._sight.place}: {why or 'running'}")
         self._draw()

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell
 SMALLEST = os.terminal_size((20, 2))
 STYLES = {"bold": "\x1b[1m", "dim": "\x1b[2m", "red": "\x1b[31m"}
-PLAIN, CLEAR_BELOW = "\x1b[0m", "\x1b[J"
-HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor, while a frame is drawn and never longer
+PLAIN, CLEAR_LINE, CLEAR_BELOW = "\x1b[0m", "\x1b[K", "\x1b[J"
+# While a frame is drawn, and never longer: no cursor, and no wrapping of lines, for a window may
+# have become narrower a moment ago.
+BEGIN, END = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
 
 
 class Progress:
@@ -89,10 +91,9 @@ class Progress:
 
     def _draw(self) -> None:
         if self._screen is not None and self._sight is not None:
-            columns, rows = size = self._screen.size
+            columns, rows = self._screen.size
             # The last column is left free: there, terminals differ in when a line wraps.
-            lines = frame(self._sight, columns - 1, rows - 1, self._glyphs)
-            self._screen.draw(lines, size)
+            self._screen.draw(frame(self._sight, columns - 1, rows - 1, self._glyphs))
 
     def _said(self, parts: list[str]) -> None:
         """Parts of a line, in as many lines as they take on a terminal."""
@@ -133,7 +134,7 @@ class _Screen:
     """Lines on a terminal that are drawn over again, the cursor left at the first of them.
 
     So the cursor stands where it did when the terminal is resized, whether the lines below are
-    wrapped anew or cut, and all of them go by clearing to the end of the screen.
+    wrapped anew or cut, and all of them go by clearing from there to the end of the screen.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -152,21 +153,22 @@ class _Screen:
             size = SIZE
         return os.terminal_size(map(max, size, SMALLEST))
 
-    def draw(self, lines: list[Line], size: os.terminal_size) -> None:
+    def draw(self, lines: list[Line]) -> None:
         """Draws over what was drawn; not at all while the terminal takes nothing."""
         if not self._sent():
             return
-        text = "\r\n".join(self._styled(line) for line in lines)
+        text = f"{CLEAR_LINE}\r\n".join(map(self._styled, lines))
         up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
-        encoding = getattr(self._out, "encoding", None) or "utf-8"
-        self._unsent = f"{HIDE}\r{CLEAR_BELOW}{text}{up}\r{SHOW}".encode(encoding, "replace")
+        whole = f"{BEGIN}\r{text}{CLEAR_BELOW}{up}\r{END}"
+        self._unsent = whole.encode(getattr(self._out, "encoding", None) or "utf-8", "replace")
         self._drawn = True
         self._sent()
 
     def cleared(self) -> str:
         """What takes the lines away, and what is still to be sent before."""
         rest, self._unsent = self._unsent.decode(errors="replace"), b""
-        text, self._drawn = f"{rest}\r{CLEAR_BELOW}" if self._drawn else "", False
+        # Cleared from the second column on: from the first of the screen, tmux keeps what goes.
+        text, self._drawn = f"{rest}\r {CLEAR_BELOW}\r" if self._drawn else "", False
         return text
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, OverflowMethod, RenderResult
 from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
@@ -281,24 +281,21 @@ def numbers(of: Iterable[int]) -> str:
 class Line(NamedTuple):
     text: str
     style: str = ""
+    rows_max: int = 1  # it may take; cut behind them
 
 
 def head(snapshot: Snapshot) -> Iterator[Line]:
     """All but the tables: the agent, all together, the newest finding, and what is not well."""
     status = snapshot.status
     yield Line(
-        f"agent {status.version} · {snapshot.url} · up {span(status.uptime_s)} · "
-        f"{utc(status.now_unix_s)}",
+        f"agent {status.version} · {utc(status.now_unix_s)} · up {span(status.uptime_s)} · "
+        f"{snapshot.url}",
         "bold",
     )
     if snapshot.silent:
-        yield Line(f"no longer answers; this is what it said last: {snapshot.silent}", "bold red")
-    yield Line(
-        f"tokens/s {snapshot.spark('output_tokens_per_s')} "
-        f"{short(snapshot.now('output_tokens_per_s'))} · "
-        f"power {snapshot.spark('gpu_power_w')} {short(snapshot.now('gpu_power_w'), ' W')} · "
-        f"{short(snapshot.now('energy_j_per_output_token'), ' J/token')}"
-    )
+        said = f"no longer answers; this is what it said last: {snapshot.silent}"
+        yield Line(said, "bold red", rows_max=2)
+    yield Line(" · ".join(_all_together(snapshot)), rows_max=2)
     yield _finding_line(snapshot)
     yield _kept_line(status)
     troubles = list(_troubles(status))
@@ -307,12 +304,26 @@ def head(snapshot: Snapshot) -> Iterator[Line]:
         yield Line(f"and {len(troubles) - TROUBLES_MAX} more that are not well", "red")
 
 
+def _all_together(snapshot: Snapshot) -> Iterator[str]:
+    """Of all servers and GPUs; of what was never measured nothing is said."""
+
+    def now(metric: str, unit: str = "") -> str:
+        return short(snapshot.now(metric), unit)
+
+    tokens = snapshot.spark("output_tokens_per_s")
+    yield f"{span(WINDOW_S)}: tokens/s {tokens} {now('output_tokens_per_s')}"
+    if snapshot.series.get(Key("gpu_power_w")):
+        yield f"power {snapshot.spark('gpu_power_w')} {now('gpu_power_w', ' W')}"
+    if snapshot.series.get(Key("energy_j_per_output_token")):
+        yield now("energy_j_per_output_token", " J/token")
+
+
 def _finding_line(snapshot: Snapshot) -> Line:
     found = snapshot.finding
     if found is None:
         return Line("no assessment yet", "dim")
     ago = span(snapshot.status.now_unix_s - found.at_unix_s)
-    return Line(f"{found.finding} ({found.scope}, {ago} ago): {found.verdict.summary}", "bold")
+    return Line(f"{found.finding} ({found.scope}, {ago} ago): {found.verdict.summary}", "bold", 3)
 
 
 def _kept_line(status: Status) -> Line:
@@ -321,16 +332,16 @@ def _kept_line(status: Status) -> Line:
         f"store {size(store.bytes)}, written {span(store.writer_lag_s)} behind",
         f"outbox {outbox.pending:,} waiting, {outbox.dropped:,} dropped",
     ]
-    return Line(" · ".join(parts), "dim")
+    return Line(" · ".join(parts), "dim", rows_max=2)
 
 
 def _troubles(status: Status) -> Iterator[Line]:
     for sampler in status.samplers:
         if not sampler.ok:
-            yield Line(f"not well: {_sampler_text(sampler)}", "red")
+            yield Line(f"not well: {_sampler_text(sampler)}", "red", rows_max=2)
     store, outbox = status.store, status.outbox
     if store.error:
-        yield Line(f"not written: {store.error}", "red")
+        yield Line(f"not written: {store.error}", "red", rows_max=2)
     elif not store.ready:
         yield Line("not written: the store is not ready", "red")
     if store.shedding:
@@ -338,7 +349,7 @@ def _troubles(status: Status) -> Iterator[Line]:
     if store.readings_dropped:
         yield Line(f"readings dropped: {store.readings_dropped:,}", "red")
     if outbox.last_error:
-        yield Line(f"not exported: {outbox.last_error}", "red")
+        yield Line(f"not exported: {outbox.last_error}", "red", rows_max=2)
     yield from (Line(f"note: {note}") for note in status.notes)
 
 
@@ -430,8 +441,10 @@ def gpu_columns(snapshot: Snapshot) -> list[Column]:
     ]  # fmt: skip
 
 
-def _table(columns: Sequence[Column], width: int) -> Table:
-    """Rich cuts columns that could wrap, and those here only; their cells say that none wraps."""
+def _table(columns: Sequence[Column], width: int, rows: int, words: Mapping[int, int]) -> Table:
+    """The first `rows`. Rich cuts columns that could wrap, and those here only; their cells say
+    that none wraps."""
+    overflow: OverflowMethod = "crop" if words else "ellipsis"
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     shown = fitting(columns, width)
     for column in shown:
@@ -439,30 +452,76 @@ def _table(columns: Sequence[Column], width: int) -> Table:
         justify: JustifyMethod = "left" if is_left else "right"
         table.add_column(
             Text(column.title, no_wrap=True), justify=justify,
-            no_wrap=not column.is_text, overflow="ellipsis",
+            no_wrap=not column.is_text, overflow=overflow,
         )  # fmt: skip
-    for cells in zip(*(column.cells for column in shown), strict=True):
-        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
+    for cells in zip(*(column.cells[:rows] for column in shown), strict=True):
+        texts = (cell.translate(words) for cell in cells)
+        table.add_row(*(Text(text, no_wrap=True, overflow=overflow) for text in texts))
     return table
 
 
+ROWS_BESIDE = 2  # of a table: the blank above, and its titles
+
+
+def sharing(rows: Sequence[int], room: int) -> list[int]:
+    """How many rows of each table are shown in `room` lines; the shorter ones are whole.
+
+    A table that is not whole takes a line that says so.
+    """
+    shown = [0 for _ in rows]
+    for turn, place in enumerate(sorted(range(len(rows)), key=lambda place: rows[place])):
+        part = room // (len(rows) - turn) - ROWS_BESIDE
+        shown[place] = rows[place] if rows[place] <= part else max(part - 1, 0)
+        room -= min(rows[place], max(part, 0)) + ROWS_BESIDE
+    return shown
+
+
+# What stands for the characters that an encoding does not have, one for one.
+PLAIN = str.maketrans("▁▂▃▄▅▆▇█·–…°�", "_.:;=+*#--~ ?")
+
+
 class View(NamedTuple):
-    """A snapshot as rich draws it, anew for each width."""
+    """A snapshot as rich draws it, anew for each width and height."""
 
     snapshot: Snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for text, style in head(self.snapshot):
-            yield Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
-        for rows, columns in (
-            (self.snapshot.status.servers, server_columns),
-            (self.snapshot.status.gpus, gpu_columns),
-        ):
+        words = PLAIN if options.ascii_only else {}
+        lines = [
+            part
+            for line in head(self.snapshot)
+            for part in _wrapped(line, console, options.max_width, words)
+        ]
+        yield from lines
+        status = self.snapshot.status
+        tables = [
+            (name, len(rows), columns)
+            for name, rows, columns in (
+                ("servers", status.servers, server_columns), ("GPUs", status.gpus, gpu_columns),
+            )
+            if rows
+        ]  # fmt: skip
+        room = 10**6 if options.height is None else options.height - len(lines)
+        shown = sharing([rows for _, rows, _ in tables], room)
+        for (name, rows, columns), some in zip(tables, shown, strict=True):
             yield Text("")
-            if rows:
-                yield _table(columns(self.snapshot), options.max_width)
-        if not self.snapshot.status.servers:
-            yield Text("no server is configured", style="dim")
+            yield _table(columns(self.snapshot), options.max_width, some, words)
+            if some < rows:
+                yield Text(f"and {rows - some:,} more {name}", style="dim", no_wrap=True)
+        if not status.servers:
+            yield Text("\nno server is configured", style="dim")
+
+
+def _wrapped(line: Line, console: Console, width: int, words: Mapping[int, int]) -> Iterator[Text]:
+    """The line in at most as many rows as it may take, words left whole where that can be."""
+    text = Text(printable(line.text).translate(words))
+    parts = [text.plain]
+    if line.rows_max > 1:
+        parts = [part.plain for part in text.wrap(console, width)] or parts
+    whole = min(line.rows_max, len(parts)) - 1
+    overflow: OverflowMethod = "crop" if words else "ellipsis"
+    for part in (*parts[:whole], " ".join(parts[whole:])):
+        yield Text(part.strip(), style=line.style, no_wrap=True, overflow=overflow)
 
 
 # ------------------------------------------------------------------------------------ the terminal

@@ -197,10 +197,13 @@ def _run_session(
     import msgspec
     import uvloop
 
-    from loadgen.report.terminal import Progress
+    from loadgen.report.live import Progress
     from loadgen.session import Session
 
-    progress = Progress(quiet=given["quiet"], live=False if given["no_progress"] else None)
+    progress = Progress(
+        quiet=given["quiet"], live=False if given["no_progress"] else None,
+        ended=resumed.levels if resumed is not None else (),
+    )  # fmt: skip
     reachable = msgspec.structs.replace(options, url=reached)
 
     async def main() -> Sweep:
@@ -276,7 +279,8 @@ def _calibrate(bound_ms: float, quick: bool, json_file: str | None, quiet: bool)
     import uvloop
 
     from loadgen.calibrate import FULL, QUICK, Calibrator, Result, conclusion, save
-    from loadgen.report.terminal import Progress, calibration_tables
+    from loadgen.report.live import Progress
+    from loadgen.report.terminal import calibration_tables
 
     progress = Progress(quiet=quiet)
     calibrator = Calibrator(

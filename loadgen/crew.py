@@ -13,20 +13,12 @@ from typing import Any
 
 from agent.model import ServefitError
 from loadgen.level import Plan
-from loadgen.recorder import Recording, merge
+from loadgen.recorder import Counts, Recording, added, merge
 from loadgen.worker import Job, packed, read_message
 
 LEAD_NS = 20_000_000  # between the word to begin and the beginning
 QUIT_S = 2.0
-NOTHING = (0, 0, 0, 0, 0, 0)  # in flight, tokens arrived, ok, failed, tokens, end of the ramp
-
-
-class Counts:
-    """What the workers said last of how far they are."""
-
-    def __init__(self) -> None:
-        self.ok = self.failed = self.tokens = 0
-        self.ramp_end_ns = 0  # 0: some have not all begun
+NOTHING = (0, 0, Counts())  # in flight, tokens arrived, and what was recorded
 
 
 class _Member:
@@ -86,15 +78,7 @@ class CrewLevel:
 
     @property
     def recorder(self) -> Counts:
-        counts = Counts()
-        for member in self._members:
-            _, _, ok, failed, tokens, _ = member.moved
-            counts.ok += ok
-            counts.failed += failed
-            counts.tokens += tokens
-        ramps = [member.moved[5] for member in self._members]
-        counts.ramp_end_ns = max(ramps) if all(ramps) else 0
-        return counts
+        return added([member.moved[2] for member in self._members])
 
     @property
     def in_flight(self) -> int:

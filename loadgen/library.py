@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from agent.store import Store
     from loadgen.config import Options
     from loadgen.level import Plan
-    from loadgen.session import Moment, Session, Watcher
+    from loadgen.moment import Moment
+    from loadgen.session import Session, Watcher
 
 # Flags that say how the command line talks and ends; a function returns what was measured.
 ONLY_COMMANDS = ("quiet", "no_progress", "fail_on", "resume")
@@ -159,7 +160,7 @@ class _Measurement:
         return sweep
 
     def _watcher(self) -> Watcher:
-        from loadgen.report.terminal import Progress
+        from loadgen.report.live import Progress
 
         return Progress() if self._progress else _Log()
 
@@ -214,6 +215,9 @@ class _Log:
         from loadgen.report.terminal import level_line
 
         log.info("level %d: %s", number, level_line(level))
+
+    def close(self) -> None:
+        """A log has nothing to take back."""
 
 
 @contextmanager

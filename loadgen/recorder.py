@@ -7,8 +7,10 @@ other. 8 bytes a token and about 100 a request.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,33 @@ class Recording:
 Count = Callable[[str], int]  # tokens of a text, as `--tokenizer` counts them
 
 
+class Counts(NamedTuple):
+    """How far a level has come: what a recorder counts as requests end, under the same names."""
+
+    ok: int = 0
+    failed: int = 0
+    tokens: int = 0
+    ramp_end_ns: int = 0  # 0: some have not all begun
+    failures: Mapping[str, int] = {}  # by kind
+    # Of what was answered after the warm-up, as a `Level` has it of its window:
+    ttft_sum_ns: int = 0
+    ttfts: int = 0
+    itl_sum_ns: int = 0
+    gaps: float = 0.0
+
+
+def added(counts: Sequence[Counts]) -> Counts:
+    """Those of several workers of one level as one."""
+    failures = sum((Counter(one.failures) for one in counts), Counter[str]())
+    ramps = [one.ramp_end_ns for one in counts]
+    sums = {
+        name: sum(getattr(one, name) for one in counts)
+        for name in Counts._fields
+        if name not in ("failures", "ramp_end_ns")
+    }
+    return Counts(**sums, failures=failures, ramp_end_ns=max(ramps) if all(ramps) else 0)
+
+
 class Recorder:
     """Collects exchanges as they end; one of these per worker and level."""
 
@@ -84,10 +113,19 @@ class Recorder:
         self.loop_lag_ns = array("q")
         self.ramp_end_ns = 0
         self.refill_end_ns = 0
-        # Running counts for the progress display and for the decision to give up.
+        # Running counts for the progress display and for the decision to give up: see `Counts`.
         self.ok = 0
         self.failed = 0
         self.tokens = 0
+        self.failures: dict[str, int] = {}
+        self.ttft_sum_ns = 0
+        self.ttfts = 0
+        self.itl_sum_ns = 0
+        self.gaps = 0.0
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**{name: getattr(self, name) for name in Counts._fields})
 
     def add(self, exchange: Exchange) -> None:
         """Takes over what the exchange holds; the exchange can be dropped afterwards."""
@@ -104,7 +142,9 @@ class Recorder:
         else:
             outcome = CANCELLED if exchange.error == "cancelled" else FAILED
             error = self._kind(exchange.error, exchange.error_text)
-            self.failed += outcome == FAILED
+            if outcome == FAILED:
+                self.failed += 1
+                self.failures[exchange.error] = 1 + self.failures.get(exchange.error, 0)
         prompt_tokens = exchange.prompt_tokens
         if prompt_tokens < 0:
             prompt_tokens = exchange.counted_here
@@ -122,6 +162,11 @@ class Recorder:
         self._stamps.extend(exchange.stamps)
         self._weights.extend(weights)
         self.tokens += tokens
+        if chunks and outcome == OK and not exchange.warmup:
+            self.ttft_sum_ns += exchange.stamps[0] - exchange.sent_ns
+            self.ttfts += 1
+            self.itl_sum_ns += exchange.stamps[-1] - exchange.stamps[0]
+            self.gaps += tokens - weights[0] if chunks_counted else chunks - 1
 
     def _kind(self, kind: str, text: str) -> int:
         self._texts.setdefault(kind, text)

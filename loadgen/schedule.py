@@ -12,7 +12,7 @@ import msgspec
 from agent.model import Level
 from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, Options
 from loadgen.level import Plan
-from loadgen.search import Done, Sample, Settings, Standing, Step, next_step, standing
+from loadgen.search import HALF_MAX, Done, Sample, Settings, Standing, Step, next_step, standing
 
 if TYPE_CHECKING:
     from loadgen.trace import Trace
@@ -68,7 +68,10 @@ class Schedule:
                 f"the budget of {self._budget_s:.0f} s is spent: the last {len(plans) - number} of "
                 f"{len(plans)} levels were not measured"
             )
-        return Upcoming(plans[number], len(plans), "")
+        repeats = self._options.repeats
+        turn = number // (len(plans) // repeats) + 1
+        why = f"repeat {turn} of {repeats}" if repeats > 1 else ""
+        return Upcoming(plans[number], len(plans), why)
 
     def _searched(self, levels: Sequence[Level]) -> Upcoming | End:
         step = next_step(levels, self._settings(), self.elapsed_s)
@@ -104,10 +107,21 @@ class Schedule:
             warmup_s=options.warmup_s,
         )
 
-    def look(self, samples: Sequence[Sample]) -> Standing | None:
-        """How the running level stands, if it is one of a search; None for others."""
-        if self._step is None:
+    def after(self, number: int) -> list[Plan] | None:
+        """What comes after level `number`; None of a search, where nobody knows."""
+        if self._options.auto is not None:
             return None
+        return self._options.plans(self._trace)[number:]
+
+    @property
+    def half_wanted(self) -> float | None:
+        """The relative half-width of tokens/s that ends the running level, where one does."""
+        return HALF_MAX if self._step is not None and self._options.mode != "rate" else None
+
+    def look(self, samples: Sequence[Sample]) -> Standing:
+        """How the running level stands. Only one of a search can have said enough."""
+        if self._step is None:
+            return standing(samples, self._options.mode, 0)._replace(enough=False)
         return standing(samples, self._options.mode, self._step.requests_min)
 
 

@@ -40,13 +40,14 @@ from agent.model import (
 )
 from agent.sizing.curve import load_of
 from agent.store import State, Store
-from loadgen import api, calibrate, dataset, limits, probe, tokenizer, trace, worker
+from loadgen import api, calibrate, dataset, limits, moment, probe, tokenizer, trace, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options, agent_token, read_prices
 from loadgen.crew import Crew, CrewLevel
 from loadgen.lengths import Fixed
 from loadgen.level import Plan, span, steady_window, summarise
 from loadgen.loops import ClosedLoop, OpenLoop
+from loadgen.moment import Moment
 from loadgen.observe import Observer, discover, local_gpus, on_this_machine
 from loadgen.recorder import OK, Recording, rows
 from loadgen.resume import stored
@@ -85,17 +86,8 @@ class Watcher(Protocol):
 
     def level_ended(self, number: int, level: Level) -> None: ...
 
-
-class Moment(msgspec.Struct, frozen=True):
-    """How a running level stands."""
-
-    share: float  # 0 … 1 of the level is done
-    elapsed_s: float
-    in_flight: int
-    ok: int
-    failed: int
-    tokens: int
-    half: float | None = None  # relative half-width of the 95 % interval of its tokens/s
+    def close(self) -> None:
+        """After the last level, or an error in the middle of one; notes may still follow."""
 
 
 class Session:
@@ -186,6 +178,7 @@ class Session:
                 raise
         finally:
             self._task = None  # what follows is short, and not to be cancelled
+            self._watcher.close()
             await self._observer.close()
             await self._crew.close()
         if self._sink is not None:
@@ -524,7 +517,7 @@ class Session:
         async with self._observer.watching():
             before_ns = time.monotonic_ns()
             self._running, self._keeping = runner, True
-            ticker = asyncio.get_running_loop().create_task(self._tick(runner))
+            ticker = asyncio.get_running_loop().create_task(self._tick(number, runner))
             try:
                 recording = await runner.run()
             finally:
@@ -548,26 +541,26 @@ class Session:
         await self._export(plan, recording, ids)
         return runner.gave_up
 
-    async def _tick(self, runner: Running) -> None:
-        plan = runner.plan
+    async def _tick(self, number: int, runner: Running) -> None:
+        after = self._schedule.after(number)
+        later_s = None if after is None else moment.later_s(after, self.sweep.levels)
         began = time.monotonic()
         samples: list[Sample] = []
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL_S)
-            recorder = runner.recorder
             half = self._look(runner, samples)
-            elapsed = time.monotonic() - began
-            if plan.requests is not None:
-                share = (recorder.ok + recorder.failed) / (plan.requests + plan.warmup_requests)
-            else:
-                share = elapsed / (plan.warmup_s + (plan.duration_s or 1.0))
+            rate = moment.rate_of(samples)
             self._watcher.level_moved(
-                Moment(min(share, 1.0), elapsed, runner.in_flight, recorder.ok, recorder.failed,
-                       recorder.tokens, half)
+                moment.of(
+                    runner.plan, runner.recorder, runner.in_flight, time.monotonic() - began,
+                    half=half, half_wanted=self._schedule.half_wanted, rate=rate,
+                    later_s=later_s, budget_left_s=self._schedule.left_s,
+                )
             )  # fmt: skip
 
     def _look(self, runner: Running, samples: list[Sample]) -> float | None:
-        """How tight a searched level is; ends it when it has said enough, or the budget is spent.
+        """How tight a level is; ends one of a search when it has said enough, or the budget is
+        spent.
 
         From counts that are kept anyway, so that no token event costs more for it.
         """
@@ -576,11 +569,12 @@ class Session:
         recorder = runner.recorder
         if not recorder.ramp_end_ns:
             return None
-        samples.append(Sample(time.monotonic(), runner.arrived, recorder.ok, runner.in_flight))
+        now = Sample(time.monotonic(), runner.arrived, recorder.ok, runner.in_flight)
+        moment.keep(samples, now)
         said = self._schedule.look(samples)
-        if said is not None and said.enough:
+        if said.enough:
             runner.finish()
-        return None if said is None else said.half
+        return said.half
 
     async def _settle(self, recording: Recording) -> None:
         """Waits until the server has counted what it already answered."""

@@ -219,11 +219,7 @@ class _Process:
     async def _reports(self, level: ClosedLoop | OpenLoop) -> None:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
-            recorder = level.recorder
-            self._say("moved", (
-                level.in_flight, level.arrived, recorder.ok, recorder.failed, recorder.tokens,
-                recorder.ramp_end_ns,
-            ))  # fmt: skip
+            self._say("moved", (level.in_flight, level.arrived, level.recorder.counts))
 
 
 async def _main() -> None:

@@ -43,10 +43,12 @@ PURE = {
     "loadgen.usual",
     "loadgen.sse",
     "loadgen.level",
+    "loadgen.moment",
     "loadgen.search",
     "loadgen.kept",
     "loadgen.compare",
     "loadgen.report.card",
+    "loadgen.report.frame",
     "loadgen.report.labels",
     "loadgen.report.picture",
     "loadgen.report.words",
@@ -58,7 +60,7 @@ PURE = {
 }
 PURE_MAY_IMPORT = {"numpy", "msgspec"} | sys.stdlib_module_names
 # The recorder is arrays and numpy too, but names the client's Exchange for its annotations.
-ALSO = {"loadgen.level": {"loadgen.recorder"}}
+ALSO = {name: {"loadgen.recorder"} for name in ("loadgen.level", "loadgen.moment")}
 # What touches the world has no place in a pure module, standard library or not.
 NOT_PURE = {"asyncio", "socket", "subprocess", "threading", "urllib", "http", "sqlite3", "ssl"}
 

@@ -1,8 +1,4 @@
-"""What a person at a terminal sees: progress while it runs, a table and the verdict at the end.
-
-The progress line is written by hand: a display library that redraws from a thread would be measured
-together with the server.
-"""
+"""What a person at a terminal reads in the end: tables, the verdict, the comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from agent.failures import abandon
 from agent.model import Level, Sweep
 from agent.words import ms, number, printable, verdict_lines
 
@@ -21,95 +16,8 @@ if TYPE_CHECKING:
 
     from loadgen.calibrate import Result, Trial
     from loadgen.compare import Change, Comparison, Outcome, Pair, Which
-    from loadgen.level import Plan
-    from loadgen.session import Moment
 
-BAR_WIDTH = 10
 UNBOUNDED = 1_000  # columns of a file
-
-
-class Progress:
-    """Tells how it goes on `out`: one line that is rewritten on a terminal, plain lines elsewhere.
-
-    `quiet` leaves nothing but notes; `live` None: as `out` is a terminal or not.
-    """
-
-    def __init__(
-        self, out: TextIO | None = None, *, quiet: bool = False, live: bool | None = None
-    ) -> None:
-        self._out = out or sys.stderr
-        self._quiet = quiet
-        dumb = os.environ.get("TERM") == "dumb"
-        self._live = (self._out.isatty() and not dumb) if live is None else live
-        self._prefix = ""
-        self._drawn = 0
-        self._last_tokens = 0
-        self._last_s = 0.0
-
-    def note(self, text: str) -> None:
-        self._clear()
-        self._print(f"note: {printable(text)}")
-
-    def line(self, text: str) -> None:
-        if not self._quiet:
-            self._print(printable(text))
-
-    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
-        """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
-        place = f"{number}" if of is None else f"{number}/{of}"
-        self._prefix = f"[{place}] {load_text(plan.mode, plan.load)}"
-        self._last_tokens, self._last_s = 0, 0.0
-        if not self._quiet and (why or not self._live):
-            self._print(f"{self._prefix}: {printable(why) or 'running'}")
-
-    def level_moved(self, state: Moment) -> None:
-        if self._quiet or not self._live:
-            return
-        seconds = state.elapsed_s - self._last_s
-        rate = (state.tokens - self._last_tokens) / seconds if seconds > 0 else 0.0
-        self._last_tokens, self._last_s = state.tokens, state.elapsed_s
-        full = round(state.share * BAR_WIDTH)
-        bar = "█" * full + "░" * (BAR_WIDTH - full)
-        left = state.elapsed_s * (1 / state.share - 1) if state.share > 0.02 else None
-        parts = [f"{self._prefix} {bar} {state.share:4.0%}"]
-        if left is not None:
-            parts.append(f"{left:.0f} s left")
-        if state.tokens:
-            half = "" if state.half is None else f" ±{state.half:.0%}"
-            parts.append(f"{rate:,.0f} tok/s{half}")
-        parts += [f"{state.in_flight} in flight", f"{state.ok} ok"]
-        if state.failed:
-            parts.insert(1, f"{state.failed} failed")
-        while len(parts) > 1 and len(" · ".join(parts)) >= _columns(self._out):
-            parts.pop()
-        self._draw(" · ".join(parts))
-
-    def level_ended(self, number: int, level: Level) -> None:
-        self._clear()
-        if not self._quiet:
-            self._print(f"{self._prefix}: {level_line(level)}")
-
-    def _draw(self, line: str) -> None:
-        width = _columns(self._out)
-        line = line[: width - 1]
-        self._write("\r" + line + " " * max(0, self._drawn - len(line)))
-        self._drawn = len(line)
-
-    def _clear(self) -> None:
-        if self._drawn:
-            self._write("\r" + " " * self._drawn + "\r")
-            self._drawn = 0
-
-    def _print(self, line: str) -> None:
-        self._write(line + "\n")
-
-    def _write(self, text: str) -> None:
-        """A reader that has gone (`2>&1 | head`) must not take the measurement with it."""
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except OSError:
-            abandon(self._out)
 
 
 def _columns(out: TextIO) -> int:
@@ -130,6 +38,11 @@ def load_text(mode: str, load: float) -> str:
 
 def level_line(level: Level) -> str:
     """One level in one line."""
+    return " · ".join(level_parts(level))
+
+
+def level_parts(level: Level) -> list[str]:
+    """What there is to say of a level that has ended, the rate first."""
     rate, unit = _rate(level)
     parts = [f"{number(rate)} {unit}{_plus_minus(level)}"]
     if level.ttft_ms.n:
@@ -145,7 +58,7 @@ def level_line(level: Level) -> str:
             parts.append(f"{level.requests.cancelled} cancelled")
     if level.measurement and not level.measurement.valid:
         parts.append("INVALID: " + _decides(level))
-    return " · ".join(parts)
+    return parts
 
 
 def _rate(level: Level) -> tuple[float | None, str]:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import select
-import signal
-import struct
-import subprocess
 import sys
-import termios
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from rich.console import Console
@@ -36,6 +28,7 @@ from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatu
 from agent.model import Confidence, TargetError, Verdict, encode
 from agent.samplers.watched import SamplerStatus
 from agent.top import Agent, Column, Finding, Key, Snapshot, View
+from tests.screens import OnTerminal
 
 NOW_S = 1_795_442_531.0  # 2026-11-23T14:02:11Z
 UUID = "GPU-0c8e2f1a-4b52-4c7e-9a55-00000000000{}"
@@ -111,11 +104,12 @@ def drawn(snapshot: Snapshot, width: int = 80, *, colour: bool = False) -> list[
 
 def test_eighty_columns() -> None:
     assert drawn(SNAPSHOT) == [
-        "agent 0.1.0 · http://127.0.0.1:9477 · up 3 d · 2026-11-23T14:02:11Z",
-        "tokens/s ▁▂▂▃▄▄▅▆▆▇██ 1,054 · power ▁▂▂▃▄▄▅▆▆▇██ 812 W · 0.77 J/token",
+        "agent 0.1.0 · 2026-11-23T14:02:11Z · up 3 d · http://127.0.0.1:9477",
+        "15 min: tokens/s ▁▂▂▃▄▄▅▆▆▇██ 1,054 · power ▁▂▂▃▄▄▅▆▆▇██ 812 W · 0.77 J/token",
         "UNDER_SIZED (chat, 12 min ago): 24 requests at once do not fit",
         "store 84.2 MiB, written 0 s behind · outbox 12 waiting, 3 dropped",
-        "not well: code, last sample 43 s ago, 9 errors: http://gpu:8001/metrics: no pag…",
+        "not well: code, last sample 43 s ago, 9 errors: http://gpu:8001/metrics: no page",
+        "within 5 s",
         "",
         "server  engine  model               run  wait  KV  tok/s     TTFT      ITL  GPUs",
         "chat    vllm    Llama-3.1-8B-Inst…   16  2.50  2%  1,054  56.0 ms  10.6 ms   0–1",
@@ -141,11 +135,11 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 def test_what_is_old_or_unknown_is_not_shown_as_now() -> None:
     old = {key: series(value, NOW_S - 75) for key, value in VALUES.items()}
     lines = drawn(SNAPSHOT._replace(series=old))
-    assert lines[1] == "tokens/s ▂▂▃▄▄▅▆▆▇██· – · power ▂▂▃▄▄▅▆▆▇██· – · –"
-    cells = lines[7].split()
+    assert lines[1] == "15 min: tokens/s ▂▂▃▄▄▅▆▆▇██· – · power ▂▂▃▄▄▅▆▆▇██· – · –"
+    cells = lines[8].split()
     assert (cells[0], cells[3:]) == ("chat", [*"––––––", "0–1", "▂▂▃▄▄▅▆▆▇██·"])
     nothing = drawn(SNAPSHOT._replace(series={}, finding=None))
-    assert nothing[2] == "no assessment yet"
+    assert nothing[1:3] == ["15 min: tokens/s ············ –", "no assessment yet"]
 
 
 def test_what_is_not_well_is_said_and_bounded() -> None:
@@ -178,6 +172,7 @@ HOSTILE = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(HOSTILE, st.floats(allow_nan=False, allow_infinity=False), st.integers(20, 120))
 def test_no_name_and_no_number_breaks_the_view(name: str, value: float, width: int) -> None:
     server = ServerStatus(name, "http://h", None, name, name)
@@ -192,10 +187,57 @@ def test_no_name_and_no_number_breaks_the_view(name: str, value: float, width: i
     )
     points = {key: [(NOW_S - 15, value)] for key in top.wanted(status)}
     finding = structs.replace(FINDING, scope=name, finding=name)
-    lines = drawn(Snapshot("http://h", status, points, finding), width)
-    assert len(lines) == len(drawn(Snapshot("http://h", status, points, finding), 300))
+    snapshot = Snapshot("http://h", status, points, finding)
+    lines = drawn(snapshot, width)
+    rows = sum(line.rows_max for line in top.head(snapshot))
+    assert 10 <= len(lines) <= rows + 8  # the tables: a blank, titles and two rows each
     assert all(Text(line).cell_len <= max(width, 42) for line in lines)
     assert all(c.isprintable() for line in lines for c in line)
+
+
+def test_the_sentence_that_decides_is_read_whole() -> None:
+    summary = "24 requests at once do not fit; " + "18 were held within the SLO, " * 9
+    long = structs.replace(FINDING, verdict=structs.replace(FINDING.verdict, summary=summary))
+    lines = drawn(SNAPSHOT._replace(finding=long), 60)
+    at = lines.index("UNDER_SIZED (chat, 12 min ago): 24 requests at once do not")
+    assert lines[at + 1] == "fit; 18 were held within the SLO, 18 were held within the"
+    assert len(lines[at + 2]) == 60
+    assert lines[at + 2].endswith("…")
+    assert lines[at + 3].startswith("store ")
+
+
+def test_what_has_no_room_is_counted() -> None:
+    """Of a lower terminal nothing is lost in silence."""
+    servers = tuple(ServerStatus(f"s{n}", "http://h", None) for n in range(12))
+    gpus = tuple(GpuStatus(f"GPU-{n}", "NVIDIA L4", 2**34) for n in range(8))
+    status = structs.replace(STATUS, servers=servers, gpus=gpus, samplers=())
+    console = Console(file=io.StringIO(), width=80, height=24, highlight=False)
+    options = console.options.update(height=24)
+    lines = console.render_lines(View(SNAPSHOT._replace(status=status)), options)
+    texts = ["".join(part.text for part in line).rstrip() for line in lines]
+    assert texts[13] == "and 5 more servers"
+    assert texts[23] == "7    NVIDIA L4  – of 16.0 GiB    –      –     –  ············"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=2), st.integers(6, 80))
+def test_tables_share_the_room(rows: list[int], room: int) -> None:
+    shown = top.sharing(rows, room)
+    taken = [some + 2 + (some < many) for some, many in zip(shown, rows, strict=True)]
+    assert all(0 <= some <= many for some, many in zip(shown, rows, strict=True))
+    assert sum(taken) <= room
+    if sum(rows) + 2 * len(rows) <= room:
+        assert shown == rows
+
+
+def test_a_terminal_that_knows_no_block_characters() -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace") as file:
+        console = Console(file=file, width=60, highlight=False)
+        with console.capture() as captured:
+            console.print(View(SNAPSHOT))
+    text = captured.get()
+    assert text.isascii()
+    assert "?" not in text
+    assert "15 min: tokens/s _..:;;=++*## 1,054" in text
 
 
 def test_brackets_are_no_markup() -> None:
@@ -420,36 +462,29 @@ def test_the_agent_goes_and_comes_back(fake: Fake) -> None:
 
 
 def test_ctrl_c_ends_a_resized_terminal_quietly(fake: Fake) -> None:
-    here, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "agent.cli", "top", "--url", fake.url, "--interval", "1s"],
-        stdin=there, stdout=there, stderr=there, env={**env, "TERM": "xterm"},
-        start_new_session=True,
-    )  # fmt: skip
-    os.close(there)
-    try:
-        assert "0–1" in read_until(here, "14:02:11Z", "0–1")
-        fcntl.ioctl(here, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-        narrow = read_until(here, "9477 · u…" if "9477" in fake.url else "…", "1  ")
-        assert "defect" not in narrow
-        process.send_signal(signal.SIGINT)
-        rest = read_until(here, "\x1b[?1049l")
-        assert process.wait(10) == 130
-        assert "interrupted" not in rest
-        assert "Traceback" not in rest
-    finally:
-        process.kill()
-        process.wait()
-        os.close(here)
+    command = [sys.executable, "-m", "agent.cli", "top", "--url", fake.url, "--interval", "1s"]
+    keep = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    env = {**keep, "TERM": "xterm", "NO_COLOR": "1"}
+    with OnTerminal(command, env, 80, 24) as terminal:
+        expected = drawn(SNAPSHOT._replace(url=fake.url))
+        assert terminal.until(lambda lines: len(lines) >= len(expected)) == expected
+        assert terminal.screen.cursor.hidden
+        terminal.resize(40, 24)
+        narrow = drawn(SNAPSHOT._replace(url=fake.url), 40)
+        assert terminal.until(lambda lines: lines == narrow)
+        terminal.press(b"\x03")
+        terminal.ended()
+    assert terminal.process.returncode == 130
+    assert terminal.raw.rpartition("\x1b[?1049l")[1], "the terminal is given back"
+    assert not terminal.screen.cursor.hidden
+    assert not re.search("interrupted|Traceback|defect", terminal.raw)
+    assert not re.search(r"\x1b\[3\dm", terminal.raw), "NO_COLOR"
 
 
-def read_until(terminal: int, *words: str) -> str:
-    """What a program writes until all of the words were seen. Fails after ten seconds."""
-    text, deadline = b"", time.monotonic() + 10
-    while not all(word.encode() in text for word in words):
-        assert time.monotonic() < deadline, text.decode(errors="replace")
-        if select.select([terminal], [], [], 0.05)[0]:
-            text += os.read(terminal, 65_536)
-    return text.decode(errors="replace")
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_be_drawn_on_gets_one_snapshot(fake: Fake, term: str) -> None:
+    command = [sys.executable, "-m", "agent.cli", "top", "--url", fake.url]
+    with OnTerminal(command, {**os.environ, "TERM": term, "COLUMNS": "80"}) as terminal:
+        assert terminal.ended() == drawn(SNAPSHOT._replace(url=fake.url))
+    assert terminal.process.returncode == 0
+    assert "\x1b" not in terminal.raw

@@ -25,7 +25,7 @@ from agent.store import Store
 from loadgen import cli, find, library
 from loadgen.config import Options
 from loadgen.lengths import Fixed
-from loadgen.report.terminal import Progress
+from loadgen.report.live import Progress
 from loadgen.session import Watcher
 from tests.e2e.command import environment, until
 from tests.e2e.misbehaving import good, refusal, serving

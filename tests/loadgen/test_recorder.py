@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from loadgen.client import Exchange
-from loadgen.recorder import CANCELLED, FAILED, OK, Recorder, Row, merge, rows
+from loadgen.level import _gaps
+from loadgen.recorder import (
+    CANCELLED,
+    FAILED,
+    OK,
+    Counts,
+    Recorder,
+    Row,
+    added,
+    merge,
+    rows,
+)  # fmt: skip
 
 MS = 1_000_000
 
@@ -78,6 +89,35 @@ def test_weights_are_the_servers_counts_or_an_even_share(
     assert rec.chunks_counted.tolist() == [int(counted)]
     assert rec.output_tokens[0] == round(sum(weights))
     assert rec.usage_rows == (output > 0)
+
+
+def test_running_means_are_those_of_the_recording() -> None:
+    """Of the requests that were answered after the warm-up, whatever a chunk carries."""
+    answered = [
+        exchange(0, stamps=stamps(40, 50, 65), output_tokens=3),
+        exchange(1, stamps=stamps(20, 60), output_tokens=6, token_counts=array("i", (1, 5))),
+        exchange(2, stamps=stamps(30), output_tokens=1),
+        exchange(3, output_tokens=4),
+    ]
+    others = [
+        exchange(4, stamps=stamps(5, 90), output_tokens=2, warmup=True),
+        exchange(5, stamps=stamps(5, 90), error="cut"),
+        exchange(6, error="cancelled"),
+    ]
+    gaps_ms, _ = _gaps(record(*answered).freeze(cpu_s=0, wall_s=1))
+    counts = record(*answered, *others).counts
+    assert counts.itl_sum_ns / counts.gaps / 1e6 == pytest.approx(gaps_ms.mean())
+    assert (counts.ttfts, counts.ttft_sum_ns) == (3, (39 + 19 + 29) * MS)
+    assert (counts.ok, counts.failed, dict(counts.failures)) == (5, 1, {"cut": 1})
+    parts = [record(*answered[:2]).counts, record(*answered[2:], *others).counts]
+    assert added(parts) == counts
+
+
+def test_a_ramp_of_several_ends_with_the_last_that_began() -> None:
+    assert added([Counts(ramp_end_ns=3), Counts(ramp_end_ns=5)]).ramp_end_ns == 5
+    assert added([Counts(ramp_end_ns=3), Counts()]).ramp_end_ns == 0
+    kinds = [Counts(failures={"cut": 1}), Counts(failures={"cut": 2, "reset": 1})]
+    assert added(kinds).failures == {"cut": 3, "reset": 1}
 
 
 def test_a_reply_that_was_not_streamed_has_tokens_and_no_stamps() -> None:

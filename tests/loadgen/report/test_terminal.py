@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
-import time
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from agent.model import Level, Measurement, Requests, Stats, Sweep
-from loadgen.level import Plan
 from loadgen.report import terminal
-from loadgen.report.terminal import Progress, level_line, load_text, run_table, show
-from loadgen.session import Moment
-from tests.e2e.command import SMALL, environment
-from tests.e2e.misbehaving import good, serving
+from loadgen.report.terminal import level_line, load_text, run_table, show
 from tests.loadgen.report import samples
 from tests.loadgen.report.test_table import some_sweeps, sweep
 
@@ -191,162 +176,6 @@ def test_one_level_in_one_line() -> None:
     assert level_line(EMBEDDED) == "42.0 req/s ±5% · E2E p50 25.0 ms p95 28.0 ms · 9 ok"
     assert load_text("concurrency", 1) == "1 stream"
     assert load_text("rate", 0.5) == "0.5 requests/s"
-
-
-# -------------------------------------------------------------------------------------- progress
-
-PLAN = Plan("concurrency", concurrency=4)
-MOMENT = Moment(share=0.5, elapsed_s=2.0, in_flight=4, ok=10, failed=1, tokens=800)
-
-
-def test_a_searched_level_says_why_and_how_tight_it_is() -> None:
-    out = io.StringIO()
-    progress = Progress(out, live=True)
-    progress.level_began(5, None, PLAN, "between 2 (holds) and 8 (breaks) · 80 s of 300 s left")
-    progress.level_moved(msgspec.structs.replace(MOMENT, half=0.062))
-    said = out.getvalue()
-    assert said.startswith("[5] 4 streams: between 2 (holds) and 8 (breaks) · 80 s of 300 s left\n")
-    assert "tok/s ±6%" in said
-
-
-def told(out: io.StringIO, **settings: Any) -> str:
-    progress = Progress(out, **settings)
-    progress.note("a note\nof \x1b[2J two lines")
-    progress.level_began(1, 2, PLAN)
-    for share in (0.01, 0.5, 1.0):
-        progress.level_moved(msgspec.structs.replace(MOMENT, share=share))
-    progress.level_ended(1, Level(concurrency=4, output_tokens_per_s=10.0))
-    return out.getvalue()
-
-
-def test_plain_lines_where_nobody_watches() -> None:
-    assert told(io.StringIO()) == (
-        "note: a note of �[2J two lines\n[1/2] 4 streams: running\n[1/2] 4 streams: 10.0 tok/s\n"
-    )
-    assert told(Tty(), live=False) == told(io.StringIO())
-
-
-def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    assert "\r" not in told(Tty())
-
-
-def test_quiet_leaves_the_notes() -> None:
-    assert told(io.StringIO(), quiet=True) == told(Tty(), quiet=True)
-    assert told(io.StringIO(), quiet=True).count("\n") == 1
-
-
-@pytest.mark.parametrize("columns", [30, 80, 200])
-def test_the_live_line_fits_and_leaves_nothing(
-    columns: int, wide: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    wide(columns)
-    shown = screen(told(Tty()), columns)
-    assert shown == ["note: a note of �[2J two lines", "[1/2] 4 streams: 10.0 tok/s", ""]
-
-
-def test_a_reader_that_has_gone_is_no_failure() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as out:
-        progress = Progress(out)
-        for _ in range(3):
-            progress.note("nobody reads this")
-
-
-def screen(text: str, columns: int) -> list[str]:
-    """The lines that a terminal would show in the end; a line that wraps fails the test."""
-    lines, at = [""], 0
-    for c in ESCAPE.sub("", text):
-        if c == "\n":
-            lines.append("")
-            at = 0
-        elif c == "\r":
-            at = 0
-        else:
-            line = lines[-1].ljust(at)
-            lines[-1] = line[:at] + c + line[at + 1 :]
-            at += 1
-            assert at <= columns or "note: " in lines[-1], "a live line wrapped"
-    return [line.rstrip() for line in lines]
-
-
-# ------------------------------------------------------------------------------- the real command
-
-
-def on_a_terminal(home: Path, *args: str, columns: int = 80) -> str:
-    """All that the command writes to a pseudo-terminal, stdout and stderr together."""
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    with subprocess.Popen(
-        [sys.executable, "-m", "loadgen.cli", *args],
-        env=environment(home), stdin=follower, stdout=follower, stderr=follower,
-    ) as process:  # fmt: skip
-        os.close(follower)
-        parts = []
-        while True:
-            try:
-                data = os.read(leader, 65536)
-            except OSError:  # what Linux says when the last writer has closed
-                break
-            if not data:
-                break
-            parts.append(data)
-    os.close(leader)
-    assert process.returncode in (0, 3)
-    return b"".join(parts).decode().replace("\r\n", "\n")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_sweep_at_80_columns(tmp_path: Path) -> None:
-    slow = partial(good, tokens=12, pause_s=0.03)
-    with serving(slow) as address:
-        written = on_a_terminal(
-            tmp_path, "sweep", f"http://{address}", *SMALL, "--concurrency", "1,2",
-            "--duration", "2s",
-        )  # fmt: skip
-    assert "█" in written  # it was live
-    assert "s left" in written
-    lines = screen_of(written, 80)
-    text = "\n".join(lines)
-    assert "█" not in text  # and nothing of it is left
-    assert "░" not in text
-    assert "[1/2] 1 stream: " in text
-    assert "[2/2] 2 streams: " in text
-    [head] = [i for i, line in enumerate(lines) if "tok/s" in line and "TTFT p95" in line]
-    for line in lines[head : head + 4]:
-        assert len(line) <= 80
-    assert [line.split()[0] for line in lines[head + 2 : head + 4]] == ["1", "2"]
-
-
-def screen_of(text: str, columns: int) -> list[str]:
-    """As `screen`, for a whole session: long lines of words wrap, the live line must not."""
-    shown = []
-    for line in ESCAPE.sub("", text).split("\n"):
-        cells: list[str] = []
-        for piece in line.split("\r"):
-            if "█" in piece or "░" in piece:
-                assert len(piece) < columns
-            cells[: len(piece)] = list(piece)
-        shown.append("".join(cells).rstrip())
-    return shown
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_no_progress_on_a_terminal_is_plain_lines(tmp_path: Path) -> None:
-    began = time.monotonic()
-    with serving() as address:
-        written = on_a_terminal(
-            tmp_path, "run", f"http://{address}", *SMALL, "--requests", "3", "--no-progress"
-        )
-        quiet = on_a_terminal(
-            tmp_path, "run", f"http://{address}", *SMALL, "--requests", "3", "--quiet"
-        )
-    assert "\r" not in written
-    assert "[1/1] 1 stream: running\n" in written
-    assert all(line.startswith("note: ") for line in quiet.splitlines())
-    assert time.monotonic() - began < 120
 
 
 def test_samples_are_sweeps() -> None:

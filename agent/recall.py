@@ -28,7 +28,7 @@ from agent import chunks, schema
 from agent.config import default_db
 from agent.database import check_version, said
 from agent.metrics import CATALOGUE
-from agent.minutes import Minute, MinuteHistogram, MinuteValue
+from agent.minutes import Minute, MinuteHistogram, Minutes, MinuteValue
 from agent.model import StoreError, Sweep, UsageError, decode_sweep
 from agent.stats import Histogram, merged, percentile
 
@@ -669,6 +669,18 @@ class Recall:
         """What `History.add_minutes` kept with the source's newest minute."""
         rows = self._rows("select value from meta where key = ?", [schema.state_key(source)])
         return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
+
+    def open_minutes(self) -> list[Minute]:
+        """The unfinished minutes that the agent left: up to its last sample where it was stopped,
+        hardly begun ones where it runs. Ask inside one `snapshot` with the finished ones.
+        """
+        found = []
+        for one in self.sources():
+            minutes = Minutes(one["name"])
+            dumped = self.source_state(one["name"])
+            if dumped is not None and minutes.load(dumped, boot=None):
+                found.append(minutes.current())
+        return [one for one in found if one is not None]
 
     def served(self, source: str, from_s: float, to_s: float) -> list[dict[str, Any]]:
         """Requests that arrived between two instants, one by one, where the server's spans tell

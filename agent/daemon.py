@@ -90,6 +90,7 @@ class Daemon:
         self._parts: dict[_Key, Any] = {}  # what runs, and the section it was made from
         self._notes: dict[_Key, str] = {}  # why a part does not run
         self._owned: dict[str, Owned] = {}
+        self._gpus: Sequence[TargetGpu] = ()  # as the store knows them
         self._here: dict[str, bool] = {}  # server URL → on this machine
         self._energy: dict[str, EnergyShare] = {}
         self._known: list[Known] = []
@@ -364,7 +365,10 @@ class Daemon:
     async def _look_at_owners(self) -> None:
         """Which GPUs each server is on; processes come and go."""
         gpu, host = self._sources.get(GPU), self._sources.get(HOST)
-        devices = [one.uuid for one in self._devices()]
+        if (gpus := self._devices()) != self._gpus:
+            self._gpus = gpus
+            self._history.add_gpus(gpus)
+        devices = [one.uuid for one in gpus]
         ask = getattr(gpu.sampler, "processes", None) if gpu else None
         processes = ask() if ask else {}
         pids = host.sampler.pids() if host and isinstance(host.sampler, HostSampler) else {}

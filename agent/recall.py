@@ -29,7 +29,7 @@ from agent.config import default_db
 from agent.database import check_version, said
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, Minutes, MinuteValue
-from agent.model import StoreError, Sweep, UsageError, decode_sweep
+from agent.model import StoreError, Sweep, TargetGpu, UsageError, decode_sweep
 from agent.stats import Histogram, merged, percentile
 
 POINTS_WANTED = 300
@@ -723,6 +723,11 @@ class Recall:
             {"name": name, "service": service, "gpus": json.loads(gpus)}
             for name, service, gpus in rows
         ]
+
+    def gpus(self, uuids: Collection[str]) -> list[TargetGpu]:
+        """What these GPUs are, those of which the driver told it."""
+        rows = self._rows("select name, uuid, memory_bytes from gpus order by uuid")
+        return [TargetGpu(*row) for row in rows if row[1] in uuids]
 
     def events(self, from_s: float, to_s: float) -> list[dict[str, Any]]:
         """Marks between two instants, in order of time."""

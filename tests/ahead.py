@@ -30,9 +30,9 @@ ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 6 << 30  # of two vLLMs: what must be free to start one that nobody waits for
 PHOENIX_START_TIMEOUT_S = 180.0
 SPANS_TO = "SERVEFIT_TEST_SPANS_TO"  # where `spanning_vllm` sends its spans
-# What limits `planted_vllm`: of 32 tokens each, one block more than its longest request takes, so
-# that long requests fill the cache with four or five, and eight short ones leave most of it free.
-PLANTED_SEQS, PLANTED_BLOCKS = 8, 66
+# What limits `planted_vllm`: six requests of 224 tokens overfill its cache (40 blocks of 32 tokens,
+# and vLLM's own), eight of 32 leave most of it free.
+PLANTED_SEQS, PLANTED_BLOCKS, PLANTED_LENGTH = 8, 41, 512
 
 
 def real_dir() -> Path:
@@ -92,7 +92,9 @@ def _phoenix() -> Iterator[str]:
 SERVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
     "phoenix": _phoenix,
     "spanning_vllm": lambda: _vllm(otlp_traces_endpoint=os.environ[SPANS_TO]),
-    "planted_vllm": lambda: _vllm(max_num_seqs=PLANTED_SEQS, num_gpu_blocks=PLANTED_BLOCKS),
+    "planted_vllm": lambda: _vllm(
+        max_num_seqs=PLANTED_SEQS, num_gpu_blocks=PLANTED_BLOCKS, max_model_len=PLANTED_LENGTH
+    ),
     "real_vllm": _vllm,
     "pooling_vllm": lambda: _vllm("--runner", "pooling", "--convert", "embed"),
 }

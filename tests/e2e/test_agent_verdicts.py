@@ -65,11 +65,11 @@ def under(load: Load, url: str, one: RunningAgent, *more: str) -> int:
     """Users, then a sweep; the number of requests, once the agent has seen them all.
 
     Where something else on this machine took the processors, throughput may seem to rise up to the
-    last level: a sweep that does not show what stops more is made once more.
+    last level: a sweep that does not show what stops more is made again, at most twice.
     """
     users = ("run", "--concurrency", str(load.at_once), "--duration", "2s", "--metrics-url", "none")
     requests = sent(asked_of(url, load, one, *users))
-    for _ in range(2):
+    for _ in range(3):
         sweep = asked_of(
             url, load, one, "sweep", "--concurrency", load.levels, "--duration", "4s", *more
         )

@@ -23,7 +23,7 @@ import numpy as np
 
 from agent.config import Config, read_prices
 from agent.minutes import MINUTE_S, Minute
-from agent.model import Level, Reason, Slo, Sweep, UsageError, Verdict
+from agent.model import Level, Reason, Slo, Sweep, Target, UsageError, Verdict
 from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
 from agent.sizing import arrivals, production
@@ -115,7 +115,8 @@ def assess(
     asked = _Asked(tuple(sorted(owners)), scope_of(server, service), now_s, urls or {})
     window, notes = _window(recall, asked, owners, window_s, open_minutes)
     seen = pattern(window)
-    choice = _choose(recall, asked, owners, window)
+    served = _served(recall, asked, owners)
+    choice = _placed(_choose(recall, asked, owners, window), served)
     targets = tuple(slo) or tuple(choice.sweep.slo if choice.sweep else ())
     replicas = len(owners) if choice.used.kind == "measured" else 1
     limits, doubts = _limits(choice, seen, window)
@@ -146,7 +147,7 @@ def assess(
     scene = _tried(scene, choice, window, limits, thresholds)
     verdict = conclude(scene, _judged(scene, choice, limits, thresholds))
     verdict = settled(verdict, past, needs, now_s)
-    verdict = advise(verdict, _known(recall, asked, scene, choice, prices))
+    verdict = advise(verdict, _known(recall, asked, scene, choice, prices, served))
     return Assessment(
         scope=asked.scope,
         at_unix_s=now_s,
@@ -725,7 +726,12 @@ def _since(recall: Recall, asked: _Asked, finding: str) -> str:
 
 
 def _known(
-    recall: Recall, asked: _Asked, scene: Scene, choice: _Choice, prices: Prices | None
+    recall: Recall,
+    asked: _Asked,
+    scene: Scene,
+    choice: _Choice,
+    prices: Prices | None,
+    served: Target | None,
 ) -> Known:
     """What advice is made from: the engines are alike, so one server's settings are of all."""
     prints = recall.fingerprints(asked.servers[0])
@@ -746,7 +752,28 @@ def _known(
         history=_history(recall, asked) if measured_s is not None else (),
         host_j=_host_j(recall, asked, scene.pattern),
         target=scene.target,
+        served=served,
     )
+
+
+def _served(recall: Recall, asked: _Asked, owners: Mapping[str, Sequence[str]]) -> Target | None:
+    """Model and GPUs of one replica, as the agent saw them; null where they differ."""
+    on = [recall.gpus(owners[name]) for name in asked.servers]
+    models = {_model(recall.fingerprints(name)) for name in asked.servers}
+    if not all(on) or len({tuple(one.name for one in gpus) for gpus in on}) > 1 or len(models) > 1:
+        return None
+    return Target(model=models.pop() or "", gpus=on[0])
+
+
+def _placed(choice: _Choice, served: Target | None) -> _Choice:
+    """The choice with the GPUs that the agent saw, where a sweep of this server tells of none."""
+    sweep = choice.sweep
+    if served is None or sweep is None or sweep.target.gpus or sweep.run.simulated:
+        return choice
+    if choice.used.by == "model":
+        return choice
+    target = msgspec.structs.replace(sweep.target, gpus=served.gpus)
+    return choice._replace(sweep=msgspec.structs.replace(sweep, target=target))
 
 
 def _history(recall: Recall, asked: _Asked) -> list[tuple[float, Mapping[str, Any]]]:

@@ -147,10 +147,11 @@ def _assess_store(
     from agent.when import parse_span_s, utc
 
     config = load(file) if file else Config()
-    with Recall(db or config.agent.db) as recall:
+    with Recall(db or config.agent.db) as recall, recall.snapshot():
         found = assess_each(
             recall,
             config,
+            open_minutes=recall.open_minutes(),
             server=server,
             service=service,
             window_s=parse_span_s(window, "--window") if window else None,

@@ -37,7 +37,7 @@ from agent import database, rows, schema, tiers
 from agent.config import default_db
 from agent.database import Lock, Locked, transaction
 from agent.minutes import Minute
-from agent.model import Reading, Served, StoreError, Sweep, Verdict, encode
+from agent.model import Reading, Served, StoreError, Sweep, TargetGpu, Verdict, encode
 from agent.rows import Labels
 from agent.tiers import Settings
 from agent.timeline import Timeline
@@ -213,6 +213,15 @@ class History:
                 "do update set service = excluded.service, gpus = excluded.gpus",
                 [name, service, text],
             )
+
+        self.submit(job)
+
+    def add_gpus(self, gpus: Sequence[TargetGpu]) -> None:
+        """What GPUs are, as the driver tells it; the newest word on each stays."""
+        lines = [(one.uuid, one.name, one.memory_total_bytes) for one in gpus]
+
+        def job(db: sqlite_utils.Database) -> None:
+            db.conn.executemany("insert or replace into gpus values (?, ?, ?)", lines)
 
         self.submit(job)
 

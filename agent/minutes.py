@@ -462,13 +462,16 @@ class Minutes:
             )
         )
 
-    def load(self, dumped: bytes, boot: str) -> bool:
-        """Goes on from a dump; False, and nothing is done, where it is of another boot or form."""
+    def load(self, dumped: bytes, boot: str | None) -> bool:
+        """Goes on from a dump; False, and nothing is done, where it is of another boot or form.
+
+        `boot` null: of whichever, to read its unfinished minute (`current`) and go on with nothing.
+        """
         try:
             state = _STATE_READER.decode(dumped)
         except msgspec.MsgspecError:
             return False
-        if state.boot != boot:
+        if boot is not None and state.boot != boot:
             return False
         self._at_ns, self._at_unix_s = state.at
         self._start_unix_s, self._covered_s, self._resets, marks = state.open

@@ -62,6 +62,7 @@ class Parts:
         self._running: dict[_Key, Any] = {}  # and the section each was made from
         self._failed: dict[_Key, str] = {}  # why a part does not run
         self._owned: dict[str, Owned] = {}
+        self._gpus: Sequence[TargetGpu] = ()  # as the store knows them
         self._here: dict[str, bool] = {}  # server URL → on this machine
         self._energy: dict[str, EnergyShare] = {}
         self._reconciling = asyncio.Lock()
@@ -198,7 +199,10 @@ class Parts:
     async def look_at_owners(self) -> None:
         """Which GPUs each server is on; processes come and go."""
         gpu, host = self.sources.get(GPU), self.sources.get(HOST)
-        devices = [one.uuid for one in self.devices()]
+        if (gpus := self.devices()) != self._gpus:
+            self._gpus = gpus
+            self._history.add_gpus(gpus)
+        devices = [one.uuid for one in gpus]
         ask = getattr(gpu.sampler, "processes", None) if gpu else None
         processes = ask() if ask else {}
         pids = host.sampler.pids() if host and isinstance(host.sampler, HostSampler) else {}

@@ -28,8 +28,8 @@ from agent import chunks, schema
 from agent.config import default_db
 from agent.database import check_version, said
 from agent.metrics import CATALOGUE
-from agent.minutes import Minute, MinuteHistogram, MinuteValue
-from agent.model import StoreError, Sweep, UsageError, decode_sweep
+from agent.minutes import Minute, MinuteHistogram, Minutes, MinuteValue
+from agent.model import StoreError, Sweep, TargetGpu, UsageError, decode_sweep
 from agent.stats import Histogram, merged, percentile
 
 POINTS_WANTED = 300
@@ -670,6 +670,18 @@ class Recall:
         rows = self._rows("select value from meta where key = ?", [schema.state_key(source)])
         return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
 
+    def open_minutes(self) -> list[Minute]:
+        """The unfinished minutes that the agent left: up to its last sample where it was stopped,
+        hardly begun ones where it runs. Ask inside one `snapshot` with the finished ones.
+        """
+        found = []
+        for one in self.sources():
+            minutes = Minutes(one["name"])
+            dumped = self.source_state(one["name"])
+            if dumped is not None and minutes.load(dumped, boot=None):
+                found.append(minutes.current())
+        return [one for one in found if one is not None]
+
     def served(self, source: str, from_s: float, to_s: float) -> list[dict[str, Any]]:
         """Requests that arrived between two instants, one by one, where the server's spans tell
         them; in order of arrival."""
@@ -711,6 +723,11 @@ class Recall:
             {"name": name, "service": service, "gpus": json.loads(gpus)}
             for name, service, gpus in rows
         ]
+
+    def gpus(self, uuids: Collection[str]) -> list[TargetGpu]:
+        """What these GPUs are, those of which the driver told it."""
+        rows = self._rows("select name, uuid, memory_bytes from gpus order by uuid")
+        return [TargetGpu(*row) for row in rows if row[1] in uuids]
 
     def events(self, from_s: float, to_s: float) -> list[dict[str, Any]]:
         """Marks between two instants, in order of time."""

@@ -120,8 +120,14 @@ _SERVED = (
     "create index served_at on served(at_ms)",
 )
 
+# What the GPUs are whose UUIDs stand in `sources` and in labels; null: the driver does not say.
+_GPUS = (
+    """create table gpus(uuid text primary key, name text not null,
+       memory_bytes integer) without rowid""",
+)
+
 # Forward only: a step that was released is never changed, a new one is put behind it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SERVED)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SERVED, _GPUS)
 
 # A minute's rows go to their place, and its hour is made of them; both may be done again.
 MOVE_MINUTES = """

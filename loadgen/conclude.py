@@ -54,7 +54,7 @@ def _card(sweep: Sweep) -> Gpu | None:
     if sweep.run.simulated or not sweep.target.gpus:
         return None
     try:
-        return card_of(sweep)
+        return card_of(sweep.target)
     except UsageError:
         return None
 

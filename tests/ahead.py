@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from agent.model import ServefitError
 from loadgen.targets.process import running
@@ -29,6 +30,9 @@ ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 6 << 30  # of two vLLMs: what must be free to start one that nobody waits for
 PHOENIX_START_TIMEOUT_S = 180.0
 SPANS_TO = "SERVEFIT_TEST_SPANS_TO"  # where `spanning_vllm` sends its spans
+# What limits `planted_vllm`: six requests of 224 tokens overfill its cache (40 blocks of 32 tokens,
+# and vLLM's own), eight of 32 leave most of it free.
+PLANTED_SEQS, PLANTED_BLOCKS, PLANTED_LENGTH = 8, 41, 512
 
 
 def real_dir() -> Path:
@@ -56,9 +60,8 @@ def find_phoenix() -> Path | None:
 
 
 @contextmanager
-def _vllm(*extra: str, spans_to: str | None = None) -> Iterator[str]:
-    options = VllmOptions(python=find_vllm_python(), extra=extra, otlp_traces_endpoint=spans_to)
-    with serve(options) as started:
+def _vllm(*extra: str, **options: Any) -> Iterator[str]:
+    with serve(VllmOptions(python=find_vllm_python(), extra=extra, **options)) as started:
         yield started.url
 
 
@@ -88,7 +91,10 @@ def _phoenix() -> Iterator[str]:
 # By the names of their fixtures, in the order in which they are needed and started.
 SERVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
     "phoenix": _phoenix,
-    "spanning_vllm": lambda: _vllm(spans_to=os.environ[SPANS_TO]),
+    "spanning_vllm": lambda: _vllm(otlp_traces_endpoint=os.environ[SPANS_TO]),
+    "planted_vllm": lambda: _vllm(
+        max_num_seqs=PLANTED_SEQS, num_gpu_blocks=PLANTED_BLOCKS, max_model_len=PLANTED_LENGTH
+    ),
     "real_vllm": _vllm,
     "pooling_vllm": lambda: _vllm("--runner", "pooling", "--convert", "embed"),
 }

@@ -138,6 +138,13 @@ def real_vllm(vllm_python: str, ahead: Ahead) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def planted_vllm(vllm_python: str, ahead: Ahead, settled: None) -> Iterator[str]:
+    """A vLLM with a small KV cache and a small --max-num-seqs: the load tells which one binds."""
+    with ahead.running("planted_vllm") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def pooling_vllm(vllm_python: str, ahead: Ahead) -> Iterator[str]:
     """The tiny model as one of embeddings; with such a model vLLM answers /v1/rerank too."""
     with ahead.running("pooling_vllm") as url:

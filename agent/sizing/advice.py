@@ -49,6 +49,7 @@ _STEPS = {
     "parallelism": "another split over GPUs",
     "replicas": "another number of engines",
     "model": "another model",
+    "published": "published benchmarks, for no sweep of this box is known",
 }
 
 
@@ -91,14 +92,15 @@ def _look(
     """
     need, cheaper = _need(verdict, known), CHEAPER.get(verdict.finding)
     box, sweep = place.box, known.sweep
-    if cheaper is None or need is None or box is None or sweep is None:
+    if cheaper is None or need is None or box is None:
         return need, []
     try:
         oracle = others.Oracle(box, sweep)
         if not cheaper and others.holds_now(oracle, box, need):
             need = _need(verdict, known, busiest=True) or need
             if others.holds_now(oracle, box, need):
-                raise UsageError("a sweep with these lengths: by that of now this box holds it")
+                by = "that of now" if sweep is not None else "published benchmarks"
+                raise UsageError(f"a sweep with these lengths: by {by} this box holds it")
         return need, others.candidates(oracle, box, need, known.prices, cheaper=cheaper)
     except UsageError as error:
         lacking.append(str(error))

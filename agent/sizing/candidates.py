@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from agent.model import Level, Slo, Sweep, UsageError
+from agent.model import Level, Slo, Sweep, Target, UsageError
 from agent.sizing import curve as curves
 from agent.sizing.curve import format_slo
 from agent.sizing.engine import EngineSpec, kv_capacity_tokens, sequences_that_fit
@@ -116,12 +116,12 @@ def shape(card: str, tp: int, replicas: int) -> str:
 # ------------------------------------------------------------------------------------ what is there
 
 
-def card_of(sweep: Sweep) -> Gpu:
-    """The device that a sweep measured. Raises UsageError where it does not tell, or it is none
+def card_of(at: Target) -> Gpu:
+    """The device that a server runs on. Raises UsageError where that is not told, or it is none
     of the catalogue's."""
-    if sweep.target.url.startswith("sim:"):
-        return gpu(sweep.target.url.removeprefix("sim:").partition("/")[0])
-    names = sorted({one.name for one in sweep.target.gpus})
+    if at.url.startswith("sim:"):
+        return gpu(at.url.removeprefix("sim:").partition("/")[0])
+    names = sorted({one.name for one in at.gpus})
     if not names:
         raise UsageError(
             "which GPU it runs on: a sweep on this machine, or with --agent AGENT_URL, tells"
@@ -134,14 +134,14 @@ def card_of(sweep: Sweep) -> Gpu:
 
 
 def box_of(
-    sweep: Sweep, replicas: int, settings: Mapping[str, str], mean_w: float | None = None
+    at: Target, replicas: int, settings: Mapping[str, str], mean_w: float | None = None
 ) -> Box:
-    """What a sweep and the server's own settings (vLLM's `cache_config_info`) tell of the box.
+    """What a target and the server's own settings (vLLM's `cache_config_info`) tell of the box.
 
     Raises UsageError for a GPU or a model that is not known.
     """
-    card, served = card_of(sweep), sweep.target.model
-    tp = max(1, len(sweep.target.gpus))
+    card, served = card_of(at), at.model
+    tp = max(1, len(at.gpus))
     spec = EngineSpec(card, model(served), precision_in(served) or "bf16", tp=tp)
     if settings.get("cache_dtype", "").startswith("fp8"):
         spec = msgspec.structs.replace(spec, kv_precision="fp8")
@@ -150,7 +150,7 @@ def box_of(
     blocks, size = _number(settings, "num_gpu_blocks"), _number(settings, "block_size")
     if blocks and size:
         spec = msgspec.structs.replace(spec, num_gpu_blocks=int(blocks), block_size=int(size))
-    engine = "tensorrt-llm" if (sweep.target.engine or "").startswith("t") else "vllm"
+    engine = "tensorrt-llm" if (at.engine or "").startswith("t") else "vllm"
     return Box(spec, replicas, engine, mean_w)
 
 
@@ -181,29 +181,35 @@ def tails(slo: Iterable[Slo], levels: Sequence[Level], at_once: float) -> dict[s
 
 
 class Oracle:
-    """Predictions that start from the sweep of the box. Raises UsageError where it does not fit."""
+    """Predictions that start from the sweep of the box; without one, from published benchmarks of
+    the vendor's GPUs, whose intervals are wider. Raises UsageError where the sweep does not fit."""
 
-    def __init__(self, box: Box, sweep: Sweep) -> None:
-        from agent.sizing import fit
-
-        lengths = (sweep.workload.input_tokens, sweep.workload.output_tokens)
-        given = [float(one) if isinstance(one, int) else None for one in lengths]
+    def __init__(self, box: Box, sweep: Sweep | None) -> None:
         self._spec = box.spec
-        self._fit: Fit = fit.fit(
-            sweep.levels, box.spec, input_tokens=given[0], output_tokens=given[1]
-        )
-        if self._fit.why_not:
-            raise UsageError(f"a sweep that the capacity model describes: {self._fit.why_not}")
-        self.ttft: TtftScale = ttft_scale(self._fit.points, self._fit.spec)
+        self._fit = _fitted(box, sweep) if sweep is not None else None
+        self.ttft = ttft_scale(self._fit.points, self._fit.spec) if self._fit else TtftScale()
 
     def basis(self, spec: EngineSpec) -> tuple[Basis, tuple[str, ...]]:
         """What to predict by, and the steps that lie between."""
         from agent.sizing import fit
 
+        if self._fit is None:
+            return fit.prior(spec), ("published",)
         if spec == self._spec:
             return self._fit, ()
         carried = fit.transfer(self._fit, spec)
         return carried, carried.steps
+
+
+def _fitted(box: Box, sweep: Sweep) -> Fit:
+    from agent.sizing import fit
+
+    lengths = (sweep.workload.input_tokens, sweep.workload.output_tokens)
+    given = [float(one) if isinstance(one, int) else None for one in lengths]
+    found = fit.fit(sweep.levels, box.spec, input_tokens=given[0], output_tokens=given[1])
+    if found.why_not:
+        raise UsageError(f"a sweep that the capacity model describes: {found.why_not}")
+    return found
 
 
 def holds_now(oracle: Oracle, box: Box, need: Need) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.model import Level, Reason, Slo, Sweep, UsageError, Verdict
+from agent.model import Level, Reason, Slo, Sweep, Target, UsageError, Verdict
 from agent.sizing import candidates as others
 from agent.sizing import curve as curves
 from agent.sizing import money
@@ -44,10 +44,10 @@ _BINDS = {
 class Known(msgspec.Struct, frozen=True):
     """What advice is made from, beside the verdict.
 
-    `levels`: those it was judged by, of `sweep` where there is one. `settings`: the server's own,
-    by name. `slo`: what was judged. `lengths`: declared, of a prompt and an answer. `least_s`:
-    observed so long, it is known who uses a box. `history`: earlier assessments, newest first, as
-    (unix s, the verdict's `cost`).
+    `levels`: those it was judged by, of `sweep` where there is one. `served`: what runs on which
+    GPUs, as the agent saw it. `settings`: the server's own, by name. `slo`: what was judged.
+    `lengths`: declared, of a prompt and an answer. `least_s`: observed so long, it is known who
+    uses a box. `history`: earlier assessments, newest first, as (unix s, the verdict's `cost`).
     """
 
     levels: Sequence[Level]
@@ -66,6 +66,11 @@ class Known(msgspec.Struct, frozen=True):
     t: Thresholds = DEFAULTS
     host_j: float | None = None  # of the machine's processors and memory, over the window
     target: str = "URL"
+    served: Target | None = None
+
+    @property
+    def there(self) -> Target | None:
+        return self.sweep.target if self.sweep is not None else self.served
 
 
 class Place(NamedTuple):
@@ -82,19 +87,19 @@ class Place(NamedTuple):
 
 def place_of(known: Known, lacking: list[str]) -> Place | None:
     """The hardware; null, with what is lacking, where it is not known."""
-    if known.sweep is None:
+    if (there := known.there) is None:
         lacking.append("which GPU it runs on: a sweep with --agent AGENT_URL tells")
         return None
     try:
-        card = others.card_of(known.sweep)
+        card = others.card_of(there)
     except UsageError as error:
         lacking.append(str(error))
         return None
-    count = max(1, len(known.sweep.target.gpus)) * known.replicas
+    count = max(1, len(there.gpus)) * known.replicas
     energy = known.pattern.energy if known.pattern else None
     mean_w = energy.power_w.mean if energy and len(energy.gpus) == count else None
     try:
-        box = others.box_of(known.sweep, known.replicas, known.settings, mean_w)
+        box = others.box_of(there, known.replicas, known.settings, mean_w)
     except UsageError as error:
         lacking.append(f"the shape of the model it serves ({error})")
         box = None

@@ -171,8 +171,8 @@ class Scene(msgspec.Struct, frozen=True):
 
 def span(seconds: float) -> str:
     """A length of time in the unit that a person would take."""
-    for unit, length in (("day", DAY_S), ("hour", HOUR_S), ("minute", 60)):
-        if seconds >= 0.95 * 2 * length or (unit == "minute"):
+    for unit, length in (("day", DAY_S), ("hour", HOUR_S), ("minute", 60), ("second", 1)):
+        if seconds >= 0.95 * 2 * length or unit == "second":
             return f"{seconds / length:.3g} {unit}s"
     raise AssertionError
 
@@ -668,6 +668,9 @@ def _insufficient(scene: Scene, judged: Verdict | None) -> Verdict | None:
     elif not any(_counts(scene, hour) for hour in scene.hours):
         why = f"no hour had {scene.needs.requests_min} requests whose latency the SLO asks for"
         missing.append(f"hours of {scene.needs.requests_min} requests or more")
+    elif any(_broke(scene, hour) and _queued(hour) for hour in scene.hours):
+        why = f"in under {scene.needs.hours_min} hours the SLO broke while requests waited"
+        missing.append("more hours as busy as that one")
     elif any(_broke(scene, hour) for hour in scene.hours):
         why = "the SLO was broken, but nothing waited: what breaks it is not shown"
     else:

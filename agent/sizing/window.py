@@ -135,13 +135,14 @@ class Window:
                 self._add_gpu(value, minute.covered_s, place, share)
 
     def _share(self, minute: Minute) -> float:
-        """How much of a record lies in the window; an unfinished one ends where the window does."""
+        """How much of a record lies in the window. An unfinished one ends where the window does,
+        but for a part of a millisecond: it is cut by what it covers, never by a whole record."""
         begin = max(minute.start_unix_s, self.start_unix_s)
         end = min(minute.start_unix_s + self.record_s, self.end_unix_s)
-        late_s = minute.start_unix_s + self.record_s - end
-        if begin == minute.start_unix_s and minute.covered_s <= self.record_s - late_s + 1e-6:
-            return 1.0
-        return max(0.0, end - begin) / self.record_s
+        inside_s = max(0.0, end - begin)
+        if begin == minute.start_unix_s:
+            return min(1.0, inside_s / minute.covered_s) if minute.covered_s > 0 else 1.0
+        return inside_s / self.record_s
 
     def _add_server(self, server: Source, minute: Minute, place: int, share: float) -> None:
         server.covered_s[place] += minute.covered_s * share

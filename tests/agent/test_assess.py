@@ -193,6 +193,14 @@ def test_a_queue_that_breaks_the_slo_needs_no_sweep(box: Box) -> None:
     assert found.reasons[0].evidence["hours"] == 3
 
 
+def test_a_queue_that_broke_the_slo_for_an_hour_is_told_as_such(box: Box) -> None:
+    slow = (0.0, 0.0, 10.0, 50.0, 0.0)
+    found = ask(box.serve(8.0, ttft=slow, requests_waiting=6.0, minutes=60).done()).verdict
+    assert found.finding == "INSUFFICIENT_DATA"
+    assert "in under 3 hours the SLO broke while requests waited" in found.summary
+    assert "more hours as busy as that one" in found.missing[1]
+
+
 def test_nothing_was_observed(box: Box) -> None:
     box.history.add_source("chat", service=None)
     found = ask(box.curve("chat").done()).verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import pytest
 from agent import forms
 from agent.assess import assess_each, judge_file
 from agent.config import parse as parse_config
-from agent.minutes import Minute
-from agent.model import ServerView, Sweep, UsageError, encode
+from agent.minutes import Minute, MinuteHistogram
+from agent.model import ServerView, Sweep, TargetGpu, UsageError, encode
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
 from agent.sizing.declared import parse_demand
 from agent.sizing.production import Needs
 from tests.agent.recorded import NOON, counter, minute
 from tests.agent.sizing.swept import H100, sweep_of
-from tests.agent.test_assess import END, MINUTES, Box, ask
+from tests.agent.test_assess import END, MINUTES, Box, ask, served
 from tests.agent.test_cli import Command, agent
 
 SLO = parse_slo("ttft:p95<1000ms")
@@ -59,6 +60,61 @@ def test_from_a_store(box: Box) -> None:
     usual = ask(box.path, slo=SLO).verdict
     assert usual.finding == "INSUFFICIENT_DATA"
     assert "TRAINING_CLASS_FOR_PERSONAL" not in [one.code for one in usual.reasons]
+
+
+def kept(box: Box, *names: str) -> Path:
+    """One person on these GPUs, without any sweep."""
+    gpus = [TargetGpu(name, f"g{n}", 80 << 30) for n, name in enumerate(names)]
+    box.history.add_gpus(gpus)
+    owned = tuple(one.uuid for one in gpus)
+    box.serve(1.5, gpus=owned, model="llama-3.1-8b", minutes=0).power(*owned)
+    steps = MinuteHistogram("itl_seconds", (), (0.01, 0.02, math.inf), (0.0, 6000.0, 0.0))
+    times = (counter("itl_seconds_count", 0, 6000), counter("itl_seconds_sum", 0, 84.0))
+    for n in range(MINUTES):
+        one = served(n, 1.5)
+        one = msgspec.structs.replace(
+            one, values=(*one.values, *times), histograms=(*one.histograms, steps)
+        )
+        box.history.add_minute(one)
+        if n % 50 == 49:
+            assert box.history.flush()
+    return box.done()
+
+
+def test_the_gpus_that_the_agent_saw_cost_and_compare_without_a_sweep(box: Box) -> None:
+    found = ask(kept(box, H100), slo=SLO, needs=SHORT).verdict
+    assert found.finding == "RIGHT_SIZED"
+    assert (found.cost["gpu"], found.cost["gpus"]) == ("H100-SXM-80GB", 1)
+    assert found.cost["usd_per_month"]["typical"] == pytest.approx(730 * 2.95)
+    assert found.cost["candidates"]
+    assert all("published" in one["steps"] for one in found.cost["candidates"])
+    assert found.recommendation is not None
+    assert "published benchmarks, for no sweep of this box" in str(found.recommendation.error_bar)
+    assert found.recommendation.action.startswith("try 1 x ")
+    assert "H100-SXM-80GB is training-class" in found.questions["said"][0]
+
+
+def test_gpus_that_are_not_alike_are_told(box: Box) -> None:
+    found = ask(kept(box, H100, "NVIDIA L40S"), slo=SLO).verdict
+    assert "GPUs that are alike: it has" in found.cost["unknown"]
+
+
+def test_replicas_on_other_gpus_are_no_box(box: Box) -> None:
+    box.history.add_gpus([TargetGpu(H100, "g0"), TargetGpu("NVIDIA L40S", "g1")])
+    for name, gpu in (("a", "g0"), ("b", "g1")):
+        box.serve(1.5, name, service="chat", gpus=(gpu,), model="llama-3.1-8b")
+    path = box.done()
+    assert "which GPU it runs on" in ask(path, service="chat", slo=SLO).verdict.cost["unknown"]
+    assert ask(path, server="b", slo=SLO).verdict.cost["gpu"] == "L40S"
+
+
+def test_a_curve_that_tells_no_gpu_is_of_those_that_the_agent_saw(box: Box) -> None:
+    swept = sweep_of(lengths=(200, 100))
+    bare = msgspec.structs.replace(swept.target, gpus=[])
+    box.history.add_curve(msgspec.structs.replace(swept, target=bare), "chat")
+    found = ask(kept(box, H100), slo=SLO, needs=SHORT).verdict
+    assert found.cost["gpu"] == "H100-SXM-80GB"
+    assert any(line.startswith("a replay") or "replay" in line for line in found.rests_on)
 
 
 def test_prices_of_a_file_count_and_a_wrong_one_is_said(box: Box, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from agent import schema
 from agent.database import Locked
 from agent.history import History, import_curve
-from agent.model import Confidence, Level, Run, StoreError, Sweep, UsageError, Verdict
+from agent.model import Confidence, Level, Run, StoreError, Sweep, TargetGpu, UsageError, Verdict
 from agent.recall import Recall
 from agent.tiers import Settings
 from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store
@@ -197,6 +197,8 @@ def test_everything_else_that_is_kept(path: Path, clocks: Clocks) -> None:
     verdict = Verdict("RIGHT_SIZED", "It fits.", Confidence("high", "nothing"))
     with store(path, clocks) as history:
         history.add_source("chat", service="chat", gpus=["b", "a"])
+        history.add_gpus([TargetGpu("NVIDIA L4", "a", 24 << 30), TargetGpu("odd", "c")])
+        history.add_gpus([TargetGpu("odd", "a"), TargetGpu("NVIDIA L4", "b", 23 << 30)])
         first = history.add_fingerprint("chat", "f1", {"model": "tiny"})
         again = history.add_fingerprint("chat", "f1", {"model": "tiny"})
         other = history.add_fingerprint("chat", "f2", {"model": "large"})
@@ -209,6 +211,9 @@ def test_everything_else_that_is_kept(path: Path, clocks: Clocks) -> None:
         assert one.result(0) == same.result(0)
     with Recall(path) as recall:
         assert recall.sources() == [{"name": "chat", "service": "chat", "gpus": ["a", "b"]}]
+        assert recall.gpus(["b", "a", "z"]) == [
+            TargetGpu("odd", "a"), TargetGpu("NVIDIA L4", "b", 23 << 30)
+        ]  # fmt: skip
         assert [one["fingerprint"] for one in recall.fingerprints("chat")] == ["f1", "f2"]
         (about,) = recall.curves()
         assert about["levels"] == 2

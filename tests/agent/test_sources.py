@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.history import History
+from agent.minutes import Minutes
 from agent.model import Reading
 from agent.recall import Recall
 from agent.samplers import SamplerError
@@ -91,11 +92,32 @@ async def test_a_clean_stop_goes_on_inside_the_minute(tmp_path: Path) -> None:
         server.later(5, 50)
         await second.turn()
         current = second.minutes.current()
+        assert history.flush()  # a minute may have ended on the way
         finished = total_of(path)
     assert current is not None
     (rest,) = (v.increase or 0 for v in current.values if v.name == TOTAL)
     assert finished + rest == pytest.approx(100)
     assert current.marks == ()
+
+
+async def test_what_a_stopped_agent_left_can_be_asked(tmp_path: Path) -> None:
+    """By whoever comes, after a reboot too: nothing goes on from it."""
+    path, server = tmp_path / "agent.db", Counter()
+    with History(path) as history:
+        one = Source("chat", server, 5.0, history)
+        for _ in range(20):
+            await one.turn()
+            server.later(5, 50)
+        await one.close()
+        for name, state in (("new", Minutes("new").dump("boot")), ("odd", b"of no known form")):
+            history.add_source(name, service=None)
+            history.add_minutes(name, [], state)
+        assert history.flush()
+    with Recall(path) as recall:
+        (left,) = recall.open_minutes()
+    assert left == one.minutes.current()
+    (rest,) = (v.increase or 0 for v in left.values if v.name == TOTAL)
+    assert total_of(path) + rest == pytest.approx(19 * 50)
 
 
 async def test_what_is_not_said_any_more_is_not_shown(tmp_path: Path) -> None:

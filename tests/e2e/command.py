@@ -1,4 +1,4 @@
-"""`loadgen` as a user runs it: a process of its own, with a data directory of its own."""
+"""The commands as a user runs them: processes of their own, with a data directory of their own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 LOADGEN = [sys.executable, "-m", "loadgen.cli"]
+AGENT = [sys.executable, "-m", "agent.cli"]
 SMALL = ("--input-tokens", "16", "--output-tokens", "3", "--metrics-url", "none")
 
 
@@ -25,8 +26,23 @@ def loadgen(
     home: Path, *args: str, env: dict[str, str] | None = None, **settings: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end; a traceback anywhere is a failure."""
+    return _run(LOADGEN, home, args, env, settings)
+
+
+def agent(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """The same of `agent`."""
+    return _run(AGENT, home, args, None, {})
+
+
+def _run(
+    command: Sequence[str],
+    home: Path,
+    args: Sequence[str],
+    env: dict[str, str] | None,
+    settings: dict[str, Any],
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*LOADGEN, *args],
+        [*command, *args],
         env=environment(home, **(env or {})),
         stdin=subprocess.DEVNULL,
         capture_output=True,

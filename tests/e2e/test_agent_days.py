@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from agent.recall import Recall
 from loadgen.targets.vllm import free_port
 from tests.agent.test_receiver import PROTOBUF, an_export
+from tests.e2e.command import agent as run_agent
 from tests.e2e.command import environment
 from tests.e2e.running_agent import Page, RunningAgent, server, serving_page
 from tests.e2e.together import waiting
@@ -145,6 +147,30 @@ def test_a_driver_in_trouble_stops_no_other(tmp_path: Path, trouble: str, line: 
         driver.does(mine)
         agent.until(lambda: gpu_sampler(agent)["ok"], 20, "did not recover")
         assert agent.stop() == 0
+
+
+@waiting
+def test_whose_gpus_these_are_is_kept_so_that_a_verdict_can_say_what_they_cost(
+    tmp_path: Path,
+) -> None:
+    driver = Driver(tmp_path)
+    driver.does(f"process.1.{os.getpid()} 1000000")
+    env = driver.env | {"NVML_STANDIN_NAME": "NVIDIA L4"}
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url), env) as agent,
+    ):
+        agent.until(lambda: agent.get("/api/v1/status")["servers"][0]["gpus"], 15, "owns no GPU")
+        agent.until(lambda: page.looks > 4, 10, "has not looked")
+        assert agent.stop() == 0
+    told = run_agent(tmp_path, "assess", "--config", str(agent.config), "--format", "json")
+    assert told.returncode == 0, told.stderr
+    cost = json.loads(told.stdout)["cost"]
+    assert (cost["gpu"], cost["gpus"], cost["basis"]) == ("L4", 1, "rental")
+    assert 0 < cost["usd_per_month"]["low"] <= cost["usd_per_month"]["high"]
+    with Recall(agent.db) as recall:
+        [kept] = recall.gpus(recall.servers()["chat"])
+    assert (kept.name, kept.memory_total_bytes) == ("NVIDIA L4", 80 << 30)
 
 
 @waiting

@@ -14,6 +14,7 @@
  *   xid.INDEX CODE, xids N   the GPU writes CODE; N Xid errors were written so far
  *   gpm 0                    no GPM
  *   reasons BITS, power MILLIWATTS
+ * NVML_STANDIN_NAME is what all of them are called, if not by their numbers.
  * Compiled with -DOLD_DRIVER, the functions that newer drivers brought are not there.
  */
 #include <stdio.h>
@@ -156,9 +157,11 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t *device)
 }
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned length) {
+    const char *named = getenv("NVML_STANDIN_NAME");
     ENTER(device);
-    snprintf(name, length, setting("unified", 0) ? "NVIDIA GB10" : "Stand-in GPU %u",
-             device->index);
+    if (named && *named) snprintf(name, length, "%s", named);
+    else snprintf(name, length, setting("unified", 0) ? "NVIDIA GB10" : "Stand-in GPU %u",
+                  device->index);
     return SUCCESS;
 }
 

@@ -33,7 +33,7 @@ from tests.agent.sizing.swept import H100, TAIL, sweep_of
 
 SLO = tuple(parse_slo("ttft:p95<1000ms,itl:p95<60ms"))
 SWEEP = sweep_of()
-BOX = box_of(SWEEP, 1, {})
+BOX = box_of(SWEEP.target, 1, {})
 
 
 def need(requests_per_s: float | None = 1.0, **more: Any) -> Need:
@@ -51,9 +51,9 @@ def find(
 # ------------------------------------------------------------------------------------ what is there
 
 
-def of(url: str = "http://gpu:8000", *names: str) -> Sweep:
+def of(url: str = "http://gpu:8000", *names: str) -> Target:
     gpus = [TargetGpu(name, f"g{n}") for n, name in enumerate(names)]
-    return Sweep(target=Target(url=url, model="llama-3.1-8b", gpus=gpus))
+    return Target(url=url, model="llama-3.1-8b", gpus=gpus)
 
 
 def test_the_device_is_the_one_that_the_sweep_tells() -> None:
@@ -75,11 +75,11 @@ def test_the_servers_own_settings_count() -> None:
         "cache_dtype": "fp8_e4m3", "gpu_memory_utilization": "0.5", "num_gpu_blocks": "1000",
         "block_size": "32", "max_model_len": "None",
     }  # fmt: skip
-    spec = box_of(sweep_of(tp=2), 3, told).spec
+    spec = box_of(sweep_of(tp=2).target, 3, told).spec
     assert (spec.kv_precision, spec.gpu_memory_utilization, spec.tp) == ("fp8", 0.5, 2)
     assert (spec.num_gpu_blocks, spec.block_size) == (1000, 32)
     strange = {"cache_dtype": "auto", "gpu_memory_utilization": "much", "num_gpu_blocks": "-1"}
-    assert box_of(SWEEP, 1, strange) == BOX
+    assert box_of(SWEEP.target, 1, strange) == BOX
 
 
 def test_how_far_a_statistic_lies_above_the_mean() -> None:
@@ -151,7 +151,7 @@ def test_a_consumers_card_is_for_a_person() -> None:
 
 def test_nothing_follows_for_another_vendor() -> None:
     swept = sweep_of("mi300x", driver="AMD Instinct MI300X")
-    box = box_of(swept, 1, {})
+    box = box_of(swept.target, 1, {})
     found = find(need(0.5, tails=tails(SLO, swept.levels, 4)), box=box, sweep=swept, cheaper=False)
     assert found
     assert {gpu(one.gpu).vendor for one in found} == {"AMD"}
@@ -165,7 +165,7 @@ def test_without_a_price_nothing_is_cheaper() -> None:
 
 def test_replicas_of_the_same_save_exactly() -> None:
     swept = sweep_of()
-    four = box_of(swept, 4, {})
+    four = box_of(swept.target, 4, {})
     same = [one for one in find(need(0.5), box=four) if one.gpu == BOX.spec.gpu.name]
     (fewer,) = [one for one in same if one.tp == 1 and not one.flags]
     assert (fewer.replicas, fewer.steps, fewer.saving) == (1, ("replicas",), (0.75, 0.75))
@@ -203,7 +203,7 @@ def test_replicas_help_to_hold_it(rate: float) -> None:
 def test_a_cache_made_small_by_a_flag_is_given_its_memory_back() -> None:
     small = {"num_gpu_blocks": "500", "block_size": "16"}
     swept = sweep_of(loads=(1, 2, 4))
-    box = box_of(swept, 1, small)
+    box = box_of(swept.target, 1, small)
     asked = need(2.0, at_once=30.0, tails=tails(SLO, swept.levels, 4.0))
     found = find(asked, box=box, sweep=swept, cheaper=False)
     free = next(one for one in found if one.flags.startswith("all its memory"))
@@ -216,7 +216,7 @@ def test_what_cannot_be_predicted_is_refused_with_the_reason() -> None:
         find(need(tails={"ttft:p95<1000ms": 1.4}))
     fast = sweep_of(faster=3.0)
     with pytest.raises(UsageError, match="a sweep that the capacity model describes"):
-        find(need(), sweep=fast, box=box_of(fast, 1, {}))
+        find(need(), sweep=fast, box=box_of(fast.target, 1, {}))
     ttfo = tuple(parse_slo("ttfo:p95<1s"))
     assert find(need(slo=ttfo, tails={format_slo(ttfo): 1.0})) == []  # nothing models it
 
@@ -252,7 +252,7 @@ def test_between_levels_and_never_beyond() -> None:
 
 def test_a_batch_limit_has_room_in_the_cache() -> None:
     assert batch_limit(BOX, need(), 20.0) == 64
-    tiny = box_of(SWEEP, 1, {"num_gpu_blocks": "500", "block_size": "16"})
+    tiny = box_of(SWEEP.target, 1, {"num_gpu_blocks": "500", "block_size": "16"})
     assert batch_limit(tiny, need(), 20.0) == 500 * 16 // 1150
 
 

@@ -172,6 +172,17 @@ def test_the_unfinished_minute_counts_whole() -> None:
     assert (found.requests, found.covered_s, found.gaps_s) == (80, 80, 0)
 
 
+def test_nor_is_it_cut_to_a_third_where_the_window_ends_a_fraction_before_its_last_sample() -> None:
+    found = of([minute(0, finished=60), minute(60, finished=20, covered_s=20)], 79.9993)
+    assert found.requests == pytest.approx(80, abs=1e-3)
+    assert found.gaps_s == pytest.approx(0, abs=1e-3)
+
+
+def test_a_whole_minute_across_the_end_counts_in_part() -> None:
+    found = of([minute(0, finished=60), minute(60, finished=60)], 75)
+    assert (found.requests, found.covered_s) == (75, 75)
+
+
 def test_latencies_are_merged_and_say_how_sure_they_are() -> None:
     bounds = (0.1, 0.2, 0.4, math.inf)
     found = of(

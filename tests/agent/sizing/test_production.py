@@ -254,7 +254,7 @@ def test_shortened_times_are_told() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(7 * DAY, "7 days"), (36 * HOUR, "36 hours"), (DAY, "24 hours"), (90 * 60, "90 minutes"),
-     (45, "0.75 minutes"), (2 * DAY, "2 days"), (0, "0 minutes")],
+     (45, "45 seconds"), (2 * DAY, "2 days"), (0, "0 seconds")],
 )  # fmt: skip
 def test_span(seconds: float, words: str) -> None:
     assert span(seconds) == words

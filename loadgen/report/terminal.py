@@ -420,34 +420,23 @@ def _probability(p: float | None) -> str:
 
 
 def _judged(change: Change) -> str:
+    from loadgen.compare import is_better
+
     if change.note:
         return escaped(change.note)
-    if not change.distinguishable or change.change_percent is None:
-        return "not told from noise"
-    from loadgen.compare import RATES
-
-    more_is_better = change.metric in RATES
-    return "better" if (change.change_percent > 0) == more_is_better else "WORSE"
+    better = is_better(change)
+    return "not told from noise" if better is None else "better" if better else "WORSE"
 
 
 def _about_tests(comparison: Comparison) -> list[str]:
-    lines = [
+    from loadgen.compare import limits
+
+    return [
         f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
         f"that any 'better' or 'WORSE' is only noise is {comparison.alpha:.0%}. "
-        "Each interval is of its own change alone."
+        "Each interval is of its own change alone.",
+        *limits(comparison),
     ]
-    noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}
-    if noises - {"repeats"}:
-        lines.append(
-            "Noise was judged from within the runs: what differs from one start to the next is not "
-            "in it. --repeats 3 in both runs brings it in."
-        )
-    if any("summary" in noise for noise in noises):
-        lines.append(
-            "A file has no requests: means are tested as if requests were independent, quantiles "
-            "are not tested. Runs from the store have them."
-        )
-    return lines
 
 
 def _gate_line(outcome: Outcome) -> str:

@@ -99,8 +99,8 @@ class Assessed(NamedTuple):
 
     def is_too_much(self) -> bool:
         """Whether more was asked than it holds; by how much is of the load, not of the plant."""
-        close = self.verdict["finding"] in ("UNDER_SIZED", "BORDERLINE")
-        return close and self.verdict["ratio"]["value"] > 1
+        finding, ratio = self.verdict["finding"], self.verdict["ratio"]
+        return finding == "UNDER_SIZED" or (finding == "BORDERLINE" and ratio["value"] > 1)
 
 
 LIMITS = ("KV_MEMORY", "ADMISSION_CAP", "COMPUTE_PREFILL", "MEM_BANDWIDTH", "CLIENT_LIMITED")

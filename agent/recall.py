@@ -15,7 +15,7 @@ import json
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -119,23 +119,35 @@ class Which(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A table of minutes or hours: how its row `k` is found, and when that begins."""
+    """A table of minutes or hours: how its row `k` is found, and when that begins.
+
+    `blocks`: the numbers `block.at` from ?1 to ?2, the first and the last second that is asked for.
+    """
 
     table: str
     on: str
     start: str
+    blocks: str
 
 
+_HOUR_BLOCKS = """with recursive block(at) as
+    (select ?1 / 3600 union all select at + 1 from block where at < ?2 / 3600)"""
+# Few hours are open, and their key is of minutes: each minute is looked up in them.
+_OPEN_BLOCKS = """with recursive block(at) as
+    (select max(?1 / 60, (select min(hour) * 60 from minute_open))
+     union all select at + 1 from block where at < ?2 / 60)"""
 # The first of a series' keys in a block, to the last.
 _KEY = "(block.at << 32) + (s.id << 12)"
 _BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
-_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600"),)
+_MINUTE_START = "(k.hour * 3600 + k.minute * 60)"
+_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600", _HOUR_BLOCKS),)
 _MINUTES = (
-    _Place("minute", _BY_KEY, "(k.hour * 3600 + k.minute * 60)"),
+    _Place("minute", _BY_KEY, _MINUTE_START, _HOUR_BLOCKS),
     _Place(
         "minute_open",
-        "k.hour = block.at and k.series = s.id",
-        "(k.hour * 3600 + k.minute * 60)",
+        "k.hour = block.at / 60 and k.minute = block.at % 60 and k.series = s.id",
+        _MINUTE_START,
+        _OPEN_BLOCKS,
     ),
 )
 
@@ -146,10 +158,36 @@ class _Source(NamedTuple):
     series: tuple[int, ...]
 
 
+class _Question:
+    """One question about several metrics: what it is of, and what was read for it already."""
+
+    def __init__(
+        self, metrics: Iterable[str], from_s: float, to_s: float, step: int, which: Which
+    ) -> None:
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.from_s, self.to_s, self.step, self.which = from_s, to_s, step, which
+        self.counts: dict[str, _Counts] = {}  # of histograms, by their names
+        self.recent: _Recent | None = None
+
+    def names(self) -> set[str]:
+        """The gauges and counters that it needs."""
+        recipes = [_recipe_of(one) for one in self.metrics if one not in PERCENTILES]
+        made_of = {name for one in recipes if one for name in (one.counter, one.over) if name}
+        return made_of | {one for one in self.metrics if one in CATALOGUE}
+
+
+class _Recent(NamedTuple):
+    """Readings that are not packed yet, from an instant on, by series."""
+
+    from_ms: int
+    points: dict[int, _Points]
+
+
 # (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
 _Sums = dict[tuple[int, int], tuple[float, float]]
 # By step: what each set of bounds counted.
 _Counts = dict[int, list[Histogram]]
+_Points = tuple[chunks.Times, chunks.Values]
 
 
 class Recall:
@@ -250,9 +288,10 @@ class Recall:
         without data is left out.
         Raises UsageError for what is no metric, server, service, window or step.
         """
-        which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
-        return self._series(metric, from_s // step * step, to_s, step, which, {})
+        which = Which(server, service, gpu)
+        asked = _Question([metric], from_s // step * step, to_s, step, which)
+        return self._series(metric, asked)
 
     def table(
         self,
@@ -269,51 +308,39 @@ class Recall:
 
         Percentiles of one histogram share its reading, and stand in every step of their minute.
         """
-        which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
         first = int(from_s // step * step)
-        counts: dict[str, _Counts] = {}
+        asked = _Question(metrics, first, to_s, step, Which(server, service, gpu))
         steps = range(first, math.floor(to_s) + 1, step)
         columns = {}
-        for metric in dict.fromkeys(metrics):
-            found = self._series(metric, first, to_s, step, which, counts)
+        for metric in asked.metrics:
+            found = self._series(metric, asked)
             values = dict(found.points)
             own = max(step, 60) if metric in PERCENTILES else step
             columns[metric] = Column(found.unit, [values.get(at // own * own) for at in steps])
         return Table(first, step, columns)
 
-    def _series(
-        self,
-        metric: str,
-        from_s: float,
-        to_s: float,
-        step: int,
-        which: Which,
-        counts: dict[str, _Counts],
-    ) -> Series:
-        """`counts`: histograms that were read already, by name; those read now are added."""
+    def _series(self, metric: str, asked: _Question) -> Series:
         if metric in PERCENTILES:
             wanted = PERCENTILES[metric]
-            if wanted.histogram not in counts:
-                counts[wanted.histogram] = self._counts(
-                    wanted.histogram, from_s, to_s, max(step, 60), which
-                )
-            return Series(metric, "ms", _percentiles(counts[wanted.histogram], wanted.share))
+            if wanted.histogram not in asked.counts:
+                asked.counts[wanted.histogram] = self._counts(wanted.histogram, asked)
+            counts = asked.counts[wanted.histogram]
+            return Series(metric, "ms", _percentiles(counts, wanted.share))
         recipe = _recipe_of(metric)
         if recipe is None:
-            points = self._gauge(metric, from_s, to_s, step, which)
-            return Series(metric, CATALOGUE[metric].unit, points)
-        points = self._recipe(recipe, from_s, to_s, step, which)
-        return Series(metric, recipe.unit, points)
+            return Series(metric, CATALOGUE[metric].unit, self._gauge(metric, asked))
+        return Series(metric, recipe.unit, self._recipe(recipe, asked))
 
-    def _counts(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Counts:
+    def _counts(self, name: str, asked: _Question) -> _Counts:
         """A histogram's buckets, step by step; where raw readings would answer, its minutes."""
+        step = max(asked.step, 60)
         found: dict[int, list[Histogram]] = defaultdict(list)
         sql = "select id, bounds from series where name = ?"
         bounds = {series: _bounds(text) for series, text in self._rows(sql, [name])}
-        first = from_s // step * step
-        for source in self._sources_of(name, which):
-            for tier, begin, end in self._pieces(source, first, to_s, step):
+        first = asked.from_s // step * step
+        for source in self._sources_of(name, asked.which):
+            for tier, begin, end in self._pieces(source, first, asked.to_s, step):
                 for at, series, counts in self._buckets(tier, source, begin, end, step):
                     whole = (*counts, *[0.0] * (len(bounds[series]) - len(counts)))
                     found[at].append(Histogram(bounds[series], whole))
@@ -323,43 +350,36 @@ class Recall:
         self, tier: Tier, source: _Source, begin: int, end: int, step: int
     ) -> Iterator[tuple[int, int, list[float]]]:
         """(bucket, series, counts) of each minute or hour of a source."""
-        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
         for place in _HOURS if tier == "hour" else _MINUTES:
             sql = f"""
-                with recursive block(at) as
-                  (select ?1 union all select at + 1 from block where at < ?2)
+                {place.blocks}
                 select {place.start} / {step} * {step} as bucket, k.series,
                   '[' || group_concat(k.counts) || ']'
-                from block cross join {_ids(source)} as s cross join {place.table} as k
+                from block cross join {_ids(source.series)} as s cross join {place.table} as k
                   on {place.on}
-                where {place.start} >= ?3 and {place.start} < ?4 and k.counts is not null
+                where {place.start} between ?1 and ?2 and k.counts is not null
                 group by bucket, k.series"""
-            for bucket, series, text in self._rows(sql, [*hours, begin, end]):
+            for bucket, series, text in self._rows(sql, [begin, end - 1]):
                 parts = msgspec.json.decode(text, type=list[list[float]])
                 columns = itertools.zip_longest(*parts, fillvalue=0.0)
                 yield bucket, series, [math.fsum(column) for column in columns]
 
-    def _gauge(
-        self, metric: str, from_s: float, to_s: float, step: int, which: Which
-    ) -> list[tuple[float, float]]:
-        sums = self._sums(metric, from_s, to_s, step, which)
+    def _gauge(self, metric: str, asked: _Question) -> list[tuple[float, float]]:
         table: dict[int, dict[int, float]] = defaultdict(dict)
-        for (bucket, series), (value, weight) in sums.items():
+        for (bucket, series), (value, weight) in self._sums(metric, asked).items():
             if weight:
                 table[bucket][series] = value / weight
-        if step < STALE_S:
-            _carry(table, step)
+        if asked.step < STALE_S:
+            _carry(table, asked.step)
         combine = _COMBINED[combination(metric)]
         return [(bucket, combine(list(table[bucket].values()))) for bucket in sorted(table)]
 
-    def _recipe(
-        self, recipe: Recipe, from_s: float, to_s: float, step: int, which: Which
-    ) -> list[tuple[float, float]]:
+    def _recipe(self, recipe: Recipe, asked: _Question) -> list[tuple[float, float]]:
         """Rates of several series add up; a quotient is of the summed increases."""
-        increases, rates = self._increases(recipe.counter, from_s, to_s, step, which)
+        increases, rates = self._increases(recipe.counter, asked)
         if recipe.over is None:
             return [(at, rates[at] * recipe.scale) for at in sorted(rates)]
-        others, _ = self._increases(recipe.over, from_s, to_s, step, which)
+        others, _ = self._increases(recipe.over, asked)
         return [
             (at, increases[at] / others[at] * recipe.scale)
             for at in sorted(increases)
@@ -367,27 +387,26 @@ class Recall:
         ]
 
     def _increases(
-        self, counter: str, from_s: float, to_s: float, step: int, which: Which
+        self, counter: str, asked: _Question
     ) -> tuple[dict[int, float], dict[int, float]]:
         """By step: what a counter rose by in all its series, and by how much a second."""
         increases: dict[int, float] = defaultdict(float)
         rates: dict[int, float] = defaultdict(float)
-        sums = self._sums(counter, from_s, to_s, step, which)
-        for (bucket, _), (increase, seconds) in sums.items():
+        for (bucket, _), (increase, seconds) in self._sums(counter, asked).items():
             if seconds > 0:
                 increases[bucket] += increase
                 rates[bucket] += increase / seconds
         return increases, rates
 
-    def _sums(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Sums:
+    def _sums(self, name: str, asked: _Question) -> _Sums:
         """Every tier's share of the window, source by source, added up by step."""
         is_counter = CATALOGUE[name].kind == "counter"
         sums: dict[tuple[int, int], tuple[float, float]] = {}
-        for source in self._sources_of(name, which):
-            for tier, begin, end in self._pieces(source, from_s, to_s, step):
-                rows = self._read(tier, source, begin, end, step, is_counter)
+        for source in self._sources_of(name, asked.which):
+            for tier, begin, end in self._pieces(source, asked.from_s, asked.to_s, asked.step):
+                rows = self._read(tier, source, begin, end, asked, is_counter)
                 if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
-                    rows = self._read("minute", source, begin, end, step, is_counter)
+                    rows = self._read("minute", source, begin, end, asked, is_counter)
                 for bucket, series, value, weight in rows:
                     had = sums.get((bucket, series), (0.0, 0.0))
                     sums[bucket, series] = (had[0] + value, had[1] + weight)
@@ -487,42 +506,45 @@ class Recall:
         return 2**53 if at_ms is None else int(at_ms) // 1000
 
     def _read(
-        self, tier: Tier, source: _Source, begin: int, end: int, step: int, is_counter: bool
+        self, tier: Tier, source: _Source, begin: int, end: int, asked: _Question, is_counter: bool
     ) -> list[tuple[int, int, float, float]]:
         """(bucket, series, sum, weight) from one tier of a source."""
         if tier == "raw":
-            return self._raw(source, begin, end, step, is_counter)
+            return self._raw(source, begin, end, asked, is_counter)
+        step = asked.step
         value, weight = (
             ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
             if is_counter
             else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
         )
         rows: list[tuple[int, int, float, float]] = []
-        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
         for place in _HOURS if tier == "hour" else _MINUTES:
             same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
-            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = ?3 {same}"
+            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = {source.id} {same}"
             sql = f"""
-                with recursive block(at) as
-                  (select ?1 union all select at + 1 from block where at < ?2)
+                {place.blocks}
                 select {place.start} / {step} * {step} as bucket, k.series, {value}, {weight}
-                from block cross join {_ids(source)} as s cross join {place.table} as k
+                from block cross join {_ids(source.series)} as s cross join {place.table} as k
                   on {place.on} {covered if is_counter else ""}
-                where {place.start} >= ?4 and {place.start} < ?5
+                where {place.start} between ?1 and ?2
                 group by bucket, k.series"""
-            found = self._rows(sql, [*hours, source.id, begin, end])
+            found = self._rows(sql, [begin, end - 1])
             rows += [row for row in found if row[2] is not None]
         return rows
 
     def _raw(
-        self, source: _Source, begin: int, end: int, step: int, is_counter: bool
+        self, source: _Source, begin: int, end: int, asked: _Question, is_counter: bool
     ) -> list[tuple[int, int, float, float]]:
         """The same from raw readings; a counter's increase is spread between two readings."""
+        step = asked.step
         first = begin // step * step
         edges_ms = np.arange(first, end + step, step, dtype=np.int64) * 1000
         found: dict[tuple[int, int], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        early = begin - 60 if is_counter else begin
-        for series, times, values in self._points(source, early * 1000, end * 1000):
+        early_ms = (begin - 60) * 1000  # a counter's rise begins at the reading before
+        if asked.recent is None or early_ms < asked.recent.from_ms:
+            asked.recent = self._recent(self._named(asked.names()), early_ms, end * 1000)
+        known = asked.recent.points
+        for series, times, values in self._points(source.series, early_ms, end * 1000, known):
             sums = _spread if is_counter else _binned
             whole, weights = sums(times, values, edges_ms, begin * 1000, end * 1000)
             for at in np.flatnonzero(weights > 0):
@@ -531,38 +553,52 @@ class Recall:
                 found[key] = (had[0] + float(whole[at]), had[1] + float(weights[at]))
         return [(*key, *sums) for key, sums in found.items()]
 
+    def _named(self, names: Collection[str]) -> list[int]:
+        """The series of these names."""
+        marks = ", ".join("?" * len(names))
+        sql = f"select id from series where name in ({marks})"
+        return [one for (one,) in self._rows(sql, tuple(names))]
+
+    def _recent(self, series: Collection[int], from_ms: int, to_ms: int) -> _Recent:
+        """The open table has no index: it is walked once for all that a question needs of it."""
+        sql = f"""select series, at_ms, value from raw_open
+                  where at_ms between ? and ? and series in {_ids(series)}
+                  order by series, rowid"""
+        rows = self._rows(sql, [from_ms, to_ms])
+        found: dict[int, _Points] = {}
+        for one, mine in itertools.groupby(rows, key=itemgetter(0)):
+            _, at, value = zip(*mine, strict=True)
+            found[one] = (np.array(at, np.int64), np.array(value, np.float64))
+        return _Recent(from_ms, found)
+
     def _points(
-        self, source: _Source, from_ms: int, to_ms: int
+        self, series: Collection[int], from_ms: int, to_ms: int, recent: Mapping[int, _Points]
     ) -> Iterator[tuple[int, chunks.Times, chunks.Values]]:
-        """Raw readings of a source, by series and pass, each in the order they came."""
+        """Raw readings by series and pass, each in the order they came; some may lie outside."""
         block_ms = schema.RAW_BLOCK_S * 1000
         sql = f"""
             with recursive block(at) as
               (select max(?1, (select min(key) >> 32 from raw))
                union all select at + 1 from block where at < ?2)
             select series, points
-            from {_ids(source)} as s cross join block cross join raw as k on {_BY_KEY}
+            from {_ids(series)} as s cross join block cross join raw as k on {_BY_KEY}
             order by s.id, key"""
-        collected: dict[int, list[tuple[chunks.Times, chunks.Values]]] = defaultdict(list)
-        for series, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
+        collected: dict[int, list[_Points]] = defaultdict(list)
+        for one, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
             try:
-                collected[series].append(chunks.unpack(data))
+                collected[one].append(chunks.unpack(data))
             except ValueError as error:
                 raise StoreError(f"database {self.path}: {error}: it is damaged") from error
-        sql = f"""select series, at_ms, value from raw_open
-                  where at_ms between ? and ? and series in {_ids(source)}
-                  order by series, rowid"""
-        rows = self._rows(sql, [from_ms, to_ms])
-        for series, mine in itertools.groupby(rows, key=itemgetter(0)):
-            _, at, value = zip(*mine, strict=True)
-            collected[series].append((np.array(at, np.int64), np.array(value, np.float64)))
-        for series, parts in collected.items():
+        for one in series:
+            if one in recent:
+                collected[one].append(recent[one])
+        for one, parts in collected.items():
             times, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             falls = np.flatnonzero(np.diff(times) < 0) + 1  # the clock was set back: another pass
             for some_times, some_values in zip(
                 np.split(times, falls), np.split(values, falls), strict=True
             ):
-                yield series, some_times, some_values
+                yield one, some_times, some_values
 
     # ------------------------------------------------------------------------------- other things
 
@@ -592,7 +628,8 @@ class Recall:
                 about[series] = (name, labels)
         found: list[tuple[int, chunks.Times, chunks.Values]] = []
         from_ms, to_ms = math.ceil(from_s * 1000), math.floor(to_s * 1000)
-        for series, times, values in self._points(_Source(0, "", tuple(about)), from_ms, to_ms):
+        recent = self._recent(about, from_ms, to_ms).points
+        for series, times, values in self._points(tuple(about), from_ms, to_ms, recent):
             inside = (times >= from_ms) & (times <= to_ms)
             found.append((series, times[inside], values[inside]))
         if not found:
@@ -643,13 +680,14 @@ class Recall:
         rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
         for place in _MINUTES:
             sql = f"""
+                {place.blocks}
                 select k.minute, k.part, s.id, n, coalesce(mean, last), coalesce(min, last),
                   coalesce(max, last), last, increase, counts
-                from (select ? as at) as block
-                  cross join {_ids(_Source(0, source, tuple(about)))} as s
+                from block cross join {_ids(about)} as s
                   cross join {place.table} as k on {place.on}
                 order by s.id"""
-            for minute, part, *row in self._rows(sql, [heads[0][0]]):
+            begin = heads[0][0] * schema.HOUR_S
+            for minute, part, *row in self._rows(sql, [begin, begin + schema.HOUR_S - 1]):
                 rows[minute, part].append(tuple(row))
         for hour, minute, part, covered_s, resets, marks in heads:
             start = hour * schema.HOUR_S + minute * 60
@@ -858,9 +896,9 @@ def _spread(
 # ------------------------------------------------------------------------------------------- rows
 
 
-def _ids(source: _Source) -> str:
-    """The ids of a source's series as a table."""
-    return f"(select id from series where id in ({', '.join(str(one) for one in source.series)}))"
+def _ids(series: Collection[int]) -> str:
+    """Ids of series as a table."""
+    return f"(select id from series where id in ({', '.join(str(one) for one in series)}))"
 
 
 def _labels(text: str) -> tuple[tuple[str, str], ...]:

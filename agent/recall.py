@@ -44,6 +44,7 @@ _STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at `give_
 SAID_BY_SERVERS = ("requests_running", "output_tokens_total")
 
 Tier = Literal["raw", "minute", "hour"]
+Kind = Literal["gauge", "counter", "histogram"]
 
 
 class Recipe(NamedTuple):
@@ -130,6 +131,13 @@ class _Place(NamedTuple):
     blocks: str
 
 
+# What is summed up of a kind, and what a row of it always has.
+_FIGURES: dict[Kind, str] = {
+    "gauge": "sum(coalesce(mean, last) * max(n, 1)), sum(max(n, 1))",
+    "counter": "sum(increase), sum(counted_s)",
+    "histogram": "'[' || group_concat(counts) || ']'",
+}
+_FIGURE: dict[Kind, str] = {"gauge": "last", "counter": "increase", "histogram": "counts"}
 _HOUR_BLOCKS = """with recursive block(at) as
     (select ?1 / 3600 union all select at + 1 from block where at < ?2 / 3600)"""
 # Few hours are open, and their key is of minutes: each minute is looked up in them.
@@ -166,14 +174,28 @@ class _Question:
     ) -> None:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.from_s, self.to_s, self.step, self.which = from_s, to_s, step, which
+        self.sources: dict[str, list[_Source]] = {}  # by name, as `Recall._sources_of` finds them
+        self.rolled: dict[tuple[Tier, int, int, Kind], _Rolled] = {}
         self.counts: dict[str, _Counts] = {}  # of histograms, by their names
         self.recent: _Recent | None = None
 
-    def names(self) -> set[str]:
-        """The gauges and counters that it needs."""
-        recipes = [_recipe_of(one) for one in self.metrics if one not in PERCENTILES]
-        made_of = {name for one in recipes if one for name in (one.counter, one.over) if name}
-        return made_of | {one for one in self.metrics if one in CATALOGUE}
+    def names(self, *kinds: Kind) -> set[str]:
+        """What it takes of these kinds. Raises UsageError for what is no metric."""
+        plain = [one for one in self.metrics if one not in PERCENTILES]
+        recipes = {one: _recipe_of(one) for one in plain}
+        return {
+            name
+            for kind, name in (
+                *(
+                    ("histogram", PERCENTILES[one].histogram)
+                    for one in set(self.metrics) - {*plain}
+                ),
+                *(("gauge", one) for one, recipe in recipes.items() if recipe is None),
+                *(("counter", one.counter) for one in recipes.values() if one),
+                *(("counter", one.over) for one in recipes.values() if one and one.over),
+            )
+            if kind in kinds
+        }
 
 
 class _Recent(NamedTuple):
@@ -183,6 +205,8 @@ class _Recent(NamedTuple):
     points: dict[int, _Points]
 
 
+# What a tier has of each series: (bucket, figures of its kind …).
+_Rolled = dict[int, list[tuple[Any, ...]]]
 # (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
 _Sums = dict[tuple[int, int], tuple[float, float]]
 # By step: what each set of bounds counted.
@@ -339,30 +363,13 @@ class Recall:
         sql = "select id, bounds from series where name = ?"
         bounds = {series: _bounds(text) for series, text in self._rows(sql, [name])}
         first = asked.from_s // step * step
-        for source in self._sources_of(name, asked.which):
+        for source in self._sources_of(name, asked):
             for tier, begin, end in self._pieces(source, first, asked.to_s, step):
-                for at, series, counts in self._buckets(tier, source, begin, end, step):
-                    whole = (*counts, *[0.0] * (len(bounds[series]) - len(counts)))
-                    found[at].append(Histogram(bounds[series], whole))
+                rolled = self._rolled(tier, begin, end, asked, "histogram")
+                for series in source.series:
+                    for at, text in rolled.get(series, ()):
+                        found[at].append(_summed(bounds[series], text))
         return {at: merged(parts) for at, parts in found.items()}
-
-    def _buckets(
-        self, tier: Tier, source: _Source, begin: int, end: int, step: int
-    ) -> Iterator[tuple[int, int, list[float]]]:
-        """(bucket, series, counts) of each minute or hour of a source."""
-        for place in _HOURS if tier == "hour" else _MINUTES:
-            sql = f"""
-                {place.blocks}
-                select {place.start} / {step} * {step} as bucket, k.series,
-                  '[' || group_concat(k.counts) || ']'
-                from block cross join {_ids(source.series)} as s cross join {place.table} as k
-                  on {place.on}
-                where {place.start} between ?1 and ?2 and k.counts is not null
-                group by bucket, k.series"""
-            for bucket, series, text in self._rows(sql, [begin, end - 1]):
-                parts = msgspec.json.decode(text, type=list[list[float]])
-                columns = itertools.zip_longest(*parts, fillvalue=0.0)
-                yield bucket, series, [math.fsum(column) for column in columns]
 
     def _gauge(self, metric: str, asked: _Question) -> list[tuple[float, float]]:
         table: dict[int, dict[int, float]] = defaultdict(dict)
@@ -402,7 +409,7 @@ class Recall:
         """Every tier's share of the window, source by source, added up by step."""
         is_counter = CATALOGUE[name].kind == "counter"
         sums: dict[tuple[int, int], tuple[float, float]] = {}
-        for source in self._sources_of(name, asked.which):
+        for source in self._sources_of(name, asked):
             for tier, begin, end in self._pieces(source, asked.from_s, asked.to_s, asked.step):
                 rows = self._read(tier, source, begin, end, asked, is_counter)
                 if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
@@ -414,8 +421,20 @@ class Recall:
 
     # ----------------------------------------------------------------------------------- whose
 
-    def _sources_of(self, name: str, which: Which) -> list[_Source]:
+    def _sources_of(self, name: str, asked: _Question) -> list[_Source]:
         """The series of a name that are meant, by their sources. Raises UsageError."""
+        if name not in asked.sources:
+            asked.sources[name] = self._found(name, asked.which)
+        return asked.sources[name]
+
+    def _series_of(self, asked: _Question, *kinds: Kind) -> list[int]:
+        """All series that a question needs of these kinds."""
+        names = sorted(asked.names(*kinds))
+        return [
+            id_ for name in names for one in self._sources_of(name, asked) for id_ in one.series
+        ]
+
+    def _found(self, name: str, which: Which) -> list[_Source]:
         owners = self._owners(which)
         gpus = {which.gpu} if which.gpu else self._gpus_of(owners)
         of_gpu = name.startswith("gpu_")
@@ -511,26 +530,36 @@ class Recall:
         """(bucket, series, sum, weight) from one tier of a source."""
         if tier == "raw":
             return self._raw(source, begin, end, asked, is_counter)
-        step = asked.step
-        value, weight = (
-            ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
-            if is_counter
-            else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
-        )
-        rows: list[tuple[int, int, float, float]] = []
+        rolled = self._rolled(tier, begin, end, asked, "counter" if is_counter else "gauge")
+        return [
+            (bucket, series, value, weight)
+            for series in source.series
+            for bucket, value, weight in rolled.get(series, ())
+        ]
+
+    def _rolled(self, tier: Tier, begin: int, end: int, asked: _Question, kind: Kind) -> _Rolled:
+        """What a tier has of all series of that kind, read once: a block's rows lie together."""
+        key = (tier, begin, end, kind)
+        if key in asked.rolled:
+            return asked.rolled[key]
+        step = max(asked.step, 60) if kind == "histogram" else asked.step
+        found: _Rolled = defaultdict(list)
         for place in _HOURS if tier == "hour" else _MINUTES:
             same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
-            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = {source.id} {same}"
+            covered = (
+                f"left join {tier}_source as c on c.hour = k.hour and c.source = s.source {same}"
+            )
             sql = f"""
                 {place.blocks}
-                select {place.start} / {step} * {step} as bucket, k.series, {value}, {weight}
-                from block cross join {_ids(source.series)} as s cross join {place.table} as k
-                  on {place.on} {covered if is_counter else ""}
-                where {place.start} between ?1 and ?2
-                group by bucket, k.series"""
-            found = self._rows(sql, [begin, end - 1])
-            rows += [row for row in found if row[2] is not None]
-        return rows
+                select {place.start} / {step} * {step} as bucket, s.id, {_FIGURES[kind]}
+                from block cross join {_ids(self._series_of(asked, kind))} as s
+                  cross join {place.table} as k on {place.on} {covered if kind == "counter" else ""}
+                where {place.start} between ?1 and ?2 and {_FIGURE[kind]} is not null
+                group by bucket, s.id"""
+            for bucket, series, *figures in self._rows(sql, [begin, end - 1]):
+                found[series].append((bucket, *figures))
+        asked.rolled[key] = found
+        return found
 
     def _raw(
         self, source: _Source, begin: int, end: int, asked: _Question, is_counter: bool
@@ -542,7 +571,8 @@ class Recall:
         found: dict[tuple[int, int], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         early_ms = (begin - 60) * 1000  # a counter's rise begins at the reading before
         if asked.recent is None or early_ms < asked.recent.from_ms:
-            asked.recent = self._recent(self._named(asked.names()), early_ms, end * 1000)
+            series = self._series_of(asked, "gauge", "counter")
+            asked.recent = self._recent(series, early_ms, end * 1000)
         known = asked.recent.points
         for series, times, values in self._points(source.series, early_ms, end * 1000, known):
             sums = _spread if is_counter else _binned
@@ -553,16 +583,10 @@ class Recall:
                 found[key] = (had[0] + float(whole[at]), had[1] + float(weights[at]))
         return [(*key, *sums) for key, sums in found.items()]
 
-    def _named(self, names: Collection[str]) -> list[int]:
-        """The series of these names."""
-        marks = ", ".join("?" * len(names))
-        sql = f"select id from series where name in ({marks})"
-        return [one for (one,) in self._rows(sql, tuple(names))]
-
     def _recent(self, series: Collection[int], from_ms: int, to_ms: int) -> _Recent:
         """The open table has no index: it is walked once for all that a question needs of it."""
         sql = f"""select series, at_ms, value from raw_open
-                  where at_ms between ? and ? and series in {_ids(series)}
+                  where at_ms between ? and ? and series in (select id from {_ids(series)})
                   order by series, rowid"""
         rows = self._rows(sql, [from_ms, to_ms])
         found: dict[int, _Points] = {}
@@ -828,6 +852,13 @@ def _recipe_of(metric: str) -> Recipe | None:
 # ------------------------------------------------------------------------------------ arithmetic
 
 
+def _summed(bounds: tuple[float, ...], text: str) -> Histogram:
+    """The counts of several records, as the store writes them, in one histogram."""
+    parts = msgspec.json.decode(text, type=list[list[float]])
+    counts = [math.fsum(column) for column in itertools.zip_longest(*parts, fillvalue=0.0)]
+    return Histogram(bounds, (*counts, *[0.0] * (len(bounds) - len(counts))))
+
+
 def _percentiles(counts: _Counts, share: float) -> list[tuple[float, float]]:
     found = ((at, percentile(counts[at], share)) for at in sorted(counts))
     return [(at, seconds * 1000) for at, seconds in found if seconds is not None]
@@ -898,7 +929,7 @@ def _spread(
 
 def _ids(series: Collection[int]) -> str:
     """Ids of series as a table."""
-    return f"(select id from series where id in ({', '.join(str(one) for one in series)}))"
+    return f"(select id, source from series where id in ({', '.join(str(one) for one in series)}))"
 
 
 def _labels(text: str) -> tuple[tuple[str, str], ...]:

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 import sqlite_utils
+from numpy.typing import NDArray
 
 from agent import chunks, schema
 from agent.config import default_db
@@ -30,7 +31,8 @@ from agent.database import check_version, said
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import StoreError, Sweep, UsageError, decode_sweep
-from agent.stats import Histogram, merged, percentile
+from agent.sizing.window import Counts, Records, Values
+from agent.stats import Floats, Histogram, merged, percentile
 
 POINTS_WANTED = 300
 POINTS_MAX = 50_000
@@ -138,6 +140,12 @@ _FIGURES: dict[Kind, str] = {
     "histogram": "'[' || group_concat(counts) || ']'",
 }
 _FIGURE: dict[Kind, str] = {"gauge": "last", "counter": "increase", "histogram": "counts"}
+# The same as it is kept, of each record.
+_COLUMNS: dict[Kind, dict[str, str]] = {
+    "gauge": {"last": "last"} | {one: f"coalesce({one}, last)" for one in ("mean", "min", "max")},
+    "counter": {"increase": "increase"},
+    "histogram": {"counts": "counts"},
+}
 _HOUR_BLOCKS = """with recursive block(at) as
     (select ?1 / 3600 union all select at + 1 from block where at < ?2 / 3600)"""
 # Few hours are open, and their key is of minutes: each minute is looked up in them.
@@ -148,6 +156,9 @@ _OPEN_BLOCKS = """with recursive block(at) as
 _KEY = "(block.at << 32) + (s.id << 12)"
 _BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
 _MINUTE_START = "(k.hour * 3600 + k.minute * 60)"
+# Rising from record to record of a source.
+_PARTS = schema.PART_MAX + 1
+_NUMBER = f"(k.hour * 60 + k.minute) * {_PARTS} + k.part"
 _HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600", _HOUR_BLOCKS),)
 _MINUTES = (
     _Place("minute", _BY_KEY, _MINUTE_START, _HOUR_BLOCKS),
@@ -207,6 +218,16 @@ class _Recent(NamedTuple):
 
 # What a tier has of each series: (bucket, figures of its kind …).
 _Rolled = dict[int, list[tuple[Any, ...]]]
+
+
+class _About(NamedTuple):
+    """A series of the store; bounds of a histogram alone."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...]
+
+
 # (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
 _Sums = dict[tuple[int, int], tuple[float, float]]
 # By step: what each set of bounds counted.
@@ -571,8 +592,8 @@ class Recall:
         found: dict[tuple[int, int], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         early_ms = (begin - 60) * 1000  # a counter's rise begins at the reading before
         if asked.recent is None or early_ms < asked.recent.from_ms:
-            series = self._series_of(asked, "gauge", "counter")
-            asked.recent = self._recent(series, early_ms, end * 1000)
+            needed = self._series_of(asked, "gauge", "counter")
+            asked.recent = self._recent(needed, early_ms, end * 1000)
         known = asked.recent.points
         for series, times, values in self._points(source.series, early_ms, end * 1000, known):
             sums = _spread if is_counter else _binned
@@ -673,31 +694,102 @@ class Recall:
         `names`: of these series and histograms alone, which is quicker by as much as it is less.
         Of a counter `mean`, `min` and `max` are `last`: they are not kept.
         """
-        sql = """select sources.id from sources where name = ?"""
-        id_ = self._number(sql, [source])
-        if id_ is None:
-            return
-        about = {
-            series: (name, _labels(labels), _bounds(bounds))
-            for series, name, labels, bounds in self._rows(
-                "select id, name, labels, bounds from series where source = ?", [id_]
-            )
-            if names is None or name in names
-        }
+        about = self._about(source, names)
         sql = """select hour, minute, part, covered_s, resets, marks from minute_source
-                 where hour between ? and ? and source = ? order by hour, minute, part"""
+                 where hour between ? and ? and source = (select id from sources where name = ?)
+                 order by hour, minute, part"""
         first, last = int(from_s // schema.HOUR_S), int(to_s // schema.HOUR_S)
         heads: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        for hour, *head in self._rows(sql, [first, last, id_]):
+        for hour, *head in self._rows(sql, [first, last, source]):
             heads[hour].append((hour, *head))
         for hour in sorted(heads):
             yield from self._minutes_of_hour(source, heads[hour], about, from_s, to_s)
+
+    def records(
+        self,
+        source: str,
+        from_s: float,
+        to_s: float,
+        names: Collection[str],
+        gpus: Collection[str] | None = None,
+    ) -> Records:
+        """The minutes of a source as `minutes` tells them, in columns.
+
+        `gpus`: of what is said of GPUs, that of these alone.
+        """
+        about = self._about(source, names)
+        if gpus is not None:
+            about = {id_: one for id_, one in about.items() if dict(one[1]).get("gpu", "") in gpus}
+        window = (math.ceil(from_s), math.ceil(to_s) - 1)
+        sql = f"""select {_NUMBER}, k.covered_s, k.resets, k.marks from minute_source as k
+                  where k.hour between ?1 / 3600 and ?2 / 3600 and {_MINUTE_START} between ?1 and ?2
+                    and k.source = (select id from sources where name = ?3)
+                  order by k.hour, k.minute, k.part"""
+        heads = self._rows(sql, [*window, source])
+        numbers, covered_s, resets = (
+            np.array([head[column] for head in heads], np.float64) for column in range(3)
+        )
+        values: list[Values] = []
+        histograms: list[Counts] = []
+        for kind in _FIGURE:
+            mine = [id_ for id_, one in about.items() if _kind(one) == kind]
+            for series, of, columns in self._columns(mine, kind, numbers, window):
+                name, labels, bounds = about[series]
+                if kind == "histogram":
+                    texts = ",".join(columns["counts"])
+                    counts = msgspec.json.decode(f"[{texts}]", type=list[list[float]])
+                    histograms.append(Counts(name, labels, bounds, of, counts))
+                else:
+                    values.append(Values(name, labels, of, columns))
+        return Records(
+            source=source,
+            start_unix_s=numbers // _PARTS * 60,
+            covered_s=covered_s,
+            resets=resets,
+            marks=[tuple(json.loads(head[3])) if head[3] else () for head in heads],
+            values=values,
+            histograms=histograms,
+        )
+
+    def _columns(
+        self, series: list[int], kind: Kind, numbers: Floats, window: tuple[int, int]
+    ) -> Iterator[tuple[int, NDArray[np.int_], dict[str, Any]]]:
+        """(series, of which records by their numbers, figures by name), in order of time."""
+        figures = _COLUMNS[kind]
+        form = [("series", "i8"), ("number", "f8")]
+        form += [(name, "O" if name == "counts" else "f8") for name in figures]
+        parts = []
+        for place in _MINUTES:
+            sql = f"""
+                {place.blocks}
+                select s.id, {_NUMBER}, {", ".join(figures.values())}
+                from block cross join {_ids(series)} as s cross join {place.table} as k
+                  on {place.on}
+                where {place.start} between ?1 and ?2 and k.{_FIGURE[kind]} is not null"""
+            with self._guarded():
+                parts.append(np.fromiter(self._db.execute(sql, window), np.dtype(form)))
+        rows = np.concatenate(parts)
+        rows = rows[np.argsort(rows["series"], kind="stable")]
+        ends = np.flatnonzero(np.diff(rows["series"])) + 1
+        for mine in np.split(rows, ends) if rows.size else ():
+            of = np.searchsorted(numbers, mine["number"])
+            yield int(mine["series"][0]), of, {name: mine[name] for name in figures}
+
+    def _about(self, source: str, names: Collection[str] | None) -> dict[int, _About]:
+        """A source's series of these names; all, where none are given."""
+        sql = """select series.id, series.name, labels, bounds
+                 from series join sources on sources.id = source where sources.name = ?"""
+        return {
+            series: _About(name, _labels(labels), _bounds(bounds))
+            for series, name, labels, bounds in self._rows(sql, [source])
+            if names is None or name in names
+        }
 
     def _minutes_of_hour(
         self,
         source: str,
         heads: list[tuple[Any, ...]],
-        about: dict[int, tuple[Any, ...]],
+        about: Mapping[int, _About],
         from_s: float,
         to_s: float,
     ) -> Iterator[Minute]:
@@ -927,6 +1019,13 @@ def _spread(
 # ------------------------------------------------------------------------------------------- rows
 
 
+def _kind(about: _About) -> Kind:
+    if about.bounds:
+        return "histogram"
+    known = CATALOGUE.get(about.name)
+    return "counter" if known is not None and known.kind == "counter" else "gauge"
+
+
 def _ids(series: Collection[int]) -> str:
     """Ids of series as a table."""
     return f"(select id, source from series where id in ({', '.join(str(one) for one in series)}))"
@@ -940,13 +1039,13 @@ def _bounds(text: str) -> tuple[float, ...]:
     return tuple(math.inf if one is None else one for one in json.loads(text)) if text else ()
 
 
-def _value(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteValue:
+def _value(about: _About, row: tuple[Any, ...]) -> MinuteValue:
     name, labels, _ = about
     _, n, mean, least, most, last, increase, _ = row
     return MinuteValue(name, labels, n, mean, least, most, last, increase)
 
 
-def _histogram(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteHistogram:
+def _histogram(about: _About, row: tuple[Any, ...]) -> MinuteHistogram:
     name, labels, bounds = about
     counts = json.loads(row[-1])
     whole = tuple(float(count) for count in counts) + (0.0,) * (len(bounds) - len(counts))

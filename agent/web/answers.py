@@ -129,7 +129,8 @@ def observed_pattern(recall: Recall, now: Now, asked: Asked, window_s: float) ->
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
     for source in recall.speakers("gpu_energy_j", "gpu_power_w"):
-        window.add_all(recall.minutes(source, window.origin_unix_s, window.end_unix_s, GPU))
+        records = recall.records(source, window.origin_unix_s, window.end_unix_s, GPU, about.gpus)
+        window.add_records(records)
     of_gpus = (one for one in now.open_minutes if one.source not in about.names)
     return pattern(window.add_all(_until(one, window.end_unix_s) for one in of_gpus))
 
@@ -146,7 +147,7 @@ def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
     end_s = _end_s(now, about.names)
     window = Window(max(0.0, end_s - window_s), end_s, servers=about.names, gpus=about.gpus)
     for name in about.names:
-        window.add_all(recall.minutes(name, window.origin_unix_s, end_s, _SERVER_SERIES))
+        window.add_records(recall.records(name, window.origin_unix_s, end_s, _SERVER_SERIES))
     return window.add_all(one for one in now.open_minutes if one.source in about.names)
 
 

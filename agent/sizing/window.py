@@ -104,10 +104,10 @@ class Source:
     def put_histograms(self, one: Counts, places: NDArray[np.int_], shares: Floats) -> None:
         at, counts = self._rows.setdefault((one.name, one.bounds), (array("l"), array("f")))
         width = len(one.bounds)
-        table = np.zeros((len(one.counts), width), np.float32)
+        table = np.zeros((len(one.counts), width))
         for number, row in enumerate(one.counts):
             table[number, : len(row)] = row
-        counts.frombytes((table * shares[:, None].astype(np.float32)).tobytes())
+        counts.frombytes((table * shares[:, None]).astype(np.float32).tobytes())
         at.frombytes(places.astype(np.int_).tobytes())
 
     def put_histogram(self, one: MinuteHistogram, place: int, share: float) -> None:
@@ -179,7 +179,7 @@ class Window:
         place, rest = divmod(minute.start_unix_s - self.origin_unix_s, self.record_s)
         if rest or not 0 <= place < self.places:
             return
-        share = self._share(minute)
+        share = self._share(minute.start_unix_s, minute.covered_s)
         server = self.servers.get(minute.source)
         if server is not None:
             self._add_server(server, minute, place, share)
@@ -193,11 +193,10 @@ class Window:
         places = np.floor((starts - self.origin_unix_s) / self.record_s).astype(np.int_)
         inside = (places >= 0) & (places < self.places)
         whole = (starts - self.origin_unix_s) % self.record_s == 0
-        begins = np.maximum(starts, self.start_unix_s)
-        ends = np.minimum(starts + self.record_s, self.end_unix_s)
-        covered_at_most = ends - starts + 1e-6
-        is_whole = (begins == starts) & (records.covered_s <= covered_at_most)
-        shares = np.where(is_whole, 1.0, np.maximum(0.0, ends - begins) / self.record_s)
+        shares = np.ones(starts.size)
+        across = (starts < self.start_unix_s) | (starts + self.record_s > self.end_unix_s)
+        for number in np.flatnonzero(across):
+            shares[number] = self._share(int(starts[number]), float(records.covered_s[number]))
         known = _Known(records, places, inside & whole, shares)
         if (server := self.servers.get(records.source)) is not None:
             _add_to_server(server, known)
@@ -224,12 +223,12 @@ class Window:
         covered_s = np.frombuffer(gpu.covered_s)
         np.maximum.at(covered_s, places, known.records.covered_s[of] * shares)
 
-    def _share(self, minute: Minute) -> float:
+    def _share(self, start_unix_s: int, covered_s: float) -> float:
         """How much of a record lies in the window; an unfinished one ends where the window does."""
-        begin = max(minute.start_unix_s, self.start_unix_s)
-        end = min(minute.start_unix_s + self.record_s, self.end_unix_s)
-        late_s = minute.start_unix_s + self.record_s - end
-        if begin == minute.start_unix_s and minute.covered_s <= self.record_s - late_s + 1e-6:
+        begin = max(start_unix_s, self.start_unix_s)
+        end = min(start_unix_s + self.record_s, self.end_unix_s)
+        late_s = start_unix_s + self.record_s - end
+        if begin == start_unix_s and covered_s <= self.record_s - late_s + 1e-6:
             return 1.0
         return max(0.0, end - begin) / self.record_s
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
+from agent.fitting import fitting, model_of
 from agent.live import ServerStatus
 from agent.minutes import Minute
 from agent.model import Sweep, UsageError, encode
@@ -172,45 +172,16 @@ def _until(minute: Minute, end_s: float) -> Minute:
 
 
 def measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
-    """The newest curve that was handed over as one of the servers', else of their address or model.
-
-    One that was handed over as another server's is that server's alone.
-    """
-    rows = recall.curves()
-    for by, fits in _FITS:
-        for row in rows:
-            if any(fits(row, server) for server in servers):
-                sweep = recall.curve(row["id"])
-                return Measured(row["id"], row["started_at"], row["received_unix_s"], by, sweep)
-    return None
-
-
-def _is_of_url(row: Mapping[str, Any], server: ServerStatus) -> bool:
-    place, models = _place(row["url"]), (row["model"], server.model)
-    is_its_model = not all(models) or models[0] == models[1]
-    is_there = place is not None and place == _place(server.url)
-    return row["source"] is None and is_there and is_its_model
-
-
-def _is_of_model(row: Mapping[str, Any], server: ServerStatus) -> bool:
-    return row["source"] is None and bool(row["model"]) and row["model"] == server.model
-
-
-_FITS: tuple[tuple[By, Callable[[Mapping[str, Any], ServerStatus], bool]], ...] = (
-    ("source", lambda row, server: row["source"] == server.name),
-    ("url", _is_of_url),
-    ("model", _is_of_model),
-)
-
-
-def _place(url: str) -> tuple[str, str] | None:
-    """Host and port, and the path without the API's own: what makes two URLs one server."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+    """The stored curve that a verdict on these servers would be made by; see `agent.fitting`."""
+    models = {one.name: model_of(recall.fingerprints(one.name)) or one.model for one in servers}
+    urls = {one.name: one.url for one in servers}
+    gpus = {gpu for one in servers for gpu in one.gpus}
+    found = fitting(recall, models, urls, gpus, notes=[])
+    if found is None:
         return None
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return (parts.netloc.lower(), path) if parts.netloc else None
+    by: By = "source" if found.by == "server" else found.by
+    row = found.row
+    return Measured(row["id"], row["started_at"], row["received_unix_s"], by, found.sweep)
 
 
 # ---------------------------------------------------------------------------------------- the rest

@@ -18,11 +18,13 @@ import aiohttp
 import msgspec
 import pytest
 
+from agent.assess import assess
 from agent.config import Agent, Config, Server
 from agent.exporters import Batch
 from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatus
 from agent.minutes import Minute
 from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdict, encode
+from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.web import answers, app
 from agent.web.app import BODY_BYTES_MAX, Site, application
@@ -267,8 +269,9 @@ async def test_a_curve_comes_in_and_is_the_servers(planted: Planted) -> None:
     ("curves", "taken"),
     [
         ([], None),
-        ([("old", "chat", "", "x"), ("new", "chat", "", "x")], ("new", "source")),
-        ([("own", "chat", "", "x"), ("near", None, "http://chat:8000", "tiny")], ("own", "source")),
+        ([("old", "chat", "", "tiny"), ("new", "chat", "", "tiny")], ("new", "source")),
+        ([("a", "chat", "", "other model")], None),
+        ([("own", "chat", "", ""), ("near", None, "http://chat:8000", "tiny")], ("own", "source")),
         ([("a", None, "http://CHAT:8000/v1/", "tiny")], ("a", "url")),
         ([("a", None, "http://chat:8000", "other model")], None),
         ([("a", None, "http://chat:8001", "tiny")], ("a", "model")),
@@ -276,18 +279,31 @@ async def test_a_curve_comes_in_and_is_the_servers(planted: Planted) -> None:
         ([("a", "code", "http://chat:8000", "tiny")], None),
     ],
 )
-async def test_which_curve_is_taken_for_a_servers(
+async def test_a_curve_is_shown_where_the_verdict_would_take_it(
     planted: Planted,
     curves: list[tuple[str, str | None, str, str]],
     taken: tuple[str, str] | None,
 ) -> None:
+    planted.history.add_fingerprint("chat", "f", {"model": "tiny"})
     for id_, source, url, model in curves:
         planted.clocks.pass_s(0.1)
         planted.history.add_curve(a_sweep(id_, url=url, model=model), source)
     async with asking(planted) as client:
-        _, said = await client.get("/api/v1/curve?service=front")
+        _, said = await client.get("/api/v1/curve?server=chat")
     measured = said["measured"]
     assert (measured and (measured["sweep"]["run"]["id"], measured["by"])) == taken
+    with Recall(planted.history.path) as recall:
+        judged = assess(
+            recall,
+            server="chat",
+            window_s=3600.0,
+            slo=(),
+            now_s=planted.clocks.wall_ns / 1e9,
+            urls={"chat": "http://chat:8000"},
+        ).curve
+    assert (judged.id, judged.by) == (
+        (measured["id"], measured["by"].replace("source", "server")) if measured else (None, None)
+    )
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def _window(
     speakers = recall.speakers(*GPU) if gpus is None or gpus else []
     sources = {**dict.fromkeys(speakers, GPU), **dict.fromkeys(asked.servers, SERVER_SERIES)}
     for source, names in sources.items():
-        window.add_all(recall.minutes(source, window.origin_unix_s, end_s, names))
+        window.add_records(recall.records(source, window.origin_unix_s, end_s, names))
     window.add_all(one for one in still_open if one.source in sources)
     return window, notes
 

@@ -909,6 +909,32 @@ class Recall:
             for at, scope, finding, verdict in self._rows(sql, [scope, limit])
         ]
 
+    def findings(self, scope: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Verdicts in a row that say the same as one: what changed, newest first.
+
+        `at_unix_s` and `verdict` are of the last of the row, `since_unix_s` of its first.
+        """
+        sql = """
+            with marked as (
+              select id, at_unix_s, scope, finding, finding is not lag(finding) over
+                (partition by scope order by at_unix_s, id) as changed
+              from assessments where scope = ?1 or ?1 is null),
+            numbered as (
+              select *, sum(changed) over (partition by scope order by at_unix_s, id) as run
+              from marked),
+            runs as (
+              select max(at_unix_s) as at_unix_s, id, min(at_unix_s) as since_unix_s,
+                count(*) as verdicts
+              from numbered group by scope, run order by 1 desc, id desc limit ?2)
+            select runs.at_unix_s, since_unix_s, verdicts, scope, finding, verdict
+            from runs join assessments on assessments.id = runs.id
+            order by runs.at_unix_s desc, runs.id desc"""
+        names = ("at_unix_s", "since_unix_s", "verdicts", "scope", "finding", "verdict")
+        return [
+            dict(zip(names, (*row, msgspec.Raw(verdict.encode())), strict=True))
+            for *row, verdict in self._rows(sql, [scope, limit])
+        ]
+
 
 # ------------------------------------------------------------------------------------------ steps
 

@@ -124,22 +124,34 @@ def _unknown(asked: Asked, known: Collection[ServerStatus]) -> str:
 # ----------------------------------------------------------------------------- pattern and curves
 
 
-def observed_pattern(recall: Recall, now: Now, asked: Asked, window_s: float) -> Pattern:
-    """What was asked of the servers, and the energy of their GPUs where it is known which."""
+class Seen(NamedTuple):
+    """What was observed of servers in a window: pattern and curve are worked out of it alone."""
+
+    whose: Whose
+    window: Window
+    open_minutes: Sequence[Minute]  # those that it holds
+
+
+def seen(recall: Recall, now: Now, asked: Asked, window_s: float) -> Seen:
+    """The minutes of the servers, and of their GPUs where it is known which."""
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
     for source in recall.speakers("gpu_energy_j", "gpu_power_w"):
         records = recall.records(source, window.origin_unix_s, window.end_unix_s, GPU, about.gpus)
         window.add_records(records)
     of_gpus = (one for one in now.open_minutes if one.source not in about.names)
-    return pattern(window.add_all(_until(one, window.end_unix_s) for one in of_gpus))
+    window.add_all(_until(one, window.end_unix_s) for one in of_gpus)
+    return Seen(about, window, now.open_minutes)
 
 
-def curves(recall: Recall, now: Now, asked: Asked, window_s: float) -> Curves:
+def observed_pattern(_: Recall, observed: Seen) -> Pattern:
+    """What was asked of the servers, and what energy that took."""
+    return pattern(observed.window)
+
+
+def curves(recall: Recall, observed: Seen) -> Curves:
     """What was measured for the servers, and what production showed of them in the window."""
-    about = whose(recall, now, asked)
-    window = _window(recall, now, about, window_s)
-    return Curves(measured(recall, about.servers), passive_curve(window))
+    return Curves(measured(recall, observed.whose.servers), passive_curve(observed.window))
 
 
 def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
@@ -231,11 +243,16 @@ def _steps(
     return from_s, to_s, parse_span_s(step, "step") if step else None
 
 
-def assessments(recall: Recall, now: Now, asked: Asked, limit: int) -> list[dict[str, Any]]:
-    """What was concluded, newest first; of a service the store files it as `service:NAME`."""
+def assessments(
+    recall: Recall, now: Now, asked: Asked, limit: int, changes: bool
+) -> list[dict[str, Any]]:
+    """What was concluded, newest first; of a service the store files it as `service:NAME`.
+
+    `changes`: those in a row that say the same are one, with `since_unix_s` and how many.
+    """
     whose(recall, now, asked)
     scope = asked.server if asked.service is None else f"service:{asked.service}"
-    return recall.assessments(scope, limit)
+    return recall.findings(scope, limit) if changes else recall.assessments(scope, limit)
 
 
 def readings(recall: Recall, now: Now, asked: Asked, begin: str, end: str) -> bytearray:

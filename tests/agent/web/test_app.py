@@ -218,7 +218,7 @@ async def test_a_window_ends_two_intervals_back_where_the_server_is_silent(
 async def test_a_minute_that_ends_meanwhile_does_not_count_twice(
     planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, asked = answers.observed_pattern, []
+    honest, asked = answers.seen, []
 
     def ending(recall: Any, now: answers.Now, *more: Any) -> Any:
         if not asked:  # the minute ends while the store is read
@@ -227,11 +227,31 @@ async def test_a_minute_that_ends_meanwhile_does_not_count_twice(
         asked.append(now)
         return honest(recall, now, *more)
 
-    monkeypatch.setattr(answers, "observed_pattern", ending)
+    monkeypatch.setattr(answers, "seen", ending)
     async with asking(planted) as client:
         status, _ = await client.get("/api/v1/pattern")
     assert status == 200
     assert [now.open_minutes[0].start_unix_s for now in asked] == [NOON + 600, NOON + 660]
+
+
+async def test_pattern_and_curve_asked_for_together_read_the_store_once(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, read = answers.seen, []
+
+    def counted(*of: Any) -> Any:
+        read.append(of)
+        return honest(*of)
+
+    monkeypatch.setattr(answers, "seen", counted)
+    async with asking(planted) as client:
+        both = [client.get(f"/api/v1/{what}?server=chat") for what in ("pattern", "pattern")]
+        (_, one), (_, other) = await asyncio.gather(*both)
+        assert one == other
+        assert len(read) == 1
+        _, code = await client.get("/api/v1/pattern?server=code")
+        assert code["servers"] == ["code"]
+        assert len(read) == 2
 
 
 # ------------------------------------------------------------------------------------------ curves

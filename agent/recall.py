@@ -916,16 +916,17 @@ class Recall:
         """
         sql = """
             with marked as (
-              select id, at_unix_s, scope, finding, finding is not lag(finding) over
-                (partition by scope order by at_unix_s, id) as changed
-              from assessments where scope = ?1 or ?1 is null),
+              select id, at_unix_s, scope, finding is not lag(finding) over kept as begins,
+                finding is not lead(finding) over kept as ends
+              from assessments where scope = ?1 or ?1 is null
+              window kept as (partition by scope order by at_unix_s, id)),
             numbered as (
-              select *, sum(changed) over (partition by scope order by at_unix_s, id) as run
+              select *, sum(begins) over (partition by scope order by at_unix_s, id) as run
               from marked),
             runs as (
-              select max(at_unix_s) as at_unix_s, id, min(at_unix_s) as since_unix_s,
-                count(*) as verdicts
-              from numbered group by scope, run order by 1 desc, id desc limit ?2)
+              select max(iif(ends, id, null)) as id, max(at_unix_s) as at_unix_s,
+                min(at_unix_s) as since_unix_s, count(*) as verdicts
+              from numbered group by scope, run order by at_unix_s desc, 1 desc limit ?2)
             select runs.at_unix_s, since_unix_s, verdicts, scope, finding, verdict
             from runs join assessments on assessments.id = runs.id
             order by runs.at_unix_s desc, runs.id desc"""

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from agent.live import GpuStatus, ServerStatus
-from agent.model import Recommendation, Verdict
+from agent.model import Confidence, Reason, Recommendation, Verdict
 from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.stats import Histogram, percentile
@@ -530,10 +530,27 @@ def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
     ]
     one.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]
     one.samplers = [SamplerStatus(HOSTILE, False, None, None, 1, HOSTILE)]
-    verdict = msgspec.structs.replace(samples.verdict(), finding=HOSTILE, summary=HOSTILE)
+    verdict = msgspec.structs.replace(
+        samples.verdict(),
+        finding=HOSTILE,
+        summary=HOSTILE,
+        confidence=Confidence("low", HOSTILE),
+        reasons=[Reason(HOSTILE, HOSTILE)],
+        recommendation=Recommendation(
+            HOSTILE,
+            HOSTILE,
+            error_bar=HOSTILE,
+            confirm_with=HOSTILE,
+            overturned_by=HOSTILE,
+        ),
+        cost={"gpu": HOSTILE, "gpus": 1, "basis": HOSTILE, "prices": HOSTILE},
+        missing=[HOSTILE],
+    )
+    swept = samples.hostile()
+    target = msgspec.structs.replace(swept.target, model=HOSTILE, gpus=[])
     one.history.add_source(HOSTILE, service=HOSTILE, gpus=[HOSTILE])
     one.history.add_assessment(HOSTILE, verdict)
-    one.history.add_curve(samples.hostile(), HOSTILE)
+    one.history.add_curve(msgspec.structs.replace(swept, target=target), HOSTILE)
     assert one.history.flush(20)
     with Served(one) as url:
         shown = Shown(browser, url)
@@ -544,6 +561,9 @@ def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
         assert page.locator("img").count() == 0
         for place in ("#verdict", "#history", "#h-curve", "#h-week", "#health table >> nth=0"):
             assert HOSTILE in page.inner_text(place), place
+        page.click("#verdict summary")
+        assert page.inner_text("#verdict").count(HOSTILE) == 15
+        assert HOSTILE in page.inner_text("#curve-note")
         assert HOSTILE in page.inner_text("#health table >> nth=1")
         assert HOSTILE in page.inner_text("#health table >> nth=2")
         assert HOSTILE in page.locator("#whose").inner_text()

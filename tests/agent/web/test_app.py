@@ -500,6 +500,29 @@ async def test_assessments_are_told_newest_first(planted: Planted) -> None:
             assert [one["verdict"]["summary"] for one in said] == [f"number {n}" for n in numbers]
 
 
+async def test_verdicts_in_a_row_that_say_the_same_are_one_change(planted: Planted) -> None:
+    said_in_turn = ("RIGHT_SIZED", "RIGHT_SIZED", "UNDER_SIZED", "RIGHT_SIZED", "RIGHT_SIZED")
+    for n, finding in enumerate(said_in_turn):
+        for scope in ("chat", "code"):
+            planted.clocks.pass_s(1)
+            verdict = Verdict(finding, f"{scope} {n}", Confidence("low", "little was seen"))
+            planted.history.add_assessment(scope, verdict)
+    assert planted.history.flush()
+    async with asking(planted) as client:
+        _, said = await client.get("/api/v1/assessments?changes=true")
+        _, of_chat = await client.get("/api/v1/assessments?changes=true&server=chat&limit=2")
+        status, refused = await client.get("/api/v1/assessments?changes=1")
+    assert [one["verdict"]["summary"] for one in said] == [
+        f"{scope} {n}" for n in (4, 2, 1) for scope in ("code", "chat")
+    ]
+    begin_s = NOON + 630
+    assert [
+        (one["finding"], one["since_unix_s"] - begin_s, one["at_unix_s"] - begin_s, one["verdicts"])
+        for one in of_chat
+    ] == [("RIGHT_SIZED", 7, 9, 2), ("UNDER_SIZED", 5, 5, 1)]
+    assert (status, refused) == (400, {"error": "changes '1': write true or false"})
+
+
 # ---------------------------------------------------------------------------------------- readings
 
 

@@ -602,7 +602,6 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
 def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> None:
     shown = show("range=24h", width=width, color_scheme=scheme)
     page = shown.page
-    shown.keep(f"{width}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     outside = """[...document.querySelectorAll("figure, section, article, form, nav a, canvas")]
         .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.id)"""
@@ -615,8 +614,12 @@ def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> N
           && q.top < p.bottom - 1).map(([b]) => [a, b]));
     })()"""
     assert page.evaluate(overlapping) == []
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (scheme == "dark")
+    for now in (scheme, "dark" if scheme == "light" else "light"):
+        page.emulate_media(color_scheme=now)
+        page.wait_for_timeout(50)  # charts are drawn anew
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (now == "dark")
+        shown.keep(f"{width}-{now}")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

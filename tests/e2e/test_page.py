@@ -215,6 +215,7 @@ def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, bro
         shown.ready("1h")
         assert "No verdict yet" in shown.page.inner_text("#verdict")
         assert "not measured" in shown.page.inner_text("#chart-curve")
+        assert shown.page.inner_text("#history tbody") == "none yet"
         assert shown.page.locator("#ranges a[aria-current]").inner_text() == "1 hour"
         assert shown.complaints == []
         shown.page.close()

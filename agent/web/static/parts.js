@@ -145,6 +145,9 @@ window.servefitParts = (() => {
       element("th", { scope: "row" }, cellOf(first)),
       ...rest.map((cell) => (Array.isArray(cell)
         ? element("td", { class: cell[0] }, cellOf(cell[1])) : element("td", {}, cellOf(cell))))));
+    if (!made.length) {
+      made.push(element("tr", {}, element("td", { colspan: String(heads.length) }, "none yet")));
+    }
     const columns = heads.map((head) => element("th", { scope: "col" }, head));
     return element("table", {},
       element("caption", {}, element("b", {}, caption)),
@@ -260,7 +263,7 @@ window.servefitParts = (() => {
     const full_ = full ? ` (${number(full)} ${unitText})` : "";
     const caption = element("caption", {}, element("b", {}, "Demand by the hour of the week"),
       ` as a share of ${against}${full_}; mean of each hour over ${number(window_s / 86400)} days, `
-      + `${zone}. Darker is fuller${capacity ? ", red is beyond it" : ""}; pale was not observed.`);
+      + `${zone}. The stronger the colour, the fuller${capacity ? "; red is beyond it" : ""}; grey: not observed.`);
     const heads = Array.from({ length: 24 }, (_, h) => element("th", { scope: "col" }, hour(h)));
     const rows = days.map((cells, d) => element("tr", {},
       element("th", { scope: "row" }, DAYS[d]),

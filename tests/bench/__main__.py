@@ -370,6 +370,7 @@ def agent_page(bench: Bench) -> list[Row]:
     folder = bench.directory / "page"
     folder.mkdir()
     figures = browse.measure(folder)
+    agents_cpu_s = figures.pop("cpu whole")
     questions = [name for name in figures if f"cpu {name}" in figures]
     tables = {f"{name}, s": figures[name] for name in questions if name.startswith(browse.RANGES)}
     others = {f"{name}, s": figures[name] for name in questions if f"{name}, s" not in tables}
@@ -377,6 +378,7 @@ def agent_page(bench: Bench) -> list[Row]:
     return [
         _at_most("opens: every chart has its data, s", figures["opens"], browse.OPEN_S_MAX),
         Row("the curve and the hours of 7 days too, s", None, figures["whole"]),
+        Row("CPU of the agent for all of that, s", None, agents_cpu_s),
         *(_at_most(name, took_s, browse.QUESTION_S_MAX) for name, took_s in tables.items()),
         *(Row(name, None, took_s) for name, took_s in others.items()),
         Row(f"most CPU for one question ({cpu}), s", None, figures[f"cpu {cpu}"]),

@@ -160,19 +160,20 @@ def measure(folder: Path) -> Figures:
 def _opened(started: agent.Started) -> Figures:
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, list[float]] = {"opens": [], "whole": []}
+    found: dict[str, list[float]] = {"opens": [], "whole": [], "cpu whole": []}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         for number in range(OPENS + 1):
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-            begin_s = time.perf_counter()
+            before_s, begin_s = agent.look(started.process.pid).cpu_s, time.perf_counter()
             page.goto(f"http://127.0.0.1:{started.port}/#range=90d")
             for what, mark in (("opens", "seen"), ("whole", "ready")):
                 page.wait_for_selector(f"html[data-{mark}='90d']", state="attached")
                 if number:  # the first one warms the browser
                     found[what].append(time.perf_counter() - begin_s)
+            found["cpu whole"].append(agent.look(started.process.pid).cpu_s - before_s)
             _check(page)
             page.context.close()
         browser.close()

@@ -186,6 +186,7 @@ class _Question:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.from_s, self.to_s, self.step, self.which = from_s, to_s, step, which
         self.sources: dict[str, list[_Source]] = {}  # by name, as `Recall._sources_of` finds them
+        self.pieces: dict[tuple[int, int], list[tuple[Tier, int, int]]] = {}
         self.rolled: dict[tuple[Tier, int, int, Kind], _Rolled] = {}
         self.counts: dict[str, _Counts] = {}  # of histograms, by their names
         self.recent: _Recent | None = None
@@ -383,9 +384,8 @@ class Recall:
         found: dict[int, list[Histogram]] = defaultdict(list)
         sql = "select id, bounds from series where name = ?"
         bounds = {series: _bounds(text) for series, text in self._rows(sql, [name])}
-        first = asked.from_s // step * step
         for source in self._sources_of(name, asked):
-            for tier, begin, end in self._pieces(source, first, asked.to_s, step):
+            for tier, begin, end in self._pieces_of(source, asked, step):
                 rolled = self._rolled(tier, begin, end, asked, "histogram")
                 for series in source.series:
                     for at, text in rolled.get(series, ()):
@@ -431,7 +431,7 @@ class Recall:
         is_counter = CATALOGUE[name].kind == "counter"
         sums: dict[tuple[int, int], tuple[float, float]] = {}
         for source in self._sources_of(name, asked):
-            for tier, begin, end in self._pieces(source, asked.from_s, asked.to_s, asked.step):
+            for tier, begin, end in self._pieces_of(source, asked, asked.step):
                 rows = self._read(tier, source, begin, end, asked, is_counter)
                 if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
                     rows = self._read("minute", source, begin, end, asked, is_counter)
@@ -494,6 +494,15 @@ class Recall:
 
     # ------------------------------------------------------------------------------------ tiers
 
+    def _pieces_of(
+        self, source: _Source, asked: _Question, step: int
+    ) -> list[tuple[Tier, int, int]]:
+        key = (source.id, step)
+        if key not in asked.pieces:
+            first = asked.from_s // step * step
+            asked.pieces[key] = list(self._pieces(source, first, asked.to_s, step))
+        return asked.pieces[key]
+
     def _pieces(
         self, source: _Source, from_s: float, to_s: float, step: int
     ) -> Iterator[tuple[Tier, int, int]]:
@@ -509,7 +518,7 @@ class Recall:
             hours_until = min(minutes_begin, hours_end)
             minutes_until = min(self._raw_begin(), minutes_end)
         hours_until, minutes_until = min(hours_until, end), min(minutes_until, end)
-        minutes_from = max(begin, hours_until)
+        minutes_from = max(begin, hours_until, minutes_begin)  # before them there is nothing
         if hours_until > begin:
             yield "hour", begin, hours_until
         if minutes_until > minutes_from:
@@ -559,11 +568,19 @@ class Recall:
         ]
 
     def _rolled(self, tier: Tier, begin: int, end: int, asked: _Question, kind: Kind) -> _Rolled:
-        """What a tier has of all series of that kind, read once: a block's rows lie together."""
+        """What a tier has of all series of that kind whose turn it is there; read once, because a
+        block's rows lie together."""
         key = (tier, begin, end, kind)
         if key in asked.rolled:
             return asked.rolled[key]
         step = max(asked.step, 60) if kind == "histogram" else asked.step
+        series = [
+            id_
+            for name in sorted(asked.names(kind))
+            for source in self._sources_of(name, asked)
+            if {(tier, begin, end), ("raw", begin, end)} & {*self._pieces_of(source, asked, step)}
+            for id_ in source.series
+        ]
         found: _Rolled = defaultdict(list)
         for place in _HOURS if tier == "hour" else _MINUTES:
             same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
@@ -573,12 +590,12 @@ class Recall:
             sql = f"""
                 {place.blocks}
                 select {place.start} / {step} * {step} as bucket, s.id, {_FIGURES[kind]}
-                from block cross join {_ids(self._series_of(asked, kind))} as s
+                from block cross join {_ids(series)} as s
                   cross join {place.table} as k on {place.on} {covered if kind == "counter" else ""}
                 where {place.start} between ?1 and ?2 and {_FIGURE[kind]} is not null
                 group by bucket, s.id"""
-            for bucket, series, *figures in self._rows(sql, [begin, end - 1]):
-                found[series].append((bucket, *figures))
+            for bucket, id_, *figures in self._rows(sql, [begin, end - 1]):
+                found[id_].append((bucket, *figures))
         asked.rolled[key] = found
         return found
 

@@ -167,6 +167,8 @@ def _opened(started: agent.Started) -> Figures:
         )
         for number in range(OPENS + 1):
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+            said: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
             before_s, begin_s = agent.look(started.process.pid).cpu_s, time.perf_counter()
             page.goto(f"http://127.0.0.1:{started.port}/#range=90d")
             for what, mark in (("opens", "seen"), ("whole", "ready")):
@@ -174,13 +176,13 @@ def _opened(started: agent.Started) -> Figures:
                 if number:  # the first one warms the browser
                     found[what].append(time.perf_counter() - begin_s)
             found["cpu whole"].append(agent.look(started.process.pid).cpu_s - before_s)
-            _check(page)
+            _check(page, said)
             page.context.close()
         browser.close()
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def _check(page: Any) -> None:
+def _check(page: Any, said: list[str]) -> None:
     """Raises AgentError where a chart has nothing to show: a page that is empty is quick."""
     charts = page.evaluate("window.servefitCharts.data()")
     empty = [
@@ -192,7 +194,7 @@ def _check(page: Any) -> None:
     if len(charts) < 11 or empty or cells != 168 or not page.is_hidden("#trouble"):
         raise agent.AgentError(
             f"of {len(charts)} charts {empty} have no data, the week has {cells} hours;"
-            f" {page.inner_text('#trouble')}"
+            f" {page.inner_text('#trouble')} {said}"
         )
 
 

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from agent.config import Config, read_prices
+from agent.fitting import Fitting, address, fitting, model_of
 from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Reason, Slo, Sweep, Target, UsageError, Verdict
 from agent.recall import Recall
@@ -308,7 +309,7 @@ def _window(
     speakers = recall.speakers(*GPU) if gpus is None or gpus else []
     sources = {**dict.fromkeys(speakers, GPU), **dict.fromkeys(asked.servers, SERVER_SERIES)}
     for source, names in sources.items():
-        window.add_all(recall.minutes(source, window.origin_unix_s, end_s, names))
+        window.add_records(recall.records(source, window.origin_unix_s, end_s, names))
     window.add_all(one for one in still_open if one.source in sources)
     return window, notes
 
@@ -342,19 +343,12 @@ def _choose(
 ) -> _Choice:
     """The newest measured curve that fits, else what production showed, else none."""
     prints = {name: recall.fingerprints(name) for name in asked.servers}
-    models = {name: _model(found) for name, found in prints.items()}
+    models = {name: model_of(found) for name, found in prints.items()}
     notes: list[str] = []
-    alike = len(set(models.values())) == 1 and (len(models) == 1 or None not in models.values())
-    if alike:
-        found = _measured(recall, asked, owners, next(iter(models.values())), notes)
-        if found is not None:
-            return _dated(found, prints, notes)
-    else:
-        told = ", ".join(f"{name}: {model or 'not known'}" for name, model in models.items())
-        notes.append(
-            f"replicas known to serve one model ({told}): a sweep of one server says nothing of"
-            " the others; `--server NAME` judges each by its own"
-        )
+    gpus = {gpu for mine in owners.values() for gpu in mine}
+    found = fitting(recall, models, asked.urls, gpus, notes)
+    if found is not None:
+        return _dated(found, prints, notes)
     passive = passive_curve(window)
     levels = passive.levels()
     kind: Literal["passive", "none"] = "passive" if levels else "none"
@@ -372,81 +366,8 @@ def _steadiness(passive: Passive) -> tuple[tuple[int, str], ...]:
     return ((1, f"only {passive.minutes_used} steady minutes"),) if few else ()
 
 
-def _model(fingerprints: Sequence[Mapping[str, Any]]) -> str | None:
-    """The model of the newest fingerprint."""
-    if not fingerprints:
-        return None
-    found = fingerprints[-1]["data"].get("model")
-    return str(found) if found else None
-
-
-class _Row(NamedTuple):
-    """A stored curve and what it is known by."""
-
-    by: Literal["server", "url", "model"]
-    row: dict[str, Any]
-    sweep: Sweep
-
-
-def _measured(
-    recall: Recall,
-    asked: _Asked,
-    owners: Mapping[str, Sequence[str]],
-    model: str | None,
-    notes: list[str],
-) -> _Row | None:
-    """The newest that was measured on these servers; else of their address; else of their model."""
-    stored = recall.curves()
-    ways = [(row, _known_by(row, asked, model)) for row in stored]
-    for way in ("server", "url", "model"):
-        for row, by in ways:
-            if by != way:
-                continue
-            sweep = recall.curve(row["id"])
-            why = _unfit(row, sweep, owners, model)
-            if why is None:
-                return _Row(by, row, sweep)
-            notes.append(f"a curve that fits: curve {row['id']} {why}, so it was not used")
-    return None
-
-
-def _known_by(
-    row: Mapping[str, Any], asked: _Asked, model: str | None
-) -> Literal["server", "url", "model"] | None:
-    """A curve of another server by name is of that one, whatever model it serves."""
-    if row["source"] is not None:
-        return "server" if row["source"] in asked.servers else None
-    address = _address(row["url"])
-    own = {*asked.servers, *(_address(asked.urls.get(name, "")) for name in asked.servers)}
-    if address and address in own:
-        return "url"
-    return "model" if model is not None and row["model"] in model.split(",") else None
-
-
-def _address(url: str) -> str:
-    """Host and port, without a user's name; empty where a file's URL is none."""
-    try:
-        return urlsplit(url).netloc.rpartition("@")[2]
-    except ValueError:
-        return ""
-
-
-def _unfit(
-    row: Mapping[str, Any], sweep: Sweep, owners: Mapping[str, Sequence[str]], model: str | None
-) -> str | None:
-    if model is not None and row["model"] and row["model"] not in model.split(","):
-        return f"is of {row['model']}, and {model} is served now"
-    swept_on = {one.uuid for one in sweep.target.gpus if one.uuid}
-    here = {gpu for gpus in owners.values() for gpu in gpus}
-    if swept_on and here and not swept_on & here:
-        return "was measured on other GPUs"
-    if not curves.points(sweep.levels):
-        return "has no valid level"
-    return None
-
-
 def _dated(
-    found: _Row, prints: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
+    found: Fitting, prints: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
 ) -> _Choice:
     """The measured curve, with what holds its weight down."""
     row, sweep = found.row, found.sweep
@@ -461,8 +382,8 @@ def _dated(
         limits.append((1, "the curve is of this model, but perhaps of another machine"))
         notes.append("whether the curve is of this server: `agent import FILE --server NAME`")
     how = {"server": "its server's name", "url": "its address", "model": "its model alone"}
-    address = _address(sweep.target.url)
-    where = f" at {address}" if address else ""
+    place = address(sweep.target.url)
+    where = f" at {place}" if place else ""
     note = f"curve {row['id']}, measured {utc(measured_s)}{where}, known by {how[found.by]}"
     used = CurveUsed("measured", row["id"], found.by, utc(measured_s), note)
     if found.by == "model":
@@ -759,7 +680,7 @@ def _known(
 def _served(recall: Recall, asked: _Asked, owners: Mapping[str, Sequence[str]]) -> Target | None:
     """Model and GPUs of one replica, as the agent saw them; null where they differ."""
     on = [recall.gpus(owners[name]) for name in asked.servers]
-    models = {_model(recall.fingerprints(name)) for name in asked.servers}
+    models = {model_of(recall.fingerprints(name)) for name in asked.servers}
     if not all(on) or len({tuple(one.name for one in gpus) for gpus in on}) > 1 or len(models) > 1:
         return None
     return Target(model=models.pop() or "", gpus=on[0])

@@ -15,7 +15,7 @@ import json
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 import sqlite_utils
+from numpy.typing import NDArray
 
 from agent import chunks, schema
 from agent.config import default_db
@@ -30,7 +31,8 @@ from agent.database import check_version, said
 from agent.metrics import CATALOGUE
 from agent.minutes import Minute, MinuteHistogram, Minutes, MinuteValue
 from agent.model import StoreError, Sweep, TargetGpu, UsageError, decode_sweep
-from agent.stats import Histogram, merged, percentile
+from agent.sizing.window import Counts, Records, Values
+from agent.stats import Floats, Histogram, merged, percentile
 
 POINTS_WANTED = 300
 POINTS_MAX = 50_000
@@ -44,6 +46,7 @@ _STEPS = 10_000  # of SQLite's machine, some 0.1 ms, between two looks at `give_
 SAID_BY_SERVERS = ("requests_running", "output_tokens_total")
 
 Tier = Literal["raw", "minute", "hour"]
+Kind = Literal["gauge", "counter", "histogram"]
 
 
 class Recipe(NamedTuple):
@@ -119,23 +122,51 @@ class Which(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A table of minutes or hours: how its row `k` is found, and when that begins."""
+    """A table of minutes or hours: how its row `k` is found, and when that begins.
+
+    `blocks`: the numbers `block.at` from ?1 to ?2, the first and the last second that is asked for.
+    """
 
     table: str
     on: str
     start: str
+    blocks: str
 
 
+# What is summed up of a kind, and what a row of it always has.
+_FIGURES: dict[Kind, str] = {
+    "gauge": "sum(coalesce(mean, last) * max(n, 1)), sum(max(n, 1))",
+    "counter": "sum(increase), sum(counted_s)",
+    "histogram": "'[' || group_concat(counts) || ']'",
+}
+_FIGURE: dict[Kind, str] = {"gauge": "last", "counter": "increase", "histogram": "counts"}
+# The same as it is kept, of each record.
+_COLUMNS: dict[Kind, dict[str, str]] = {
+    "gauge": {"last": "last"} | {one: f"coalesce({one}, last)" for one in ("mean", "min", "max")},
+    "counter": {"increase": "increase"},
+    "histogram": {"counts": "counts"},
+}
+_HOUR_BLOCKS = """with recursive block(at) as
+    (select ?1 / 3600 union all select at + 1 from block where at < ?2 / 3600)"""
+# Few hours are open, and their key is of minutes: each minute is looked up in them.
+_OPEN_BLOCKS = """with recursive block(at) as
+    (select max(?1 / 60, (select min(hour) * 60 from minute_open))
+     union all select at + 1 from block where at < ?2 / 60)"""
 # The first of a series' keys in a block, to the last.
 _KEY = "(block.at << 32) + (s.id << 12)"
 _BY_KEY = f"k.key between {_KEY} and {_KEY} + 4095"
-_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600"),)
+_MINUTE_START = "(k.hour * 3600 + k.minute * 60)"
+# Rising from record to record of a source.
+_PARTS = schema.PART_MAX + 1
+_NUMBER = f"(k.hour * 60 + k.minute) * {_PARTS} + k.part"
+_HOURS = (_Place("hour", _BY_KEY, "k.hour * 3600", _HOUR_BLOCKS),)
 _MINUTES = (
-    _Place("minute", _BY_KEY, "(k.hour * 3600 + k.minute * 60)"),
+    _Place("minute", _BY_KEY, _MINUTE_START, _HOUR_BLOCKS),
     _Place(
         "minute_open",
-        "k.hour = block.at and k.series = s.id",
-        "(k.hour * 3600 + k.minute * 60)",
+        "k.hour = block.at / 60 and k.minute = block.at % 60 and k.series = s.id",
+        _MINUTE_START,
+        _OPEN_BLOCKS,
     ),
 )
 
@@ -146,10 +177,63 @@ class _Source(NamedTuple):
     series: tuple[int, ...]
 
 
+class _Question:
+    """One question about several metrics: what it is of, and what was read for it already."""
+
+    def __init__(
+        self, metrics: Iterable[str], from_s: float, to_s: float, step: int, which: Which
+    ) -> None:
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.from_s, self.to_s, self.step, self.which = from_s, to_s, step, which
+        self.sources: dict[str, list[_Source]] = {}  # by name, as `Recall._sources_of` finds them
+        self.pieces: dict[tuple[int, int], list[tuple[Tier, int, int]]] = {}
+        self.rolled: dict[tuple[Tier, int, int, Kind], _Rolled] = {}
+        self.counts: dict[str, _Counts] = {}  # of histograms, by their names
+        self.recent: _Recent | None = None
+
+    def names(self, *kinds: Kind) -> set[str]:
+        """What it takes of these kinds. Raises UsageError for what is no metric."""
+        plain = [one for one in self.metrics if one not in PERCENTILES]
+        recipes = {one: _recipe_of(one) for one in plain}
+        return {
+            name
+            for kind, name in (
+                *(
+                    ("histogram", PERCENTILES[one].histogram)
+                    for one in set(self.metrics) - {*plain}
+                ),
+                *(("gauge", one) for one, recipe in recipes.items() if recipe is None),
+                *(("counter", one.counter) for one in recipes.values() if one),
+                *(("counter", one.over) for one in recipes.values() if one and one.over),
+            )
+            if kind in kinds
+        }
+
+
+class _Recent(NamedTuple):
+    """Readings that are not packed yet, from an instant on, by series."""
+
+    from_ms: int
+    points: dict[int, _Points]
+
+
+# What a tier has of each series: (bucket, figures of its kind …).
+_Rolled = dict[int, list[tuple[Any, ...]]]
+
+
+class _About(NamedTuple):
+    """A series of the store; bounds of a histogram alone."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...]
+
+
 # (bucket, series) → (sum, weight): of a gauge values and samples, of a counter increase and seconds
 _Sums = dict[tuple[int, int], tuple[float, float]]
 # By step: what each set of bounds counted.
 _Counts = dict[int, list[Histogram]]
+_Points = tuple[chunks.Times, chunks.Values]
 
 
 class Recall:
@@ -250,9 +334,10 @@ class Recall:
         without data is left out.
         Raises UsageError for what is no metric, server, service, window or step.
         """
-        which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
-        return self._series(metric, from_s // step * step, to_s, step, which, {})
+        which = Which(server, service, gpu)
+        asked = _Question([metric], from_s // step * step, to_s, step, which)
+        return self._series(metric, asked)
 
     def table(
         self,
@@ -269,97 +354,60 @@ class Recall:
 
         Percentiles of one histogram share its reading, and stand in every step of their minute.
         """
-        which = Which(server, service, gpu)
         step = _step(from_s, to_s, step_s)
         first = int(from_s // step * step)
-        counts: dict[str, _Counts] = {}
+        asked = _Question(metrics, first, to_s, step, Which(server, service, gpu))
         steps = range(first, math.floor(to_s) + 1, step)
         columns = {}
-        for metric in dict.fromkeys(metrics):
-            found = self._series(metric, first, to_s, step, which, counts)
+        for metric in asked.metrics:
+            found = self._series(metric, asked)
             values = dict(found.points)
             own = max(step, 60) if metric in PERCENTILES else step
             columns[metric] = Column(found.unit, [values.get(at // own * own) for at in steps])
         return Table(first, step, columns)
 
-    def _series(
-        self,
-        metric: str,
-        from_s: float,
-        to_s: float,
-        step: int,
-        which: Which,
-        counts: dict[str, _Counts],
-    ) -> Series:
-        """`counts`: histograms that were read already, by name; those read now are added."""
+    def _series(self, metric: str, asked: _Question) -> Series:
         if metric in PERCENTILES:
             wanted = PERCENTILES[metric]
-            if wanted.histogram not in counts:
-                counts[wanted.histogram] = self._counts(
-                    wanted.histogram, from_s, to_s, max(step, 60), which
-                )
-            return Series(metric, "ms", _percentiles(counts[wanted.histogram], wanted.share))
+            if wanted.histogram not in asked.counts:
+                asked.counts[wanted.histogram] = self._counts(wanted.histogram, asked)
+            counts = asked.counts[wanted.histogram]
+            return Series(metric, "ms", _percentiles(counts, wanted.share))
         recipe = _recipe_of(metric)
         if recipe is None:
-            points = self._gauge(metric, from_s, to_s, step, which)
-            return Series(metric, CATALOGUE[metric].unit, points)
-        points = self._recipe(recipe, from_s, to_s, step, which)
-        return Series(metric, recipe.unit, points)
+            return Series(metric, CATALOGUE[metric].unit, self._gauge(metric, asked))
+        return Series(metric, recipe.unit, self._recipe(recipe, asked))
 
-    def _counts(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Counts:
+    def _counts(self, name: str, asked: _Question) -> _Counts:
         """A histogram's buckets, step by step; where raw readings would answer, its minutes."""
+        step = max(asked.step, 60)
         found: dict[int, list[Histogram]] = defaultdict(list)
         sql = "select id, bounds from series where name = ?"
         bounds = {series: _bounds(text) for series, text in self._rows(sql, [name])}
-        first = from_s // step * step
-        for source in self._sources_of(name, which):
-            for tier, begin, end in self._pieces(source, first, to_s, step):
-                for at, series, counts in self._buckets(tier, source, begin, end, step):
-                    whole = (*counts, *[0.0] * (len(bounds[series]) - len(counts)))
-                    found[at].append(Histogram(bounds[series], whole))
+        for source in self._sources_of(name, asked):
+            for tier, begin, end in self._pieces_of(source, asked, step):
+                rolled = self._rolled(tier, begin, end, asked, "histogram")
+                for series in source.series:
+                    for at, text in rolled.get(series, ()):
+                        found[at].append(_summed(bounds[series], text))
         return {at: merged(parts) for at, parts in found.items()}
 
-    def _buckets(
-        self, tier: Tier, source: _Source, begin: int, end: int, step: int
-    ) -> Iterator[tuple[int, int, list[float]]]:
-        """(bucket, series, counts) of each minute or hour of a source."""
-        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
-        for place in _HOURS if tier == "hour" else _MINUTES:
-            sql = f"""
-                with recursive block(at) as
-                  (select ?1 union all select at + 1 from block where at < ?2)
-                select {place.start} / {step} * {step} as bucket, k.series,
-                  '[' || group_concat(k.counts) || ']'
-                from block cross join {_ids(source)} as s cross join {place.table} as k
-                  on {place.on}
-                where {place.start} >= ?3 and {place.start} < ?4 and k.counts is not null
-                group by bucket, k.series"""
-            for bucket, series, text in self._rows(sql, [*hours, begin, end]):
-                parts = msgspec.json.decode(text, type=list[list[float]])
-                columns = itertools.zip_longest(*parts, fillvalue=0.0)
-                yield bucket, series, [math.fsum(column) for column in columns]
-
-    def _gauge(
-        self, metric: str, from_s: float, to_s: float, step: int, which: Which
-    ) -> list[tuple[float, float]]:
-        sums = self._sums(metric, from_s, to_s, step, which)
+    def _gauge(self, metric: str, asked: _Question) -> list[tuple[float, float]]:
         table: dict[int, dict[int, float]] = defaultdict(dict)
-        for (bucket, series), (value, weight) in sums.items():
+        for (bucket, series), (value, weight) in self._sums(metric, asked).items():
             if weight:
                 table[bucket][series] = value / weight
-        if step < STALE_S:
-            _carry(table, step)
+        if asked.step < STALE_S:
+            _carry(table, asked.step)
         combine = _COMBINED[combination(metric)]
         return [(bucket, combine(list(table[bucket].values()))) for bucket in sorted(table)]
 
-    def _recipe(
-        self, recipe: Recipe, from_s: float, to_s: float, step: int, which: Which
-    ) -> list[tuple[float, float]]:
+    def _recipe(self, recipe: Recipe, asked: _Question) -> list[tuple[float, float]]:
         """Rates of several series add up; a quotient is of the summed increases."""
-        increases, rates = self._increases(recipe.counter, from_s, to_s, step, which)
+        increases, rates = self._increases(recipe.counter, asked)
         if recipe.over is None:
             return [(at, rates[at] * recipe.scale) for at in sorted(rates)]
-        others, _ = self._increases(recipe.over, from_s, to_s, step, which)
+        others, _ = self._increases(recipe.over, asked)
         return [
             (at, increases[at] / others[at] * recipe.scale)
             for at in sorted(increases)
@@ -367,27 +415,26 @@ class Recall:
         ]
 
     def _increases(
-        self, counter: str, from_s: float, to_s: float, step: int, which: Which
+        self, counter: str, asked: _Question
     ) -> tuple[dict[int, float], dict[int, float]]:
         """By step: what a counter rose by in all its series, and by how much a second."""
         increases: dict[int, float] = defaultdict(float)
         rates: dict[int, float] = defaultdict(float)
-        sums = self._sums(counter, from_s, to_s, step, which)
-        for (bucket, _), (increase, seconds) in sums.items():
+        for (bucket, _), (increase, seconds) in self._sums(counter, asked).items():
             if seconds > 0:
                 increases[bucket] += increase
                 rates[bucket] += increase / seconds
         return increases, rates
 
-    def _sums(self, name: str, from_s: float, to_s: float, step: int, which: Which) -> _Sums:
+    def _sums(self, name: str, asked: _Question) -> _Sums:
         """Every tier's share of the window, source by source, added up by step."""
         is_counter = CATALOGUE[name].kind == "counter"
         sums: dict[tuple[int, int], tuple[float, float]] = {}
-        for source in self._sources_of(name, which):
-            for tier, begin, end in self._pieces(source, from_s, to_s, step):
-                rows = self._read(tier, source, begin, end, step, is_counter)
+        for source in self._sources_of(name, asked):
+            for tier, begin, end in self._pieces_of(source, asked, asked.step):
+                rows = self._read(tier, source, begin, end, asked, is_counter)
                 if tier == "raw" and not rows:  # shed, or forgotten: what minutes say of it
-                    rows = self._read("minute", source, begin, end, step, is_counter)
+                    rows = self._read("minute", source, begin, end, asked, is_counter)
                 for bucket, series, value, weight in rows:
                     had = sums.get((bucket, series), (0.0, 0.0))
                     sums[bucket, series] = (had[0] + value, had[1] + weight)
@@ -395,8 +442,20 @@ class Recall:
 
     # ----------------------------------------------------------------------------------- whose
 
-    def _sources_of(self, name: str, which: Which) -> list[_Source]:
+    def _sources_of(self, name: str, asked: _Question) -> list[_Source]:
         """The series of a name that are meant, by their sources. Raises UsageError."""
+        if name not in asked.sources:
+            asked.sources[name] = self._found(name, asked.which)
+        return asked.sources[name]
+
+    def _series_of(self, asked: _Question, *kinds: Kind) -> list[int]:
+        """All series that a question needs of these kinds."""
+        names = sorted(asked.names(*kinds))
+        return [
+            id_ for name in names for one in self._sources_of(name, asked) for id_ in one.series
+        ]
+
+    def _found(self, name: str, which: Which) -> list[_Source]:
         owners = self._owners(which)
         gpus = {which.gpu} if which.gpu else self._gpus_of(owners)
         of_gpu = name.startswith("gpu_")
@@ -435,6 +494,15 @@ class Recall:
 
     # ------------------------------------------------------------------------------------ tiers
 
+    def _pieces_of(
+        self, source: _Source, asked: _Question, step: int
+    ) -> list[tuple[Tier, int, int]]:
+        key = (source.id, step)
+        if key not in asked.pieces:
+            first = asked.from_s // step * step
+            asked.pieces[key] = list(self._pieces(source, first, asked.to_s, step))
+        return asked.pieces[key]
+
     def _pieces(
         self, source: _Source, from_s: float, to_s: float, step: int
     ) -> Iterator[tuple[Tier, int, int]]:
@@ -450,7 +518,7 @@ class Recall:
             hours_until = min(minutes_begin, hours_end)
             minutes_until = min(self._raw_begin(), minutes_end)
         hours_until, minutes_until = min(hours_until, end), min(minutes_until, end)
-        minutes_from = max(begin, hours_until)
+        minutes_from = max(begin, hours_until, minutes_begin)  # before them there is nothing
         if hours_until > begin:
             yield "hour", begin, hours_until
         if minutes_until > minutes_from:
@@ -487,42 +555,64 @@ class Recall:
         return 2**53 if at_ms is None else int(at_ms) // 1000
 
     def _read(
-        self, tier: Tier, source: _Source, begin: int, end: int, step: int, is_counter: bool
+        self, tier: Tier, source: _Source, begin: int, end: int, asked: _Question, is_counter: bool
     ) -> list[tuple[int, int, float, float]]:
         """(bucket, series, sum, weight) from one tier of a source."""
         if tier == "raw":
-            return self._raw(source, begin, end, step, is_counter)
-        value, weight = (
-            ("sum(increase)", "sum(iif(increase is null, 0, counted_s))")
-            if is_counter
-            else ("sum(coalesce(mean, last) * max(n, 1))", "sum(iif(last is null, 0, max(n, 1)))")
-        )
-        rows: list[tuple[int, int, float, float]] = []
-        hours = (begin // schema.HOUR_S, (end - 1) // schema.HOUR_S)
+            return self._raw(source, begin, end, asked, is_counter)
+        rolled = self._rolled(tier, begin, end, asked, "counter" if is_counter else "gauge")
+        return [
+            (bucket, series, value, weight)
+            for series in source.series
+            for bucket, value, weight in rolled.get(series, ())
+        ]
+
+    def _rolled(self, tier: Tier, begin: int, end: int, asked: _Question, kind: Kind) -> _Rolled:
+        """What a tier has of all series of that kind whose turn it is there; read once, because a
+        block's rows lie together."""
+        key = (tier, begin, end, kind)
+        if key in asked.rolled:
+            return asked.rolled[key]
+        step = max(asked.step, 60) if kind == "histogram" else asked.step
+        series = [
+            id_
+            for name in sorted(asked.names(kind))
+            for source in self._sources_of(name, asked)
+            if {(tier, begin, end), ("raw", begin, end)} & {*self._pieces_of(source, asked, step)}
+            for id_ in source.series
+        ]
+        found: _Rolled = defaultdict(list)
         for place in _HOURS if tier == "hour" else _MINUTES:
             same = "" if tier == "hour" else "and c.minute = k.minute and c.part = k.part"
-            covered = f"left join {tier}_source as c on c.hour = k.hour and c.source = ?3 {same}"
+            covered = (
+                f"left join {tier}_source as c on c.hour = k.hour and c.source = s.source {same}"
+            )
             sql = f"""
-                with recursive block(at) as
-                  (select ?1 union all select at + 1 from block where at < ?2)
-                select {place.start} / {step} * {step} as bucket, k.series, {value}, {weight}
-                from block cross join {_ids(source)} as s cross join {place.table} as k
-                  on {place.on} {covered if is_counter else ""}
-                where {place.start} >= ?4 and {place.start} < ?5
-                group by bucket, k.series"""
-            found = self._rows(sql, [*hours, source.id, begin, end])
-            rows += [row for row in found if row[2] is not None]
-        return rows
+                {place.blocks}
+                select {place.start} / {step} * {step} as bucket, s.id, {_FIGURES[kind]}
+                from block cross join {_ids(series)} as s
+                  cross join {place.table} as k on {place.on} {covered if kind == "counter" else ""}
+                where {place.start} between ?1 and ?2 and {_FIGURE[kind]} is not null
+                group by bucket, s.id"""
+            for bucket, id_, *figures in self._rows(sql, [begin, end - 1]):
+                found[id_].append((bucket, *figures))
+        asked.rolled[key] = found
+        return found
 
     def _raw(
-        self, source: _Source, begin: int, end: int, step: int, is_counter: bool
+        self, source: _Source, begin: int, end: int, asked: _Question, is_counter: bool
     ) -> list[tuple[int, int, float, float]]:
         """The same from raw readings; a counter's increase is spread between two readings."""
+        step = asked.step
         first = begin // step * step
         edges_ms = np.arange(first, end + step, step, dtype=np.int64) * 1000
         found: dict[tuple[int, int], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        early = begin - 60 if is_counter else begin
-        for series, times, values in self._points(source, early * 1000, end * 1000):
+        early_ms = (begin - 60) * 1000  # a counter's rise begins at the reading before
+        if asked.recent is None or early_ms < asked.recent.from_ms:
+            needed = self._series_of(asked, "gauge", "counter")
+            asked.recent = self._recent(needed, early_ms, end * 1000)
+        known = asked.recent.points
+        for series, times, values in self._points(source.series, early_ms, end * 1000, known):
             sums = _spread if is_counter else _binned
             whole, weights = sums(times, values, edges_ms, begin * 1000, end * 1000)
             for at in np.flatnonzero(weights > 0):
@@ -531,38 +621,46 @@ class Recall:
                 found[key] = (had[0] + float(whole[at]), had[1] + float(weights[at]))
         return [(*key, *sums) for key, sums in found.items()]
 
+    def _recent(self, series: Collection[int], from_ms: int, to_ms: int) -> _Recent:
+        """The open table has no index: it is walked once for all that a question needs of it."""
+        sql = f"""select series, at_ms, value from raw_open
+                  where at_ms between ? and ? and series in (select id from {_ids(series)})
+                  order by series, rowid"""
+        rows = self._rows(sql, [from_ms, to_ms])
+        found: dict[int, _Points] = {}
+        for one, mine in itertools.groupby(rows, key=itemgetter(0)):
+            _, at, value = zip(*mine, strict=True)
+            found[one] = (np.array(at, np.int64), np.array(value, np.float64))
+        return _Recent(from_ms, found)
+
     def _points(
-        self, source: _Source, from_ms: int, to_ms: int
+        self, series: Collection[int], from_ms: int, to_ms: int, recent: Mapping[int, _Points]
     ) -> Iterator[tuple[int, chunks.Times, chunks.Values]]:
-        """Raw readings of a source, by series and pass, each in the order they came."""
+        """Raw readings by series and pass, each in the order they came; some may lie outside."""
         block_ms = schema.RAW_BLOCK_S * 1000
         sql = f"""
             with recursive block(at) as
               (select max(?1, (select min(key) >> 32 from raw))
                union all select at + 1 from block where at < ?2)
             select series, points
-            from {_ids(source)} as s cross join block cross join raw as k on {_BY_KEY}
+            from {_ids(series)} as s cross join block cross join raw as k on {_BY_KEY}
             order by s.id, key"""
-        collected: dict[int, list[tuple[chunks.Times, chunks.Values]]] = defaultdict(list)
-        for series, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
+        collected: dict[int, list[_Points]] = defaultdict(list)
+        for one, data in self._rows(sql, [from_ms // block_ms, to_ms // block_ms]):
             try:
-                collected[series].append(chunks.unpack(data))
+                collected[one].append(chunks.unpack(data))
             except ValueError as error:
                 raise StoreError(f"database {self.path}: {error}: it is damaged") from error
-        sql = f"""select series, at_ms, value from raw_open
-                  where at_ms between ? and ? and series in {_ids(source)}
-                  order by series, rowid"""
-        rows = self._rows(sql, [from_ms, to_ms])
-        for series, mine in itertools.groupby(rows, key=itemgetter(0)):
-            _, at, value = zip(*mine, strict=True)
-            collected[series].append((np.array(at, np.int64), np.array(value, np.float64)))
-        for series, parts in collected.items():
+        for one in series:
+            if one in recent:
+                collected[one].append(recent[one])
+        for one, parts in collected.items():
             times, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             falls = np.flatnonzero(np.diff(times) < 0) + 1  # the clock was set back: another pass
             for some_times, some_values in zip(
                 np.split(times, falls), np.split(values, falls), strict=True
             ):
-                yield series, some_times, some_values
+                yield one, some_times, some_values
 
     # ------------------------------------------------------------------------------- other things
 
@@ -592,7 +690,8 @@ class Recall:
                 about[series] = (name, labels)
         found: list[tuple[int, chunks.Times, chunks.Values]] = []
         from_ms, to_ms = math.ceil(from_s * 1000), math.floor(to_s * 1000)
-        for series, times, values in self._points(_Source(0, "", tuple(about)), from_ms, to_ms):
+        recent = self._recent(about, from_ms, to_ms).points
+        for series, times, values in self._points(tuple(about), from_ms, to_ms, recent):
             inside = (times >= from_ms) & (times <= to_ms)
             found.append((series, times[inside], values[inside]))
         if not found:
@@ -612,44 +711,116 @@ class Recall:
         `names`: of these series and histograms alone, which is quicker by as much as it is less.
         Of a counter `mean`, `min` and `max` are `last`: they are not kept.
         """
-        sql = """select sources.id from sources where name = ?"""
-        id_ = self._number(sql, [source])
-        if id_ is None:
-            return
-        about = {
-            series: (name, _labels(labels), _bounds(bounds))
-            for series, name, labels, bounds in self._rows(
-                "select id, name, labels, bounds from series where source = ?", [id_]
-            )
-            if names is None or name in names
-        }
+        about = self._about(source, names)
         sql = """select hour, minute, part, covered_s, resets, marks from minute_source
-                 where hour between ? and ? and source = ? order by hour, minute, part"""
+                 where hour between ? and ? and source = (select id from sources where name = ?)
+                 order by hour, minute, part"""
         first, last = int(from_s // schema.HOUR_S), int(to_s // schema.HOUR_S)
         heads: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        for hour, *head in self._rows(sql, [first, last, id_]):
+        for hour, *head in self._rows(sql, [first, last, source]):
             heads[hour].append((hour, *head))
         for hour in sorted(heads):
             yield from self._minutes_of_hour(source, heads[hour], about, from_s, to_s)
+
+    def records(
+        self,
+        source: str,
+        from_s: float,
+        to_s: float,
+        names: Collection[str],
+        gpus: Collection[str] | None = None,
+    ) -> Records:
+        """The minutes of a source as `minutes` tells them, in columns.
+
+        `gpus`: of what is said of GPUs, that of these alone.
+        """
+        about = self._about(source, names)
+        if gpus is not None:
+            about = {id_: one for id_, one in about.items() if dict(one[1]).get("gpu", "") in gpus}
+        window = (math.ceil(from_s), math.ceil(to_s) - 1)
+        sql = f"""select {_NUMBER}, k.covered_s, k.resets, k.marks from minute_source as k
+                  where k.hour between ?1 / 3600 and ?2 / 3600 and {_MINUTE_START} between ?1 and ?2
+                    and k.source = (select id from sources where name = ?3)
+                  order by k.hour, k.minute, k.part"""
+        heads = self._rows(sql, [*window, source])
+        numbers, covered_s, resets = (
+            np.array([head[column] for head in heads], np.float64) for column in range(3)
+        )
+        values: list[Values] = []
+        histograms: list[Counts] = []
+        for kind in _FIGURE:
+            mine = [id_ for id_, one in about.items() if _kind(one) == kind]
+            for series, of, columns in self._columns(mine, kind, numbers, window):
+                name, labels, bounds = about[series]
+                if kind == "histogram":
+                    texts = ",".join(columns["counts"])
+                    counts = msgspec.json.decode(f"[{texts}]", type=list[list[float]])
+                    histograms.append(Counts(name, labels, bounds, of, counts))
+                else:
+                    values.append(Values(name, labels, of, columns))
+        return Records(
+            source=source,
+            start_unix_s=numbers // _PARTS * 60,
+            covered_s=covered_s,
+            resets=resets,
+            marks=[tuple(json.loads(head[3])) if head[3] else () for head in heads],
+            values=values,
+            histograms=histograms,
+        )
+
+    def _columns(
+        self, series: list[int], kind: Kind, numbers: Floats, window: tuple[int, int]
+    ) -> Iterator[tuple[int, NDArray[np.int_], dict[str, Any]]]:
+        """(series, of which records by their numbers, figures by name), in order of time."""
+        figures = _COLUMNS[kind]
+        form = [("series", "i8"), ("number", "f8")]
+        form += [(name, "O" if name == "counts" else "f8") for name in figures]
+        parts = []
+        for place in _MINUTES:
+            sql = f"""
+                {place.blocks}
+                select s.id, {_NUMBER}, {", ".join(figures.values())}
+                from block cross join {_ids(series)} as s cross join {place.table} as k
+                  on {place.on}
+                where {place.start} between ?1 and ?2 and k.{_FIGURE[kind]} is not null"""
+            with self._guarded():
+                parts.append(np.fromiter(self._db.execute(sql, window), np.dtype(form)))
+        rows = np.concatenate(parts)
+        rows = rows[np.argsort(rows["series"], kind="stable")]
+        ends = np.flatnonzero(np.diff(rows["series"])) + 1
+        for mine in np.split(rows, ends) if rows.size else ():
+            of = np.searchsorted(numbers, mine["number"])
+            yield int(mine["series"][0]), of, {name: mine[name] for name in figures}
+
+    def _about(self, source: str, names: Collection[str] | None) -> dict[int, _About]:
+        """A source's series of these names; all, where none are given."""
+        sql = """select series.id, series.name, labels, bounds
+                 from series join sources on sources.id = source where sources.name = ?"""
+        return {
+            series: _About(name, _labels(labels), _bounds(bounds))
+            for series, name, labels, bounds in self._rows(sql, [source])
+            if names is None or name in names
+        }
 
     def _minutes_of_hour(
         self,
         source: str,
         heads: list[tuple[Any, ...]],
-        about: dict[int, tuple[Any, ...]],
+        about: Mapping[int, _About],
         from_s: float,
         to_s: float,
     ) -> Iterator[Minute]:
         rows: dict[tuple[int, int], list[tuple[Any, ...]]] = defaultdict(list)
         for place in _MINUTES:
             sql = f"""
+                {place.blocks}
                 select k.minute, k.part, s.id, n, coalesce(mean, last), coalesce(min, last),
                   coalesce(max, last), last, increase, counts
-                from (select ? as at) as block
-                  cross join {_ids(_Source(0, source, tuple(about)))} as s
+                from block cross join {_ids(about)} as s
                   cross join {place.table} as k on {place.on}
                 order by s.id"""
-            for minute, part, *row in self._rows(sql, [heads[0][0]]):
+            begin = heads[0][0] * schema.HOUR_S
+            for minute, part, *row in self._rows(sql, [begin, begin + schema.HOUR_S - 1]):
                 rows[minute, part].append(tuple(row))
         for hour, minute, part, covered_s, resets, marks in heads:
             start = hour * schema.HOUR_S + minute * 60
@@ -772,6 +943,33 @@ class Recall:
             for at, scope, finding, verdict in self._rows(sql, [scope, limit])
         ]
 
+    def findings(self, scope: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Verdicts in a row that say the same as one: what changed, newest first.
+
+        `at_unix_s` and `verdict` are of the last of the row, `since_unix_s` of its first.
+        """
+        sql = """
+            with marked as (
+              select id, at_unix_s, scope, finding is not lag(finding) over kept as begins,
+                finding is not lead(finding) over kept as ends
+              from assessments where scope = ?1 or ?1 is null
+              window kept as (partition by scope order by at_unix_s, id)),
+            numbered as (
+              select *, sum(begins) over (partition by scope order by at_unix_s, id) as run
+              from marked),
+            runs as (
+              select max(iif(ends, id, null)) as id, max(at_unix_s) as at_unix_s,
+                min(at_unix_s) as since_unix_s, count(*) as verdicts
+              from numbered group by scope, run order by at_unix_s desc, 1 desc limit ?2)
+            select runs.at_unix_s, since_unix_s, verdicts, scope, finding, verdict
+            from runs join assessments on assessments.id = runs.id
+            order by runs.at_unix_s desc, runs.id desc"""
+        names = ("at_unix_s", "since_unix_s", "verdicts", "scope", "finding", "verdict")
+        return [
+            dict(zip(names, (*row, msgspec.Raw(verdict.encode())), strict=True))
+            for *row, verdict in self._rows(sql, [scope, limit])
+        ]
+
 
 # ------------------------------------------------------------------------------------------ steps
 
@@ -805,6 +1003,13 @@ def _recipe_of(metric: str) -> Recipe | None:
 
 
 # ------------------------------------------------------------------------------------ arithmetic
+
+
+def _summed(bounds: tuple[float, ...], text: str) -> Histogram:
+    """The counts of several records, as the store writes them, in one histogram."""
+    parts = msgspec.json.decode(text, type=list[list[float]])
+    counts = [math.fsum(column) for column in itertools.zip_longest(*parts, fillvalue=0.0)]
+    return Histogram(bounds, (*counts, *[0.0] * (len(bounds) - len(counts))))
 
 
 def _percentiles(counts: _Counts, share: float) -> list[tuple[float, float]]:
@@ -875,9 +1080,16 @@ def _spread(
 # ------------------------------------------------------------------------------------------- rows
 
 
-def _ids(source: _Source) -> str:
-    """The ids of a source's series as a table."""
-    return f"(select id from series where id in ({', '.join(str(one) for one in source.series)}))"
+def _kind(about: _About) -> Kind:
+    if about.bounds:
+        return "histogram"
+    known = CATALOGUE.get(about.name)
+    return "counter" if known is not None and known.kind == "counter" else "gauge"
+
+
+def _ids(series: Collection[int]) -> str:
+    """Ids of series as a table."""
+    return f"(select id, source from series where id in ({', '.join(str(one) for one in series)}))"
 
 
 def _labels(text: str) -> tuple[tuple[str, str], ...]:
@@ -888,13 +1100,13 @@ def _bounds(text: str) -> tuple[float, ...]:
     return tuple(math.inf if one is None else one for one in json.loads(text)) if text else ()
 
 
-def _value(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteValue:
+def _value(about: _About, row: tuple[Any, ...]) -> MinuteValue:
     name, labels, _ = about
     _, n, mean, least, most, last, increase, _ = row
     return MinuteValue(name, labels, n, mean, least, most, last, increase)
 
 
-def _histogram(about: tuple[Any, ...], row: tuple[Any, ...]) -> MinuteHistogram:
+def _histogram(about: _About, row: tuple[Any, ...]) -> MinuteHistogram:
     name, labels, bounds = about
     counts = json.loads(row[-1])
     whole = tuple(float(count) for count in counts) + (0.0,) * (len(bounds) - len(counts))

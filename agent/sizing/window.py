@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.minutes import MINUTE_S, Minute, MinuteHistogram, MinuteValue
 from agent.stats import Floats, Histogram
@@ -30,6 +31,37 @@ COUNTERS = frozenset((
     *(f"{name}_{part}" for name in HISTOGRAMS for part in ("sum", "count")),
 ))  # fmt: skip
 GPU = frozenset(("gpu_energy_j", "gpu_power_w", "gpu_throttled", "gpu_clock_event_reasons"))
+
+
+class Values(NamedTuple):
+    """One series of `Records`: of which of them it is, and each figure that is kept of it."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    of: NDArray[np.int_]
+    figures: dict[str, Floats]  # a gauge's mean, min, max and last, a counter's increase
+
+
+class Counts(NamedTuple):
+    """One histogram of `Records`; of each record the counts as far as they are above 0."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...]
+    of: NDArray[np.int_]
+    counts: list[list[float]]
+
+
+class Records(NamedTuple):
+    """The minutes of one source in columns: what so many `Minute` say, in a third of the time."""
+
+    source: str
+    start_unix_s: Floats
+    covered_s: Floats
+    resets: Floats
+    marks: list[tuple[str, ...]]
+    values: list[Values]
+    histograms: list[Counts]
 
 
 class Column(NamedTuple):
@@ -56,6 +88,27 @@ class Source:
             column = self._columns[Column(name, figure)] = self._empty[:]
         before = column[place]
         column[place] = before + value if add and before == before else value
+
+    def put_all(
+        self, name: str, figure: str, places: NDArray[np.int_], values: Floats, *, add: bool = False
+    ) -> None:
+        """`put` for each of them, in that order."""
+        column = self._columns.setdefault(Column(name, figure), self._empty[:])
+        known: Floats = np.frombuffer(column)
+        if add:
+            sums = np.bincount(places, values, known.size)
+            known[places] = np.nan_to_num(known[places]) + sums[places]
+        else:
+            known[places] = values
+
+    def put_histograms(self, one: Counts, places: NDArray[np.int_], shares: Floats) -> None:
+        at, counts = self._rows.setdefault((one.name, one.bounds), (array("l"), array("f")))
+        width = len(one.bounds)
+        table = np.zeros((len(one.counts), width))
+        for number, row in enumerate(one.counts):
+            table[number, : len(row)] = row
+        counts.frombytes((table * shares[:, None]).astype(np.float32).tobytes())
+        at.frombytes(places.astype(np.int_).tobytes())
 
     def put_histogram(self, one: MinuteHistogram, place: int, share: float) -> None:
         places, counts = self._rows.setdefault((one.name, one.bounds), (array("l"), array("f")))
@@ -126,7 +179,7 @@ class Window:
         place, rest = divmod(minute.start_unix_s - self.origin_unix_s, self.record_s)
         if rest or not 0 <= place < self.places:
             return
-        share = self._share(minute)
+        share = self._share(minute.start_unix_s, minute.covered_s)
         server = self.servers.get(minute.source)
         if server is not None:
             self._add_server(server, minute, place, share)
@@ -134,14 +187,50 @@ class Window:
             if value.name in GPU and len(value.labels) == 1:  # a part of a GPU has more labels
                 self._add_gpu(value, minute.covered_s, place, share)
 
-    def _share(self, minute: Minute) -> float:
+    def add_records(self, records: Records) -> Window:
+        """`add` for each of the records."""
+        starts = records.start_unix_s
+        places = np.floor((starts - self.origin_unix_s) / self.record_s).astype(np.int_)
+        inside = (places >= 0) & (places < self.places)
+        whole = (starts - self.origin_unix_s) % self.record_s == 0
+        shares = np.ones(starts.size)
+        across = (starts < self.start_unix_s) | (starts + self.record_s > self.end_unix_s)
+        for number in np.flatnonzero(across):
+            shares[number] = self._share(int(starts[number]), float(records.covered_s[number]))
+        known = _Known(records, places, inside & whole, shares)
+        if (server := self.servers.get(records.source)) is not None:
+            _add_to_server(server, known)
+        for value in records.values:
+            if value.name in GPU and len(value.labels) == 1:
+                self._add_records_of_gpu(value, known)
+        return self
+
+    def _add_records_of_gpu(self, value: Values, known: _Known) -> None:
+        ((label, uuid),) = value.labels
+        if label != "gpu" or (self._wanted is not None and uuid not in self._wanted):
+            return
+        kept = known.kept[value.of]
+        of = value.of[kept]
+        places, shares = known.places[of], known.shares[of]
+        if not of.size:
+            return
+        gpu = self.gpus.setdefault(uuid, Source(self.places))
+        for figure, values in value.figures.items():
+            if figure == "increase":
+                gpu.put_all(value.name, figure, places, values[kept] * shares, add=True)
+            elif figure in ("mean", "max"):
+                gpu.put_all(value.name, figure, places, values[kept])
+        covered_s = np.frombuffer(gpu.covered_s)
+        np.maximum.at(covered_s, places, known.records.covered_s[of] * shares)
+
+    def _share(self, start_unix_s: int, covered_s: float) -> float:
         """How much of a record lies in the window. An unfinished one ends where the window does,
         but for a part of a millisecond: it is cut by what it covers, never by a whole record."""
-        begin = max(minute.start_unix_s, self.start_unix_s)
-        end = min(minute.start_unix_s + self.record_s, self.end_unix_s)
+        begin = max(start_unix_s, self.start_unix_s)
+        end = min(start_unix_s + self.record_s, self.end_unix_s)
         inside_s = max(0.0, end - begin)
-        if begin == minute.start_unix_s:
-            return min(1.0, inside_s / minute.covered_s) if minute.covered_s > 0 else 1.0
+        if begin == start_unix_s:
+            return min(1.0, inside_s / covered_s) if covered_s > 0 else 1.0
         return inside_s / self.record_s
 
     def _add_server(self, server: Source, minute: Minute, place: int, share: float) -> None:
@@ -241,3 +330,41 @@ class Window:
 
     def histograms(self, name: str, places: Floats | None = None) -> list[Histogram]:
         return [one for server in self.servers.values() for one in server.histograms(name, places)]
+
+
+class _Known(NamedTuple):
+    """Records as a window takes them: where, which of them at all, and how much of each."""
+
+    records: Records
+    places: NDArray[np.int_]
+    kept: NDArray[np.bool_]
+    shares: Floats
+
+
+def _add_to_server(server: Source, known: _Known) -> None:
+    records, kept = known.records, known.kept
+    places, shares = known.places[kept], known.shares[kept]
+    covered_s, resets = np.frombuffer(server.covered_s), np.frombuffer(server.resets)
+    np.add.at(covered_s, places, records.covered_s[kept] * shares)
+    np.add.at(resets, places, records.resets[kept])
+    for number in np.flatnonzero(kept):
+        if marks := records.marks[number]:
+            server.marks.setdefault(int(known.places[number]), set()).update(marks)
+    for value in records.values:
+        if value.labels or value.name not in GAUGES | COUNTERS:
+            continue
+        mine = kept[value.of]
+        of = value.of[mine]
+        for figure, values in value.figures.items():
+            if figure == "increase":
+                increases = values[mine] * known.shares[of]
+                server.put_all(value.name, figure, known.places[of], increases, add=True)
+            else:
+                server.put_all(value.name, figure, known.places[of], values[mine])
+    for one in records.histograms:
+        if one.labels or one.name not in HISTOGRAMS:
+            continue
+        mine = kept[one.of] & (known.shares[one.of] > 0)
+        of = one.of[mine]
+        chosen = one._replace(of=of, counts=[one.counts[n] for n in np.flatnonzero(mine)])
+        server.put_histograms(chosen, known.places[of], known.shares[of])

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
+from agent.fitting import fitting, model_of
 from agent.live import ServerStatus
 from agent.minutes import Minute
 from agent.model import Sweep, UsageError, encode
@@ -124,21 +124,34 @@ def _unknown(asked: Asked, known: Collection[ServerStatus]) -> str:
 # ----------------------------------------------------------------------------- pattern and curves
 
 
-def observed_pattern(recall: Recall, now: Now, asked: Asked, window_s: float) -> Pattern:
-    """What was asked of the servers, and the energy of their GPUs where it is known which."""
+class Seen(NamedTuple):
+    """What was observed of servers in a window: pattern and curve are worked out of it alone."""
+
+    whose: Whose
+    window: Window
+    open_minutes: Sequence[Minute]  # those that it holds
+
+
+def seen(recall: Recall, now: Now, asked: Asked, window_s: float) -> Seen:
+    """The minutes of the servers, and of their GPUs where it is known which."""
     about = whose(recall, now, asked)
     window = _window(recall, now, about, window_s)
     for source in recall.speakers("gpu_energy_j", "gpu_power_w"):
-        window.add_all(recall.minutes(source, window.origin_unix_s, window.end_unix_s, GPU))
+        records = recall.records(source, window.origin_unix_s, window.end_unix_s, GPU, about.gpus)
+        window.add_records(records)
     of_gpus = (one for one in now.open_minutes if one.source not in about.names)
-    return pattern(window.add_all(_until(one, window.end_unix_s) for one in of_gpus))
+    window.add_all(_until(one, window.end_unix_s) for one in of_gpus)
+    return Seen(about, window, now.open_minutes)
 
 
-def curves(recall: Recall, now: Now, asked: Asked, window_s: float) -> Curves:
+def observed_pattern(_: Recall, observed: Seen) -> Pattern:
+    """What was asked of the servers, and what energy that took."""
+    return pattern(observed.window)
+
+
+def curves(recall: Recall, observed: Seen) -> Curves:
     """What was measured for the servers, and what production showed of them in the window."""
-    about = whose(recall, now, asked)
-    window = _window(recall, now, about, window_s)
-    return Curves(measured(recall, about.servers), passive_curve(window))
+    return Curves(measured(recall, observed.whose.servers), passive_curve(observed.window))
 
 
 def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
@@ -146,7 +159,7 @@ def _window(recall: Recall, now: Now, about: Whose, window_s: float) -> Window:
     end_s = _end_s(now, about.names)
     window = Window(max(0.0, end_s - window_s), end_s, servers=about.names, gpus=about.gpus)
     for name in about.names:
-        window.add_all(recall.minutes(name, window.origin_unix_s, end_s, _SERVER_SERIES))
+        window.add_records(recall.records(name, window.origin_unix_s, end_s, _SERVER_SERIES))
     return window.add_all(one for one in now.open_minutes if one.source in about.names)
 
 
@@ -171,45 +184,16 @@ def _until(minute: Minute, end_s: float) -> Minute:
 
 
 def measured(recall: Recall, servers: Sequence[ServerStatus]) -> Measured | None:
-    """The newest curve that was handed over as one of the servers', else of their address or model.
-
-    One that was handed over as another server's is that server's alone.
-    """
-    rows = recall.curves()
-    for by, fits in _FITS:
-        for row in rows:
-            if any(fits(row, server) for server in servers):
-                sweep = recall.curve(row["id"])
-                return Measured(row["id"], row["started_at"], row["received_unix_s"], by, sweep)
-    return None
-
-
-def _is_of_url(row: Mapping[str, Any], server: ServerStatus) -> bool:
-    place, models = _place(row["url"]), (row["model"], server.model)
-    is_its_model = not all(models) or models[0] == models[1]
-    is_there = place is not None and place == _place(server.url)
-    return row["source"] is None and is_there and is_its_model
-
-
-def _is_of_model(row: Mapping[str, Any], server: ServerStatus) -> bool:
-    return row["source"] is None and bool(row["model"]) and row["model"] == server.model
-
-
-_FITS: tuple[tuple[By, Callable[[Mapping[str, Any], ServerStatus], bool]], ...] = (
-    ("source", lambda row, server: row["source"] == server.name),
-    ("url", _is_of_url),
-    ("model", _is_of_model),
-)
-
-
-def _place(url: str) -> tuple[str, str] | None:
-    """Host and port, and the path without the API's own: what makes two URLs one server."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+    """The stored curve that a verdict on these servers would be made by; see `agent.fitting`."""
+    models = {one.name: model_of(recall.fingerprints(one.name)) or one.model for one in servers}
+    urls = {one.name: one.url for one in servers}
+    gpus = {gpu for one in servers for gpu in one.gpus}
+    found = fitting(recall, models, urls, gpus, notes=[])
+    if found is None:
         return None
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return (parts.netloc.lower(), path) if parts.netloc else None
+    by: By = "source" if found.by == "server" else found.by
+    row = found.row
+    return Measured(row["id"], row["started_at"], row["received_unix_s"], by, found.sweep)
 
 
 # ---------------------------------------------------------------------------------------- the rest
@@ -259,11 +243,16 @@ def _steps(
     return from_s, to_s, parse_span_s(step, "step") if step else None
 
 
-def assessments(recall: Recall, now: Now, asked: Asked, limit: int) -> list[dict[str, Any]]:
-    """What was concluded, newest first; of a service the store files it as `service:NAME`."""
+def assessments(
+    recall: Recall, now: Now, asked: Asked, limit: int, changes: bool
+) -> list[dict[str, Any]]:
+    """What was concluded, newest first; of a service the store files it as `service:NAME`.
+
+    `changes`: those in a row that say the same are one, with `since_unix_s` and how many.
+    """
     whose(recall, now, asked)
     scope = asked.server if asked.service is None else f"service:{asked.service}"
-    return recall.assessments(scope, limit)
+    return recall.findings(scope, limit) if changes else recall.assessments(scope, limit)
 
 
 def readings(recall: Recall, now: Now, asked: Asked, begin: str, end: str) -> bytearray:

@@ -36,7 +36,7 @@ from agent.words import defect, printable
 
 T = TypeVar("T")
 _Given = dict[str, str | None]
-_OfWindow = Callable[[Recall, answers.Now, answers.Asked, float], object]
+_OfWindow = Callable[[Recall, answers.Seen], object]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 DEADLINE_S = 10.0  # of an answer from the store
@@ -49,6 +49,7 @@ QUERY_CHARS_MAX = 2048
 GZIP_BYTES_MIN = 1400  # below, it fits a packet as it is
 GZIP_IN_THREAD_BYTES = 64 * 1024  # 1 ms
 TRIES = 3
+SHARED_S = 1.0  # so long what was read for one question of a window is there for the next
 LIMIT_MAX = 1000
 EVENTS_EVERY_S = 2.0
 EVENTS_S_MAX = 900.0  # then the page asks anew: who went away without a word is forgotten
@@ -262,6 +263,7 @@ class _Pages:
         self._events_every_s = events_every_s
         self._ending = asyncio.Event()
         self._followers = 0
+        self._windows: dict[tuple[answers.Asked, float], asyncio.Future[answers.Seen]] = {}
         self._listen, _ = host_port(live.config.agent.listen)
         self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="web")
         self._closed = False
@@ -400,19 +402,31 @@ class _Pages:
         asked = answers.Asked(given["server"], given["service"])
         window_s = answers.window_s(given["window"], default)
         for _ in range(TRIES):
-            now, body = await self._answered(answer, asked, window_s)
-            if _begun(now.open_minutes) == _begun(self._live.open_minutes()):
+            observed = await self._within(self._seen(asked, window_s))
+            if _begun(observed.open_minutes) == _begun(self._live.open_minutes()):
                 break
-        return _json(body)
+            self._windows.pop((asked, window_s), None)
+        return _json(await self._ask(lambda recall: encode(answer(recall, observed))))
 
-    async def _answered(
-        self, answer: _OfWindow, asked: answers.Asked, window_s: float
-    ) -> tuple[answers.Now, bytes]:
-        now = self._now_with_samples()
-        body = await self._ask(
-            lambda recall: encode(answer(recall, now, asked, window_s)), flush=True
-        )
-        return now, body
+    def _seen(self, asked: answers.Asked, window_s: float) -> asyncio.Future[answers.Seen]:
+        """A window's minutes. Pattern and curve are asked for together, and reading takes longest:
+        who asks for the same meanwhile, or just afterwards, gets the same."""
+        key = (asked, window_s)
+        if key not in self._windows:
+            now = self._now_with_samples()
+            reading = asyncio.ensure_future(
+                self._ask(lambda recall: answers.seen(recall, now, asked, window_s), flush=True)
+            )
+            self._windows[key] = reading
+            forget = lambda done: asyncio.get_running_loop().call_later(  # noqa: E731
+                0.0 if done.cancelled() or done.exception() else SHARED_S, self._forget, key, done
+            )
+            reading.add_done_callback(forget)
+        return asyncio.shield(self._windows[key])
+
+    def _forget(self, key: tuple[answers.Asked, float], reading: object) -> None:
+        if self._windows.get(key) is reading:
+            del self._windows[key]
 
     async def series(self, request: web.Request) -> web.Response:
         given = _query(request, "metric", "from", "to", "step", "server", "service", "gpu")
@@ -468,15 +482,22 @@ class _Pages:
         return _json(encode(found[0]))
 
     async def assessments(self, request: web.Request) -> web.Response:
-        given = _query(request, "server", "service", "limit")
-        limit = given["limit"] or "100"
+        given = _query(request, "server", "service", "limit", "changes")
+        limit, changes = given["limit"] or "100", given["changes"] or "false"
+        if changes not in ("true", "false"):
+            raise UsageError(f"changes {changes!r}: write true or false")
         if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= LIMIT_MAX):
             raise UsageError(f"limit {limit!r}: write a number from 1 to {LIMIT_MAX}")
-        return _json(encode(await self._assessments(given, int(limit))))
+        found = await self._assessments(given, int(limit), changes=changes == "true")
+        return _json(encode(found))
 
-    async def _assessments(self, given: _Given, limit: int) -> list[dict[str, Any]]:
+    async def _assessments(
+        self, given: _Given, limit: int, *, changes: bool = False
+    ) -> list[dict[str, Any]]:
         asked, now = answers.Asked(given["server"], given["service"]), self._now()
-        return await self._ask(lambda recall: answers.assessments(recall, now, asked, limit))
+        return await self._ask(
+            lambda recall: answers.assessments(recall, now, asked, limit, changes)
+        )
 
     def _when_next(self) -> str:
         status, every_s = self._live.status(), self._live.config.assess.every_s

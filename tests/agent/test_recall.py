@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,9 @@ from agent.metrics import CATALOGUE
 from agent.minutes import MinuteHistogram
 from agent.model import StoreError, UsageError
 from agent.recall import PERCENTILES, RECIPES, Recall, _spread, combination
+from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
 from agent.stats import Histogram, quantile
-from tests.agent.recorded import NOON, Clocks, counter, gauge, minute, store
+from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store
 
 TOKENS = "output_tokens_total"
 
@@ -235,6 +237,61 @@ def test_minutes_of_some_series_are_those_minutes_with_less_in_them(kept: Path) 
         values = tuple(one for one in whole.values if one.name == TOKENS)
         assert part == msgspec.structs.replace(whole, values=values)
         assert empty == msgspec.structs.replace(whole, values=())
+
+
+def test_columns_say_what_the_minutes_say(path: Path) -> None:
+    """Parts, gaps, resets, marks, records across both ends: one window filled in both ways."""
+    clocks = Clocks()
+    dice = random.Random(1)
+    with store(path, clocks) as history:
+        for n in range(200):
+            start = NOON + 60 * (n - (n > 150) * 20)  # the clock is set back: those have parts
+            covered_s = dice.choice([60.0, 60.0, 31.5])
+            marks = dice.choice([(), (), ("gap",), ("changed", "restart")])
+            values = [
+                gauge("requests_running", dice.random(), dice.random()),
+                gauge("kv_usage_ratio", 0.5),
+                *([counter("output_tokens_total", 9.0, dice.random())] if n % 7 else []),
+                gauge("requests_waiting", 1.0, rank="0"),
+            ]
+            counts = [float(dice.randint(0, 3)) for _ in range(3)]
+            made = minute(
+                start,
+                values,
+                [histogram("ttft_seconds", *counts)],
+                covered_s=covered_s,
+                marks=marks,
+            )
+            history.add_minute(msgspec.structs.replace(made, resets=dice.randint(0, 1)))
+            gpus = [counter("gpu_energy_j", 9.0, dice.random(), gpu=gpu) for gpu in ("a", "b")]
+            watts = gauge("gpu_power_w", dice.random(), gpu="a")
+            history.add_minute(minute(start, [*gpus, watts], source="nvml", covered_s=covered_s))
+            if n == 100:
+                clocks.pass_s(4 * 3600)  # what came so far moves to its place
+                assert history.flush()
+        assert history.flush()
+    names = GAUGES | COUNTERS | frozenset(HISTOGRAMS)
+    with Recall(path) as recall:
+        for begin, end in ((NOON, NOON + 7000), (NOON + 90, NOON + 8011.5)):
+            one, other = (Window(begin, end, servers=["chat"], gpus=["a"]) for _ in range(2))
+            for source, mine, gpus in (("chat", names, None), ("nvml", GPU, ["a"])):
+                window = (source, one.origin_unix_s, end)
+                one.add_all(recall.minutes(*window, mine))
+                other.add_records(recall.records(*window, mine, gpus))
+            assert one.gpus.keys() == other.gpus.keys() == {"a"}
+            for was, found in (
+                (one.servers["chat"], other.servers["chat"]),
+                (one.gpus["a"], other.gpus["a"]),
+            ):
+                assert (was.resets, was.marks) == (found.resets, found.marks)
+                np.testing.assert_allclose(was.covered_s, found.covered_s)
+                assert was._columns.keys() == found._columns.keys()
+                for column in was._columns:
+                    np.testing.assert_allclose(
+                        was.get(*column), found.get(*column), err_msg=str(column)
+                    )
+                assert [*was.histograms("ttft_seconds")] == [*found.histograms("ttft_seconds")]
+            assert one.servers["chat"].has("output_tokens_total")
 
 
 def test_a_snapshot_is_of_one_moment(path: Path) -> None:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, child, history, peers, published, replay, scenarios
+from tests.bench import agent, browse, child, history, peers, published, replay, scenarios
+from tests.conftest import find_chromium
 
 Figures = dict[str, float]
 
@@ -361,6 +362,29 @@ def agent_store(bench: Bench) -> list[Row]:
     ]
 
 
+def agent_page(bench: Bench) -> list[Row]:
+    """From the address to the charts, in a browser, and what the page asks for by range."""
+    if find_chromium() is None:
+        print("\nSkipped: no Chromium to open the page with.")
+        return []
+    folder = bench.directory / "page"
+    folder.mkdir()
+    figures = browse.measure(folder)
+    agents_cpu_s = figures.pop("cpu whole")
+    questions = [name for name in figures if f"cpu {name}" in figures]
+    tables = {f"{name}, s": figures[name] for name in questions if name.startswith(browse.RANGES)}
+    others = {f"{name}, s": figures[name] for name in questions if f"{name}, s" not in tables}
+    cpu = max(questions, key=lambda name: figures[f"cpu {name}"])
+    return [
+        _at_most("opens: every chart has its data, s", figures["opens"], browse.OPEN_S_MAX),
+        Row("the curve and the hours of 7 days too, s", None, figures["whole"]),
+        Row("CPU of the agent for all of that, s", None, agents_cpu_s),
+        *(_at_most(name, took_s, browse.QUESTION_S_MAX) for name, took_s in tables.items()),
+        *(Row(name, None, took_s) for name, took_s in others.items()),
+        Row(f"most CPU for one question ({cpu}), s", None, figures[f"cpu {cpu}"]),
+    ]
+
+
 def replayed(bench: Bench) -> list[Row]:
     """How much headroom public traces need, and how fast that is found out."""
     if (why := replay.missing()) is not None:
@@ -416,6 +440,8 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
      "(NVML is a stand-in in C: no driver is asked)", agent_beside),
     (f"agent, its store beside {history.GPUS} GPUs and {history.SERVERS} servers, replayed",
      agent_store),
+    (f"agent, its page over {browse.DAYS} days beside {history.GPUS} GPUs and {history.SERVERS} "
+     "servers", agent_page),
     ("replay of public traces", replayed),
     ("capacity model", capacity_model),
     ("verdicts", verdicts),

@@ -126,17 +126,30 @@ class Started(NamedTuple):
     ready_s: float  # from before the process existed to the first 200 of /readyz
 
     def status(self) -> Any:
-        return json.loads(_get(self.port, "/api/v1/status")[1])
+        return json.loads(self.get("/api/v1/status"))
+
+    def get(self, path: str) -> bytes:
+        """Raises AgentError for what is refused."""
+        status, body = _get(self.port, path)
+        if status != 200:
+            raise AgentError(f"{path}: {status} {body[:200]!r}")
+        return body
 
 
 @contextmanager
-def agent(folder: Path, server_url: str, environment: Mapping[str, str]) -> Iterator[Started]:
-    """The daemon on a fresh store in `folder`, ready; stopped as systemd does it."""
+def agent(
+    folder: Path, servers: Mapping[str, str], environment: Mapping[str, str]
+) -> Iterator[Started]:
+    """The daemon on the store in `folder`, beside these servers, by name and URL; ready, and
+    stopped as systemd does it."""
     port = free_port("127.0.0.1", 0)
     config, log = folder / "agent.toml", folder / "agent.log"
     config.write_text(
         f'[agent]\ndb = {json.dumps(str(folder / "agent.db"))}\nlisten = "127.0.0.1:{port}"\n'
-        f'[[server]]\nname = "chat"\nurl = {json.dumps(server_url)}\n'
+        + "".join(
+            f"[[server]]\nname = {json.dumps(name)}\nurl = {json.dumps(url)}\n"
+            for name, url in servers.items()
+        )
     )
     command = [sys.executable, "-m", "agent.cli", "run", "--config", str(config)]
     with log.open("w") as out:
@@ -196,7 +209,7 @@ def measure(
         for number in range(starts):
             place = folder / f"start-{number}"
             place.mkdir()
-            with agent(place, url, environment) as started:
+            with agent(place, {"chat": url}, environment) as started:
                 ready_s.append(started.ready_s)
                 if number == starts - 1:
                     say(f"watching the agent for {seconds:g} s")

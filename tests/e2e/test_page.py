@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from agent.live import GpuStatus, ServerStatus
+from agent.model import Confidence, Reason, Recommendation, Verdict
 from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.stats import Histogram, percentile
@@ -156,8 +157,50 @@ def test_the_verdict_comes_first_with_its_number(show: Any, month: Month) -> Non
     top = shown.page.evaluate("document.querySelector('#verdict').getBoundingClientRect().top")
     assert top < 100
     rows = shown.page.locator("#history tbody tr")
-    assert rows.count() == 4
+    assert rows.count() == 2  # what was said twice is one row
     assert code["summary"] in rows.nth(0).inner_text()
+    assert rows.nth(0).locator("td").nth(2).inner_text() == "2"
+
+
+def test_what_to_do_stands_beside_the_verdict(show: Any, month: Month) -> None:
+    """With what, what that saves, how sure it is, and what is paid now: in words, unfolded."""
+    with Recall(month.history.path) as recall:
+        verdict = msgspec.convert(recall.assessments("chat", 1)[0]["verdict"], Verdict)
+    offer = msgspec.structs.replace(
+        samples.verdict().recommendation or Recommendation(""),
+        action="try 2 x L40S-48GB with this load",
+        configuration="2 x L40S-48GB, fp8",
+        saving_lo=0.21,
+        saving_hi=0.4,
+        error_bar="1,100 to 2,300 tokens/s in nine of ten cases",
+    )
+    script = """(verdict) => {
+        const [card] = servefitParts.verdicts([{ scope: "chat", at_unix_s: 0, verdict }]);
+        return [...card.querySelectorAll(".advice div")].map((row) =>
+          [...row.children].map((cell) => cell.textContent));
+    }"""
+    cost = verdict.cost | {"saving_usd_per_month": [310.4, 1460.0]}
+    told = msgspec.structs.replace(verdict, recommendation=offer, cost=cost)
+    page = show().page
+    rows = dict(page.evaluate(script, msgspec.to_builtins(told)))
+    assert rows.pop("It costs now") == (
+        "1,453–3,650 USD a month for 1 × H100-SXM-80GB, rented, "
+        "0.341–0.858 USD per million output tokens that met the SLO"
+    )
+    assert rows == {
+        "What to do": offer.action,
+        "Configuration": offer.configuration,
+        "It then costs": "21–40 % less (310–1,460 USD a month)",
+        "Error bar": offer.error_bar,
+    }
+    dearer = msgspec.structs.replace(offer, saving_lo=-0.5, saving_hi=-0.25)
+    told = msgspec.structs.replace(
+        verdict, recommendation=dearer, cost={"saving_usd_per_month": [-900.0, -400.0]}
+    )
+    rows = dict(page.evaluate(script, msgspec.to_builtins(told)))
+    assert rows["It then costs"] == "25–50 % more (400–900 USD a month)"
+    assert "It costs now" not in rows
+    assert "keep it" in page.inner_text("#verdict article:first-child .advice")
 
 
 def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, browser: Any) -> None:
@@ -169,6 +212,7 @@ def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, bro
         shown.ready("1h")
         assert "No verdict yet" in shown.page.inner_text("#verdict")
         assert "not measured" in shown.page.inner_text("#chart-curve")
+        assert shown.page.inner_text("#history tbody") == "none yet"
         assert shown.page.locator("#ranges a[aria-current]").inner_text() == "1 hour"
         assert shown.complaints == []
         shown.page.close()
@@ -484,10 +528,27 @@ def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
     ]
     one.gpus = [GpuStatus(HOSTILE, HOSTILE, 1)]
     one.samplers = [SamplerStatus(HOSTILE, False, None, None, 1, HOSTILE)]
-    verdict = msgspec.structs.replace(samples.verdict(), finding=HOSTILE, summary=HOSTILE)
+    verdict = msgspec.structs.replace(
+        samples.verdict(),
+        finding=HOSTILE,
+        summary=HOSTILE,
+        confidence=Confidence("low", HOSTILE),
+        reasons=[Reason(HOSTILE, HOSTILE)],
+        recommendation=Recommendation(
+            HOSTILE,
+            HOSTILE,
+            error_bar=HOSTILE,
+            confirm_with=HOSTILE,
+            overturned_by=HOSTILE,
+        ),
+        cost={"gpu": HOSTILE, "gpus": 1, "basis": HOSTILE, "prices": HOSTILE},
+        missing=[HOSTILE],
+    )
+    swept = samples.hostile()
+    target = msgspec.structs.replace(swept.target, model=HOSTILE, gpus=[])
     one.history.add_source(HOSTILE, service=HOSTILE, gpus=[HOSTILE])
     one.history.add_assessment(HOSTILE, verdict)
-    one.history.add_curve(samples.hostile(), HOSTILE)
+    one.history.add_curve(msgspec.structs.replace(swept, target=target), HOSTILE)
     assert one.history.flush(20)
     with Served(one) as url:
         shown = Shown(browser, url)
@@ -498,6 +559,9 @@ def test_hostile_names_are_text(browser: Any, tmp_path: Path) -> None:
         assert page.locator("img").count() == 0
         for place in ("#verdict", "#history", "#h-curve", "#h-week", "#health table >> nth=0"):
             assert HOSTILE in page.inner_text(place), place
+        page.click("#verdict summary")
+        assert page.inner_text("#verdict").count(HOSTILE) == 15
+        assert HOSTILE in page.inner_text("#curve-note")
         assert HOSTILE in page.inner_text("#health table >> nth=1")
         assert HOSTILE in page.inner_text("#health table >> nth=2")
         assert HOSTILE in page.locator("#whose").inner_text()
@@ -536,7 +600,6 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
 def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> None:
     shown = show("range=24h", width=width, color_scheme=scheme)
     page = shown.page
-    shown.keep(f"{width}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     outside = """[...document.querySelectorAll("figure, section, article, form, nav a, canvas")]
         .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.id)"""
@@ -549,8 +612,12 @@ def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> N
           && q.top < p.bottom - 1).map(([b]) => [a, b]));
     })()"""
     assert page.evaluate(overlapping) == []
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (scheme == "dark")
+    for now in (scheme, "dark" if scheme == "light" else "light"):
+        page.emulate_media(color_scheme=now)
+        page.wait_for_timeout(50)  # charts are drawn anew
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (now == "dark")
+        shown.keep(f"{width}-{now}")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

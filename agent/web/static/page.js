@@ -168,7 +168,7 @@
   // ------------------------------------------------------------------------- verdict, curve, health
 
   async function verdict() {
-    const found = await ask("assessments", { limit: "200", ...view.who });
+    const found = await ask("assessments", { changes: "true", limit: "100", ...view.who });
     return () => {
       const scopes = new Set(view.status.servers.flatMap(({ name, service }) =>
         [scopeOf({ server: name }), scopeOf({ service })]));
@@ -262,6 +262,9 @@
     };
   }
 
+  /** Asked for together: the agent then reads the week once. */
+  const ofTheWeek = () => Promise.all([load("curve", () => curve()), load("week", pattern)]);
+
   // --------------------------------------------------------------------------------------- choices
 
   /** The servers and services that can be chosen. */
@@ -305,8 +308,7 @@
     ];
     await Promise.all(first);
     document.documentElement.dataset.seen = range;
-    if (mine === view) await load("curve", () => curve());
-    if (mine === view) await load("week", pattern);
+    if (mine === view) await ofTheWeek();
     if (mine !== view) return;
     view.opened = true;
     document.documentElement.dataset.ready = range;
@@ -332,8 +334,7 @@
     }
     if (now - view.rareAt >= (view.curves && view.pattern ? RARELY_S : SELDOM_S)) {
       view.rareAt = now;
-      await load("curve", () => curve());
-      await load("week", pattern);
+      await ofTheWeek();
     }
   }
 

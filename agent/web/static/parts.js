@@ -26,19 +26,69 @@ window.servefitParts = (() => {
     return [`${least}${number(value)}`, `${UNITS[capacity.unit] ?? capacity.unit}: the capacity`];
   }
 
+  const whole = (value) => number(Math.abs(value) < 100 ? value : Math.round(value));
+  const span = (low, high) => [...new Set([low, high].map(whole))].join("–");
+  const rounded = (low, high) => span(...[low, high].map((one) => Math.round(one * 100)));
+
+  /** `80–83 % less (1,204–2,905 USD a month)`, or how much more; null where nothing is known. */
+  function change({ saving_lo: low, saving_hi: high }, usd) {
+    if (!known(low) || !known(high) || (low === 0 && high === 0)) return null;
+    if (low < 0 && high > 0)
+      return `from ${rounded(-low, -low)} % more to ${rounded(high, high)} % less`;
+    const sign = low >= 0 ? 1 : -1;
+    const ordered = (ends) => ends.map((one) => one * sign).sort((a, b) => a - b);
+    const money = usd ? ` (${span(...ordered(usd))} USD a month)` : "";
+    return `${rounded(...ordered([low, high]))} % ${sign > 0 ? "less" : "more"}${money}`;
+  }
+
+  /** What is there and what it costs, in one line. */
+  function costs({ gpu, gpus, basis, usd_per_month: month, usd_per_million_output_tokens: tokens }) {
+    if (!gpu) return null;
+    const how = { rental: ", rented", owned: ", owned, power included" }[basis] ?? "";
+    const usd = ({ low, typical, high }) =>
+      (known(low) && known(high) ? span(low, high) : known(typical) ? whole(typical) : null);
+    const each = tokens && usd(tokens)
+      ? `, ${usd(tokens)} USD per million output tokens that met the SLO` : "";
+    const paid = month && usd(month) ? `${usd(month)} USD a month` : "no price is known";
+    return `${paid} for ${gpus} × ${gpu}${how}${each}`;
+  }
+
+  /** The cheapest that was predicted to hold the load, where none is recommended. */
+  function worthATest({ candidates }, recommendation) {
+    const best = recommendation?.configuration ? null : candidates?.[0];
+    const month = best?.usd_per_month;
+    return month ? `${best.configuration}, ${span(month.low, month.high)} USD a month, by prediction`
+      : null;
+  }
+
+  /** What to do, with what, what that saves, how sure it is and what it costs now: always open. */
+  function advice({ recommendation: offer, cost = {} }) {
+    const rows = [
+      ["What to do", offer?.action],
+      ["Configuration", offer?.configuration],
+      ["It then costs", offer && change(offer, cost.saving_usd_per_month)],
+      ["Error bar", offer?.error_bar],
+      ["Worth a test", worthATest(cost, offer)],
+      ["It costs now", costs(cost)],
+    ].filter(([, text]) => text);
+    if (!rows.length) return [];
+    return [element("dl", { class: "advice" }, ...rows.map(([name, text]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, text))))];
+  }
+
   function why(verdict) {
-    const { reasons = [], recommendation, missing = [] } = verdict;
+    const { reasons = [], recommendation, missing = [], cost = {} } = verdict;
     const items = [
       ...reasons.map((one) => [words.reasons[one.code] ?? one.code, one.because]),
-      ...(recommendation ? [["What to do", recommendation.action]] : []),
-      ...(recommendation?.confirm_with ? [["Confirm with", recommendation.confirm_with]] : []),
-      ...(recommendation?.overturned_by ? [["Overturned by", recommendation.overturned_by]] : []),
+      ["Confirm with", recommendation?.confirm_with && element("code", {}, recommendation.confirm_with)],
+      ["Overturned by", recommendation?.overturned_by],
       ...missing.map((line) => ["Missing", line]),
-    ];
+      ["Prices (indicative)", cost.prices],
+    ].filter(([, text]) => text);
     if (!items.length) return [];
     const list = items.map(([name, text]) =>
-      element("li", {}, element("b", {}, `${name}: `), text ?? ""));
-    return [element("details", {}, element("summary", {}, "Why, and what to do"),
+      element("li", {}, element("b", {}, `${name}: `), text));
+    return [element("details", {}, element("summary", {}, "Why, and what would change it"),
       element("ul", {}, ...list))];
   }
 
@@ -59,7 +109,7 @@ window.servefitParts = (() => {
             ` · ${when(at_unix_s)}`)),
         ...(number_ ? [element("p", { class: "number" }, element("b", {}, number_[0]),
           element("span", {}, number_[1]))] : [])),
-      ...why(verdict));
+      ...advice(verdict), ...why(verdict));
   }
 
   const SEVERITY = ["bad", "warn", "info", "neutral", "good"];
@@ -95,21 +145,28 @@ window.servefitParts = (() => {
       element("th", { scope: "row" }, cellOf(first)),
       ...rest.map((cell) => (Array.isArray(cell)
         ? element("td", { class: cell[0] }, cellOf(cell[1])) : element("td", {}, cellOf(cell))))));
+    if (!made.length) {
+      made.push(element("tr", {}, element("td", { colspan: String(heads.length) }, "none yet")));
+    }
     const columns = heads.map((head) => element("th", { scope: "col" }, head));
     return element("table", {},
       element("caption", {}, element("b", {}, caption)),
       element("thead", {}, element("tr", {}, ...columns)), element("tbody", {}, ...made));
   }
 
-  function history(assessments) {
-    const rows = assessments.map(({ scope, at_unix_s, verdict }) => {
+  /** `changes`: verdicts in a row that say the same are one, as the last of them said it. */
+  function history(changes) {
+    const rows = changes.map(({ scope, at_unix_s, since_unix_s, verdicts, verdict }) => {
       const [name, tone] = named(verdict.finding);
-      return [when(at_unix_s), scope, element("span", { class: `pill ${tone}` }, name),
+      const until = verdicts > 1 ? ` to ${when(at_unix_s)}` : "";
+      return [`${when(since_unix_s)}${until}`, scope,
+        element("span", { class: `pill ${tone}` }, name), number(verdicts),
         verdict.ratio ? percent(verdict.ratio.value) : null, verdict.confidence.level,
         ["said", verdict.summary]];
     });
-    const heads = ["When", "Of", "Finding", "Of capacity", "Confidence", "In a sentence"];
-    return table(`${rows.length} assessments, the newest first`, heads, rows);
+    const heads = ["When", "Of", "Finding", "Verdicts", "Of capacity", "Confidence",
+      "As it was said last"];
+    return table("What was found, the newest first", heads, rows);
   }
 
   // ---------------------------------------------------------------------------------------- health
@@ -206,7 +263,7 @@ window.servefitParts = (() => {
     const full_ = full ? ` (${number(full)} ${unitText})` : "";
     const caption = element("caption", {}, element("b", {}, "Demand by the hour of the week"),
       ` as a share of ${against}${full_}; mean of each hour over ${number(window_s / 86400)} days, `
-      + `${zone}.`);
+      + `${zone}. The stronger the colour, the fuller${capacity ? "; red is beyond it" : ""}; grey: not observed.`);
     const heads = Array.from({ length: 24 }, (_, h) => element("th", { scope: "col" }, hour(h)));
     const rows = days.map((cells, d) => element("tr", {},
       element("th", { scope: "row" }, DAYS[d]),

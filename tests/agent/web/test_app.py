@@ -18,11 +18,13 @@ import aiohttp
 import msgspec
 import pytest
 
+from agent.assess import assess
 from agent.config import Agent, Config, Server
 from agent.exporters import Batch
 from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatus
 from agent.minutes import Minute
 from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdict, encode
+from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.terms import FINDINGS, REASONS
 from agent.web import answers, app
@@ -217,7 +219,7 @@ async def test_a_window_ends_two_intervals_back_where_the_server_is_silent(
 async def test_a_minute_that_ends_meanwhile_does_not_count_twice(
     planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, asked = answers.observed_pattern, []
+    honest, asked = answers.seen, []
 
     def ending(recall: Any, now: answers.Now, *more: Any) -> Any:
         if not asked:  # the minute ends while the store is read
@@ -226,11 +228,31 @@ async def test_a_minute_that_ends_meanwhile_does_not_count_twice(
         asked.append(now)
         return honest(recall, now, *more)
 
-    monkeypatch.setattr(answers, "observed_pattern", ending)
+    monkeypatch.setattr(answers, "seen", ending)
     async with asking(planted) as client:
         status, _ = await client.get("/api/v1/pattern")
     assert status == 200
     assert [now.open_minutes[0].start_unix_s for now in asked] == [NOON + 600, NOON + 660]
+
+
+async def test_pattern_and_curve_asked_for_together_read_the_store_once(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, read = answers.seen, []
+
+    def counted(*of: Any) -> Any:
+        read.append(of)
+        return honest(*of)
+
+    monkeypatch.setattr(answers, "seen", counted)
+    async with asking(planted) as client:
+        both = [client.get(f"/api/v1/{what}?server=chat") for what in ("pattern", "pattern")]
+        (_, one), (_, other) = await asyncio.gather(*both)
+        assert one == other
+        assert len(read) == 1
+        _, code = await client.get("/api/v1/pattern?server=code")
+        assert code["servers"] == ["code"]
+        assert len(read) == 2
 
 
 # ------------------------------------------------------------------------------------------ curves
@@ -268,8 +290,9 @@ async def test_a_curve_comes_in_and_is_the_servers(planted: Planted) -> None:
     ("curves", "taken"),
     [
         ([], None),
-        ([("old", "chat", "", "x"), ("new", "chat", "", "x")], ("new", "source")),
-        ([("own", "chat", "", "x"), ("near", None, "http://chat:8000", "tiny")], ("own", "source")),
+        ([("old", "chat", "", "tiny"), ("new", "chat", "", "tiny")], ("new", "source")),
+        ([("a", "chat", "", "other model")], None),
+        ([("own", "chat", "", ""), ("near", None, "http://chat:8000", "tiny")], ("own", "source")),
         ([("a", None, "http://CHAT:8000/v1/", "tiny")], ("a", "url")),
         ([("a", None, "http://chat:8000", "other model")], None),
         ([("a", None, "http://chat:8001", "tiny")], ("a", "model")),
@@ -277,18 +300,31 @@ async def test_a_curve_comes_in_and_is_the_servers(planted: Planted) -> None:
         ([("a", "code", "http://chat:8000", "tiny")], None),
     ],
 )
-async def test_which_curve_is_taken_for_a_servers(
+async def test_a_curve_is_shown_where_the_verdict_would_take_it(
     planted: Planted,
     curves: list[tuple[str, str | None, str, str]],
     taken: tuple[str, str] | None,
 ) -> None:
+    planted.history.add_fingerprint("chat", "f", {"model": "tiny"})
     for id_, source, url, model in curves:
         planted.clocks.pass_s(0.1)
         planted.history.add_curve(a_sweep(id_, url=url, model=model), source)
     async with asking(planted) as client:
-        _, said = await client.get("/api/v1/curve?service=front")
+        _, said = await client.get("/api/v1/curve?server=chat")
     measured = said["measured"]
     assert (measured and (measured["sweep"]["run"]["id"], measured["by"])) == taken
+    with Recall(planted.history.path) as recall:
+        judged = assess(
+            recall,
+            server="chat",
+            window_s=3600.0,
+            slo=(),
+            now_s=planted.clocks.wall_ns / 1e9,
+            urls={"chat": "http://chat:8000"},
+        ).curve
+    assert (judged.id, judged.by) == (
+        (measured["id"], measured["by"].replace("source", "server")) if measured else (None, None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -463,6 +499,29 @@ async def test_assessments_are_told_newest_first(planted: Planted) -> None:
         }.items():
             _, said = await client.get(f"/api/v1/assessments{question}")
             assert [one["verdict"]["summary"] for one in said] == [f"number {n}" for n in numbers]
+
+
+async def test_verdicts_in_a_row_that_say_the_same_are_one_change(planted: Planted) -> None:
+    said_in_turn = ("RIGHT_SIZED", "RIGHT_SIZED", "UNDER_SIZED", "RIGHT_SIZED", "RIGHT_SIZED")
+    for n, finding in enumerate(said_in_turn):
+        for scope in ("chat", "code"):
+            planted.clocks.pass_s(1)
+            verdict = Verdict(finding, f"{scope} {n}", Confidence("low", "little was seen"))
+            planted.history.add_assessment(scope, verdict)
+    assert planted.history.flush()
+    async with asking(planted) as client:
+        _, said = await client.get("/api/v1/assessments?changes=true")
+        _, of_chat = await client.get("/api/v1/assessments?changes=true&server=chat&limit=2")
+        status, refused = await client.get("/api/v1/assessments?changes=1")
+    assert [one["verdict"]["summary"] for one in said] == [
+        f"{scope} {n}" for n in (4, 2, 1) for scope in ("code", "chat")
+    ]
+    begin_s = NOON + 630
+    assert [
+        (one["finding"], one["since_unix_s"] - begin_s, one["at_unix_s"] - begin_s, one["verdicts"])
+        for one in of_chat
+    ] == [("RIGHT_SIZED", 7, 9, 2), ("UNDER_SIZED", 5, 5, 1)]
+    assert (status, refused) == (400, {"error": "changes '1': write true or false"})
 
 
 # ---------------------------------------------------------------------------------------- readings

@@ -980,10 +980,8 @@ def main(words: Sequence[str]) -> int:
         found = show(names, Path(folder), seed=seed, every=True)
     good = sum(one.is_right for one in found)
     dangerous = sum(one.is_dangerous for one in found)
-    took_s, cpu_s = time.monotonic() - began, sum(one.cpu_s for one in found)
-    print(
-        f"\n{good} of {len(found)} right, {dangerous} dangerous; {took_s:.0f} s, CPU {cpu_s:.0f} s"
-    )
+    took = f"{time.monotonic() - began:.0f} s, {sum(one.cpu_s for one in found):.0f} s of CPU"
+    print(f"\n{good} of {len(found)} right, {dangerous} dangerous; {took}")
     return 0
 
 

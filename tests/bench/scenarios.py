@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -919,7 +919,9 @@ def show(names: Sequence[str], folder: Path, *, seed: int = 1, every: bool = Fal
     found: list[Judged] = []
     workers = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
     with workers as pool:
-        for some in pool.map(_judged_alike, *zip(*_alike(names, seed, folder), strict=True)):
+        waiting = [pool.submit(_judged_alike, *some) for some in _alike(names, seed, folder)]
+        for done in as_completed(waiting):
+            some = done.result()
             found += some
             lines = [_line(one) for one in some if every or not one.is_right]
             print("\n".join(lines), end="\n" * bool(lines), flush=True)

@@ -261,9 +261,9 @@ def _draw(histograms: Sequence[Histogram], n: int, rng: np.random.Generator) -> 
 def _lean(one: Histogram) -> Floats:
     """How much denser each bucket is at its lower end than in its middle, -1 to 1.
 
-        Its density runs straight between edges that are the means of the two buckets beside them. An
-    X
-        in buckets of 1, 2 and 5 had a standard deviation 18 % too large, and fit 15 % too seldom.
+    Its density runs straight between edges that are the means of the two buckets beside them. An
+    even one would put too much at the far end of a tail's wide buckets: gamma distributed lengths
+    (shape 2) in vLLM's buckets had a standard deviation 18 % too large so, and 8 % with the lean.
     """
     bounds = np.asarray(one.bounds, dtype=np.float64)
     width = np.diff(bounds, prepend=0.0)

@@ -253,7 +253,8 @@ def _draw(histograms: Sequence[Histogram], n: int, rng: np.random.Generator) -> 
     width = np.where(np.isfinite(high), high - low, 0.0)
     s, q = lean[bucket], rng.random(n)
     # the place at which the density 1 + s (1 - 2 v) has reached q
-    place = 2 * q / (1 + s + np.sqrt(np.maximum((1 + s) ** 2 - 4 * s * q, 0.0)))
+    root = np.sqrt(np.maximum((1 + s) ** 2 - 4 * s * q, 0.0))
+    place = 2 * q / np.maximum(1 + s + root, 1e-300)
     drawn: Floats = low[bucket] + width[bucket] * place
     return drawn
 

@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import copyfile
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -841,23 +842,16 @@ def judged(one: Scenario, folder: Path) -> Judged:
 
 def _judge(one: Scenario, path: Path) -> Assessment:
     """Of a service that the agent already judged each day: the newest verdict."""
+    copyfile(_observed(one.box, one.traffic, one.faults, one.throttled, path.parent), path)
     clocks = Clocks(MONDAY - DAY_S)
     history = store(path, clocks)
-    parts = played(one.box, one.traffic)
-    sources = ["chat"] if len(parts) == 1 else [f"chat-{at}" for at in range(len(parts))]
+    sources = _sources(one.box)
     sweep = one.curve(one)
     served_as = sweep.target.model if sweep else one.box.model
     if one.curve is not swept and "another model" in one.name:
         served_as = f"{one.box.model}-{one.box.precision}"
-    for source, part in zip(sources, parts, strict=True):
-        history.add_source(source, service="chat", gpus=[f"GPU-{source[5:] or 0}"])
+    for source in sources:
         history.add_fingerprint(source, "first", {"model": served_as, "gpu": "0.9"})
-        minutes = minutes_of(part, source, one.traffic)
-        for fault in one.faults:
-            minutes = fault(minutes)
-        _write(history, source, minutes)
-    if one.throttled:
-        _write(history, "gpu", list(_hot(one)))
     if sweep is not None:
         mine = sweep.target.url == "http://gpu:8000"
         history.add_curve(sweep, sources[0] if mine else None).result(60)
@@ -893,6 +887,29 @@ def _judge(one: Scenario, path: Path) -> Assessment:
     return found
 
 
+def _sources(box: Box) -> list[str]:
+    return ["chat"] if box.replicas == 1 else [f"chat-{at}" for at in range(box.replicas)]
+
+
+@lru_cache(maxsize=8)
+def _observed(
+    box: Box, traffic: Traffic, faults: tuple[Fault, ...], throttled: float, folder: Path
+) -> Path:
+    """A store with its minutes; scenarios that differ in nothing else have copies of it."""
+    path = folder / f"{uuid4()}.db"
+    history = store(path, Clocks(MONDAY - DAY_S))
+    for source, part in zip(_sources(box), played(box, traffic), strict=True):
+        history.add_source(source, service="chat", gpus=[f"GPU-{source[5:] or 0}"])
+        minutes = minutes_of(part, source, traffic)
+        for fault in faults:
+            minutes = fault(minutes)
+        _write(history, source, minutes)
+    if throttled:
+        _write(history, "gpu", list(_hot(traffic, throttled)))
+    history.close()
+    return path
+
+
 def _write(history: History, source: str, minutes: Sequence[Minute]) -> None:
     """Not faster than they are written: what waits is bounded."""
     for at in range(0, len(minutes), 400):
@@ -901,11 +918,11 @@ def _write(history: History, source: str, minutes: Sequence[Minute]) -> None:
     assert history.state().minutes_dropped == 0
 
 
-def _hot(one: Scenario) -> Iterator[Minute]:
+def _hot(traffic: Traffic, share: float) -> Iterator[Minute]:
     label = (("gpu", "GPU-0"),)
-    for at in range(round(one.traffic.days * 24 * 60)):
+    for at in range(round(traffic.days * 24 * 60)):
         values = (
-            MinuteValue("gpu_throttled", label, 60, one.throttled, 0, 1, 1),
+            MinuteValue("gpu_throttled", label, 60, share, 0, 1, 1),
             MinuteValue("gpu_clock_event_reasons", label, 60, 0x40, 0, 0x40, 0x40),
         )
         yield Minute("gpu", MONDAY + at * MINUTE_S, values, (), 60.0)
@@ -960,8 +977,13 @@ def _line(one: Judged) -> str:
 
 
 def matrix(found: Sequence[Judged]) -> list[str]:
-    """What was right against what was said, as Markdown."""
-    pairs = Counter((one.right[0], one.verdict.finding) for one in found)
+    """What was right against what was said, as Markdown; of several that are right, what was said
+    is, if it is one of them."""
+    pairs = Counter(
+        (one.verdict.finding if one.verdict.finding in one.right else one.right[0],
+         one.verdict.finding)
+        for one in found
+    )  # fmt: skip
     said = sorted({finding for _, finding in pairs})
     lines = [
         f"| right is | {' | '.join(said)} |",

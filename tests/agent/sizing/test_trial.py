@@ -27,7 +27,6 @@ from agent.sizing.models import model
 from agent.sizing.replay import Replayed, capacity_ratio, replay
 from agent.sizing.simulate import closed_loop
 from agent.sizing.trial import (
-    REPLAYS_MOST,
     Trial,
     _dense,
     _share,

@@ -244,13 +244,16 @@ def _gaps(record: Record) -> tuple[Floats, Floats, Floats]:
     )
 
 
+SURE = 1.35  # the middle of a capacity over the low end that two weeks and a sweep leave open
+
+
 class Truth:
     """What the simulator says of a service, whatever is seen of it; each is found when asked for.
 
     `now`; whether the SLO breaks at 12 % `more` and `less`, and at 0.3 of the capacity being the
     demand (`busy`); whether less hardware holds it (`smaller`), with room for 15 %
-    (`smaller_safe`), and clearly so (`smaller_clear`: by a further 12 %); whether requests are in
-    flight in under 1 % of the time (`idle`).
+    (`smaller_safe`), and with `SURE` beyond that (`smaller_clear`); whether requests are in flight
+    in under 1 % of the time (`idle`).
     """
 
     def __init__(self, box: Box, traffic: Traffic, targets: str) -> None:
@@ -284,7 +287,7 @@ class Truth:
 
     @cached_property
     def smaller_clear(self) -> bool:
-        return self.smaller_safe and not self._breaks(1.12 / 0.85, smaller=True)
+        return self.smaller_safe and not self._breaks(SURE / 0.85, smaller=True)
 
     @cached_property
     def busy(self) -> bool:
@@ -719,6 +722,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("too large, one device", H100, LITTLE),
     Scenario("too large, one person", H100, PERSON),
     Scenario("too large, three replicas", THREE, _more(LONG, peak_rps=0.3)),
+    Scenario("too large by far, three replicas", THREE, _more(LONG, peak_rps=0.18)),
     Scenario("too large, two replicas", TWO, _more(LITTLE, peak_rps=0.08)),
     Scenario("too large, gaps", H100, LITTLE, faults=(without(5, 6, 24),)),
     Scenario("too large, bursts", H100, _more(LITTLE, burst=1.0)),
@@ -790,10 +794,13 @@ def right(one: Scenario, known: Truth) -> tuple[str, ...]:
     if known.now.breaks:
         return ("UNDER_SIZED",) if known.less else ("UNDER_SIZED", "BORDERLINE")
     close = ("BORDERLINE",) if known.more else ()
-    if known.smaller_safe and (one.days or one.traffic.days) >= 14:
+    is_over = (one.days or one.traffic.days) >= 14 and known.smaller_safe
+    if is_over and known.smaller_clear:
         return ("OVER_SIZED",)
     off_peak = _quiet_hours(one.traffic) >= OFF_PEAK_HOURS and known.busy
     fits = FITS[::-1] if off_peak else FITS[:1]
+    if is_over:  # by how little, the verdict cannot know: the high end of its D/K' has to be clear
+        return "OVER_SIZED", fits[0]
     return (*fits[:1], *close) if one.curve is not no_sweep else (*FITS, *close)
 
 

@@ -55,7 +55,7 @@ _DB = click.option(
 @click.option(
     "--demand",
     metavar="FILE",
-    help='With --curve: a declared demand, such as {"concurrency": {"p99": 24}}.',
+    help='With --curve: a declared demand, such as {"concurrency": {"p99": 24}}, or a trace.',
 )
 @click.option(
     "--slo",

@@ -244,14 +244,37 @@ def _mean(window: Window, name: str, places: NDArray[np.bool_]) -> float | None:
 
 
 def _draw(histograms: Sequence[Histogram], n: int, rng: np.random.Generator) -> Floats:
-    """Evenly inside each bucket; what lies in the endless one is at its lower end."""
+    """Leaning inside each bucket as its neighbours do; the endless one's are at its lower end."""
     low = np.concatenate([(0.0, *one.bounds[:-1]) for one in histograms])
     high = np.concatenate([one.bounds for one in histograms])
     share = np.concatenate([one.counts for one in histograms])
+    lean = np.concatenate([_lean(one) for one in histograms])
     bucket = rng.choice(low.size, n, p=share / share.sum())
     width = np.where(np.isfinite(high), high - low, 0.0)
-    drawn: Floats = low[bucket] + width[bucket] * rng.random(n)
+    s, q = lean[bucket], rng.random(n)
+    # the place at which the density 1 + s (1 - 2 v) has reached q
+    root = np.sqrt(np.maximum((1 + s) ** 2 - 4 * s * q, 0.0))
+    place = 2 * q / np.maximum(1 + s + root, 1e-300)
+    drawn: Floats = low[bucket] + width[bucket] * place
     return drawn
+
+
+def _lean(one: Histogram) -> Floats:
+    """How much denser each bucket is at its lower end than in its middle, -1 to 1.
+
+    Its density runs straight between edges that are the means of the two buckets beside them. An
+    even one would put too much at the far end of a tail's wide buckets: gamma distributed lengths
+    (shape 2) in vLLM's buckets had a standard deviation 18 % too large so, and 8 % with the lean.
+    """
+    bounds = np.asarray(one.bounds, dtype=np.float64)
+    width = np.diff(bounds, prepend=0.0)
+    known = np.isfinite(width) & (width > 0)
+    density = np.where(known, np.asarray(one.counts) / np.where(known, width, 1.0), 0.0)
+    edges = (np.append(density, 0.0) + np.append(0.0, density)) / 2
+    edges[0] = 0.0 if density.size > 1 and density[1] > density[0] else density[0]
+    fall = np.where(density > 0, (edges[:-1] - edges[1:]) / (2 * np.maximum(density, 1e-300)), 0.0)
+    lean: Floats = np.clip(fall, -1.0, 1.0)
+    return lean
 
 
 def _to_mean(drawn: Floats, mean: float | None) -> Floats:

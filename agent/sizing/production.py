@@ -1016,12 +1016,26 @@ def _demand(scene: Scene) -> dict[str, Any]:
             "requests": pattern.requests,
             "concurrency": msgspec.to_builtins(pattern.concurrency),
             "requests_per_s": msgspec.to_builtins(pattern.requests_per_s),
+            "hours_of_week": _hours_of_week(pattern),
             "prompt_tokens_mean": pattern.prompt_tokens_per_request.mean,
             "output_tokens_mean": pattern.output_tokens_per_request.mean,
             "busy_ratio": _busy(pattern),
             "rejections": pattern.rejections,
             "preemptions": pattern.preemptions,
         },
+    }
+
+
+def _hours_of_week(pattern: Pattern) -> dict[str, float]:
+    """Of the mean requests in flight over the observed hours of the week: what has to fit is the
+    P99, so one hour in a hundred is left out as it is of the replay (design equation 8)."""
+    loads = [cell.mean for cell in pattern.profile if cell.mean is not None]
+    if not loads:
+        return {}
+    return {
+        "observed": float(len(loads)),
+        "concurrency_p99": float(np.quantile(loads, 0.99)),
+        "concurrency_max": max(loads),
     }
 
 

@@ -29,6 +29,7 @@ from agent.sizing.simulate import Record, Virtual, VirtualLevel
 from agent.stats import Floats, t975
 
 Routing = Literal["round_robin", "least_loaded"]
+Ends = Literal["both", "low", "none"]  # of an interval
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -52,7 +53,8 @@ CELLS_BROKEN_MAX = 0.01  # of them: the P99 over the hours of the week
 BLOCKS_LEAST = 12  # of a window too short for hours
 MULTIPLE_MIN, MULTIPLE_MAX = 1 / 64, 64.0
 BRACKET = 1.03  # how near the last multiple that held is to the first that did not
-AROUND = (0.6, 0.75, 0.85, 0.92, 0.97, 1.06, 1.12, 1.2, 1.35, 1.6, 2.0)  # for the interval
+ROUGHLY = 1.25  # the same while it is only looked for
+BELOW, ABOVE = (0.97, 0.92, 0.85, 0.75, 0.6), (1.06, 1.12, 1.2, 1.35, 1.6, 2.0)  # the interval's
 RESAMPLED = 400
 CI = (0.025, 0.975)
 REQUESTS_MOST = 40_000  # a replay, at about 20,000 to 90,000 a second
@@ -296,9 +298,9 @@ class _Trials:
             if not tally.holds(once, self._blocks.cells)[0]
         )
 
-    def bracket(self, start: float, step: float) -> tuple[float, float]:
-        """The last multiple that holds and the first that does not, `BRACKET` apart; 0 or infinite
-        where the ends of the range are reached."""
+    def bracket(self, start: float, step: float, near: float = BRACKET) -> tuple[float, float]:
+        """The last multiple that holds and the first that does not, at most `near` apart; 0 or
+        infinite where the ends of the range are reached."""
         held, missed = 0.0, math.inf
         multiple = start
         while held == 0.0 or missed == math.inf:
@@ -308,7 +310,7 @@ class _Trials:
                 held, multiple = multiple, min(MULTIPLE_MAX, multiple * step)
             if missed == MULTIPLE_MIN or held == MULTIPLE_MAX:
                 return held, missed
-        while missed / held > BRACKET:
+        while missed / held > near:
             middle = math.sqrt(held * missed)
             if self.broken(middle):
                 missed = middle
@@ -316,32 +318,50 @@ class _Trials:
                 held = middle
         return held, missed
 
-    def interval(self, rng: np.random.Generator, value: float) -> tuple[float, float | None]:
+    def interval(self, value: float, ends: Ends) -> tuple[float, float | None]:
         """Between which the multiple lies when the blocks are drawn anew.
 
         Each trial's latencies are kept by block, so that a resampled window costs no replay, and
         no day is put beside another that it did not follow: queues stay whole. Of few blocks the
-        interval is stretched about the value, by Student's t and n blocks for n - 1.
+        interval is stretched about the value, by Student's t and n blocks for n - 1. Multiples
+        further off are tried only while the resampled windows do not all end before them, and on
+        the sides that are asked for.
         """
-        multiples = sorted(self.tallies)
         n = self._blocks.count
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLED).astype(np.float64)
-        alive = np.ones(RESAMPLED, dtype=bool)
-        held, missed = np.zeros(RESAMPLED), np.full(RESAMPLED, math.inf)
-        for multiple in multiples:
-            holds = np.logical_and.reduce(
-                [one.holds(weights, self._blocks.cells) for one in self.tallies[multiple]]
-            )
-            missed[alive & ~holds] = multiple
-            alive &= holds
-            held[alive] = multiple
-        lo = min(value, float(np.quantile(held, CI[0], method="lower")))
-        hi = max(value, float(np.quantile(missed, CI[1], method="higher")))
-        if not lo or not n > 1:
+        weights = np.random.default_rng(self._seed).multinomial(n, np.full(n, 1 / n), RESAMPLED)
+        draws = weights.astype(np.float64)
+        lo, hi = self._resampled(draws)
+        for factor in BELOW if ends != "none" else ():
+            if lo or value * factor < MULTIPLE_MIN:
+                break
+            self.at(value * factor)
+            lo, _ = self._resampled(draws)
+        for factor in ABOVE if ends == "both" else ():
+            if math.isfinite(hi) or value * factor > MULTIPLE_MAX:
+                break
+            self.at(value * factor)
+            _, hi = self._resampled(draws)
+        lo, hi = min(value, lo), max(value, hi)
+        if not lo or n < 2:
             return 0.0, hi if math.isfinite(hi) else None
         stretch = t975(n - 1) / t975(10**6) * math.sqrt(n / (n - 1))
         lo, hi = (value * (end / value) ** stretch for end in (lo, hi))
         return lo, hi if math.isfinite(hi) else None
+
+    def _resampled(self, draws: Floats) -> tuple[float, float]:
+        """The ends of the interval by what was tried so far: 0 or infinite where it is not far
+        enough."""
+        alive = np.ones(len(draws), dtype=bool)
+        held, missed = np.zeros(len(draws)), np.full(len(draws), math.inf)
+        for multiple in sorted(self.tallies):
+            holds = np.logical_and.reduce(
+                [one.holds(draws, self._blocks.cells) for one in self.tallies[multiple]]
+            )
+            missed[alive & ~holds] = multiple
+            alive &= holds
+            held[alive] = multiple
+        lo = float(np.quantile(held, CI[0], method="lower"))
+        return lo, float(np.quantile(missed, CI[1], method="higher"))
 
 
 def capacity_ratio(
@@ -353,12 +373,16 @@ def capacity_ratio(
     routing: Routing = "round_robin",
     seed: int = 0,
     requests: int = REQUESTS_MOST,
+    about: float | None = None,
+    ends: Ends = "both",
 ) -> Multiple:
     """The largest multiple of the arrivals that so many replicas serve within the SLO.
 
     Found by bisection to 3 %; without an SLO a P95 wait of 2 s is asked for. `requests` bounds what
-    is replayed at once: of more, those of the busiest hours, at least one. About twenty replays.
-    Raises UsageError where nothing arrived, or where the engine cannot be started.
+    is replayed at once: of more, those of the busiest hours, at least one. `about`: where to look
+    first, if that is known; else a tenth of the requests tells it. `ends`: of the interval, that
+    somebody asks for; each takes up to six further replays, and what is not asked for may be its
+    widest. Raises UsageError where nothing arrived, or where the engine cannot be started.
     """
     if not len(arrivals):
         raise UsageError("no request came in this window: there is nothing to serve more of")
@@ -367,17 +391,13 @@ def capacity_ratio(
         return replay(spec, some, replicas=replicas, routing=routing)
 
     blocks, targets = _Blocks(arrivals), tuple(slo) or (Wait(),)
-    few = busiest(arrivals, requests // 10)
-    trials = _Trials(serve, few, blocks, targets, seed)
-    about, _ = trials.bracket(1.0, 2.0)
+    if about is None:
+        few = busiest(arrivals, requests // 10)
+        about, _ = _Trials(serve, few, blocks, targets, seed).bracket(1.0, 2.0, ROUGHLY)
     chosen = busiest(arrivals, round(requests / max(1.0, about)))
-    if len(chosen) != len(few):
-        trials = _Trials(serve, chosen, blocks, targets, seed)
-    held, missed = trials.bracket(max(about, MULTIPLE_MIN), 1.25)
-    for factor in AROUND:
-        if MULTIPLE_MIN <= held * factor <= MULTIPLE_MAX:
-            trials.at(held * factor)
-    lo, hi = trials.interval(np.random.default_rng(seed), held)
+    trials = _Trials(serve, chosen, blocks, targets, seed)
+    held, missed = trials.bracket(min(max(about, MULTIPLE_MIN), MULTIPLE_MAX), ROUGHLY)
+    lo, hi = trials.interval(held, ends)
     return Multiple(
         value=held,
         lo=lo,

@@ -537,11 +537,30 @@ def test_declared_lengths_that_were_not_swept_count_little(capsys: Command, tmp_
     assert "not as long as the swept ones" in json.loads(out)["confidence"]["limited_by"]
 
 
+def traced(*at_ms: float) -> str:
+    line = '{"timestamp": %r, "input_length": 512, "output_length": 128, "hash_ids": [1]}\n'
+    return "".join(line % at for at in at_ms)
+
+
+@pytest.mark.parametrize(("busy", "finding"), [(0, "RIGHT_SIZED"), (90 * 60, "UNDER_SIZED")])
+def test_recorded_requests_are_a_demand(
+    capsys: Command, tmp_path: Path, busy: int, finding: str
+) -> None:
+    """One a second for ten minutes, and in one of them 90 a second more."""
+    at_ms = [*range(0, 600_000, 1000), *(120_000 + 60_000 * one / busy for one in range(busy))]
+    code, out, _ = agent(capsys, "assess", *files(tmp_path, traced(*at_ms)), "--format", "json")
+    verdict = json.loads(out)
+    assert (code, verdict["finding"]) == (0, finding)
+    rps = (busy + 60) / 60
+    assert verdict["demand"]["rps"] == pytest.approx(rps, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("demand", "said"),
     [
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023,1,2\n", "traces are not taken yet"),
-        ('{"timestamp": 1}\n{"timestamp": 2}\n', "traces are not taken yet"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023,1,2\n", "or give a trace"),
+        ('{"timestamp": 1}\n{"timestamp": 2}\n', "not a trace"),
+        (traced(0, 1000), "a trace of 2 requests in under 60 s"),
         ("{}", "neither concurrency nor requests_per_s"),
         ({"concurrency": {"p99": "many"}}, "not a demand"),
         ({"concurrency": {"p99": 0}}, "finite numbers above 0"),

@@ -415,8 +415,8 @@ def capacity_model(_: Bench) -> list[Row]:
 
 def verdicts(bench: Bench) -> list[Row]:
     """Planted scenarios, judged from a store against what the simulator knows of them."""
-    found = scenarios.show(scenarios.FEW if bench.quick else scenarios.SCENARIOS, bench.directory)
-    thin = [one for one in found if one.scenario.planted == scenarios.THIN]
+    found = scenarios.show(scenarios.QUICK if bench.quick else scenarios.ALL, bench.directory)
+    thin = [one for one in found if one.is_thin]
     share = 100 * sum(one.is_right for one in found) / len(found)
     return [
         Row("scenarios", None, float(len(found))),

@@ -65,7 +65,7 @@ def test_minutes_add_up_to_what_was_served() -> None:
 def test_a_scenario(name: str, tmp_path: Path) -> None:
     one = next(one for one in SCENARIOS if one.name == name)
     found = judged(one, tmp_path)
-    assert found.is_right, found.found.verdict.summary
+    assert found.is_right, found.verdict.summary
     assert not found.is_dangerous
-    assert found.right == right(one, found.known)
+    assert found.right == right(one, truth(one.box, one.traffic, one.slo))
     assert matrix([found])[-1].startswith(f"| {found.right[0]} | 1 |")

@@ -13,6 +13,8 @@ from agent.sizing.arrivals import (
     COPY_WITHIN_S,
     HOUR_S,
     Arrivals,
+    _draw,
+    _lean,
     busiest,
     observed,
     recorded,
@@ -24,6 +26,7 @@ from agent.sizing.hardware import gpu
 from agent.sizing.models import model
 from agent.sizing.pattern import pattern
 from agent.sizing.window import Window
+from agent.stats import Histogram
 from tests.agent.sizing.virtual_server import VirtualServer, watched
 
 BOUNDS = (100.0, 200.0, 400.0, float("inf"))
@@ -122,6 +125,27 @@ def test_lengths_have_their_exact_mean_though_buckets_are_wide() -> None:
     assert found.prompt_tokens.mean() == pytest.approx(120, rel=0.01)
     assert found.output_tokens.mean() == pytest.approx(50, rel=0.01)
     assert found.prompt_tokens.std() > 10
+
+
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any))
+@settings(deadline=None)
+def test_lengths_stay_in_their_buckets_however_they_lean(counts: list[int]) -> None:
+    one = Histogram(BOUNDS, tuple(float(count) for count in counts))
+    found = _draw([one], 2000, np.random.default_rng(0))
+    share = np.bincount(np.searchsorted(BOUNDS, found), minlength=5)[:4] / 2000
+    known = np.array(counts) / sum(counts)
+    known[2], known[3] = known[2] + known[3], 0.0  # the endless one's stand at its lower end
+    assert share == pytest.approx(known, abs=0.05)
+    assert (np.abs(_lean(one)) <= 1).all()
+
+
+def test_a_tail_is_no_wider_than_it_was() -> None:
+    rng = np.random.default_rng(0)
+    bounds = (1.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, np.inf)
+    true = rng.gamma(2.0, 600.0, 50_000)
+    counts = np.bincount(np.searchsorted(bounds, true), minlength=len(bounds))
+    found = _draw([Histogram(bounds, tuple(counts.astype(float)))], true.size, rng)
+    assert found.std() * true.mean() / found.mean() == pytest.approx(true.std(), rel=0.1)
 
 
 def test_the_share_of_prompts_that_the_cache_knew_is_cached() -> None:

@@ -236,6 +236,9 @@ def test_the_evidence_stands_beside_every_finding() -> None:
     assert found.demand["concurrency"] == 12
     assert found.demand["observed"]["concurrency"]["max"] == 12
     assert found.demand["covered_s"] == 7 * DAY
+    assert found.demand["observed"]["hours_of_week"] == {
+        "observed": 168, "concurrency_p99": 12, "concurrency_max": 12,
+    }  # fmt: skip
     assert found.questions == {
         "trains": "yes", "users": "service", "priority": "steady experience",
     }  # fmt: skip

@@ -273,6 +273,23 @@ def test_of_many_requests_the_busiest_hours_are_replayed() -> None:
     assert few.value == pytest.approx(capacity_ratio(single, arrivals).value, rel=0.1)
 
 
+def test_an_end_that_nobody_asks_for_costs_no_replay() -> None:
+    arrivals = poisson(1.0, 300.0)
+    both, low, none = (capacity_ratio(SLOW, arrivals, ends=e) for e in ("both", "low", "none"))
+    assert none.replays <= low.replays <= both.replays <= 20
+    assert none.value == low.value == both.value
+    assert 0 < low.lo == both.lo <= both.value
+    assert none.lo <= both.lo
+
+
+@pytest.mark.parametrize("about", [0.1, 0.9, 7.0])
+def test_where_it_is_looked_for_first_does_not_matter(about: float) -> None:
+    arrivals = poisson(1.0, 300.0)
+    found = capacity_ratio(SLOW, arrivals, about=about)
+    unaided = capacity_ratio(SLOW, arrivals)
+    assert found.lo <= unaided.value <= (found.hi or math.inf)
+
+
 def test_the_same_seed_gives_the_same_answer() -> None:
     arrivals = poisson(1.0, 200.0)
     assert capacity_ratio(SLOW, arrivals, seed=4) == capacity_ratio(SLOW, arrivals, seed=4)

@@ -24,8 +24,17 @@ from agent.sizing.curve import parse_slo
 from agent.sizing.engine import EngineSpec, kv_capacity_tokens
 from agent.sizing.hardware import gpu
 from agent.sizing.models import model
+from agent.sizing.replay import Replayed, capacity_ratio, replay
 from agent.sizing.simulate import closed_loop
-from agent.sizing.trial import Trial, _dense, fitted, half, same_settings, trial
+from agent.sizing.trial import (
+    Trial,
+    _dense,
+    _share,
+    fitted,
+    half,
+    same_settings,
+    trial,
+)
 
 SPEC = EngineSpec(gpu("l4"), model("llama-3.1-8b"), precision="fp8")
 SLO = parse_slo("ttft:p95<2s,itl:p95<60ms")
@@ -99,6 +108,30 @@ def test_more_demand_is_less_often_served() -> None:
         assert ratio.lo is not None
         assert ratio.hi is not None
         assert ratio.lo <= ratio.value <= ratio.hi
+
+
+def test_a_verdict_takes_few_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an hourly verdict costs: the agent has half a percent of a core for all it does."""
+    replayed: list[int] = []
+
+    def counted(spec: EngineSpec, arrivals: Arrivals, **more: Any) -> Replayed:
+        replayed.append(len(arrivals))
+        return replay(spec, arrivals, **more)
+
+    monkeypatch.setattr("agent.sizing.replay.replay", counted)
+    found = tried(0.4, parse_slo("itl:p95<45ms"), replicas=2)
+    assert found.smaller > 1  # all that can be asked was
+    assert len(replayed) <= 40
+
+
+def test_what_a_trial_says_holds_to_the_whole_interval_of_each_replay() -> None:
+    """Ends that are not asked for are left out of the search, not of the answer."""
+    slo, found = parse_slo("itl:p95<45ms"), tried(1.0, parse_slo("itl:p95<45ms"))
+    arrivals = _share(demand(1.0), 1, np.random.default_rng(0))
+    whole = capacity_ratio(fitted(sweep()).spec, arrivals, slo)
+    assert whole.lo <= found.value <= (whole.hi or np.inf)
+    assert found.lo <= whole.lo
+    assert found.hi >= whole.value
 
 
 def test_half_the_device_is_slower_at_once() -> None:

@@ -179,13 +179,17 @@
     };
   }
 
+  function drawHealth() {
+    byId("version").textContent = view.status.version;
+    byId("health").replaceChildren(...parts.health(view.status));
+    offer(view.status.servers);
+  }
+
   async function status() {
     const found = await ask("status");
     return () => {
       view.status = found;
-      byId("version").textContent = found.version;
-      byId("health").replaceChildren(...parts.health(found));
-      offer(found.servers);
+      setTimeout(drawHealth); // what is asked for next goes out first
     };
   }
 

@@ -29,6 +29,7 @@ from agent.sizing.pattern import Distribution, Pattern
 from agent.sizing.trial import Trial
 from agent.sizing.window import Window
 from agent.stats import Floats, merged, quantile
+from agent.words import ms
 
 HOUR_S = 3600
 DAY_S = 86_400
@@ -959,8 +960,8 @@ def _broken_reasons(scene: Scene, broken: Sequence[Hour]) -> list[Reason]:
     return [
         Reason(
             "SLO_BROKEN_IN_PRODUCTION",
-            f"{target.metric} {target.statistic} at least {one.lo:,.4g} ms (bound"
-            f" {target.bound_ms:g} ms) of {one.n:.0f} requests in the hour from {_utc(hour)},"
+            f"{target.metric.upper()} {target.statistic} at least {ms(one.lo)} (bound"
+            f" {ms(target.bound_ms)}) of {one.n:.0f} requests in the hour from {_utc(hour)},"
             f" with {hour.waiting:.3g} waiting and {hour.preemptions:.0f} preempted",
             {
                 "target": name, "hours": len(broken), "n": one.n, "value_ms": one.value,

@@ -170,7 +170,7 @@ def test_production_outweighs_a_sweep_that_says_it_fits() -> None:
     assert found.reasons[0].evidence["hours"] == 3
     assert found.reasons[0].evidence["waiting"] == 4
     assert "in 3 of 72 observed hours" in found.summary
-    assert "ttft p95 at least 600 ms (bound 500 ms) of 100 requests" in found.summary
+    assert "TTFT p95 at least 600 ms (bound 500 ms) of 100 requests" in found.summary
 
 
 # ------------------------------------------------------------------------------------------ words

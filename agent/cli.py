@@ -16,7 +16,7 @@ from agent.failures import guarded
 if TYPE_CHECKING:
     from agent.forms import Sheet
     from agent.model import Sweep
-    from agent.recall import Series
+    from agent.question import Series
     from agent.sizing.models import ModelShape
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -29,6 +29,7 @@ PURE = {
     "agent.exporters.concluded",
     "agent.exporters.prometheus",
     "agent.chunks",
+    "agent.places",
     "agent.rows",
     "agent.schema",
     "agent.timeline",

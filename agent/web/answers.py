@@ -18,7 +18,8 @@ from agent.fitting import fitting, model_of
 from agent.live import ServerStatus
 from agent.minutes import Minute
 from agent.model import Sweep, UsageError, encode
-from agent.recall import Recall, Series, Table
+from agent.question import Series, Table
+from agent.recall import Recall
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from agent.metrics import CATALOGUE
 from agent.minutes import MinuteHistogram
 from agent.model import StoreError, UsageError
-from agent.recall import PERCENTILES, RECIPES, Recall, _spread, combination
+from agent.question import PERCENTILES, RECIPES, _spread, combination
+from agent.recall import Recall
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
 from agent.stats import Histogram, quantile
 from tests.agent.recorded import NOON, Clocks, counter, gauge, histogram, minute, store

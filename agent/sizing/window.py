@@ -19,6 +19,7 @@ from agent.minutes import MINUTE_S, Minute, MinuteHistogram, MinuteValue
 from agent.stats import Floats, Histogram
 
 COVERED_LEAST_S = 1e-3  # of a record; less is no time to divide by
+STAMP_S = 2e-3  # so far may a window that ends with a sample end before it: stamps are milliseconds
 GAUGES = frozenset(("requests_running", "requests_waiting", "kv_usage_ratio", "kv_capacity_tokens"))
 HISTOGRAMS = (
     "ttft_seconds", "itl_seconds", "tpot_seconds", "e2e_seconds", "queue_seconds",
@@ -229,9 +230,9 @@ class Window:
         begin = max(start_unix_s, self.start_unix_s)
         end = min(start_unix_s + self.record_s, self.end_unix_s)
         inside_s = max(0.0, end - begin)
-        if begin == start_unix_s:
-            return min(1.0, inside_s / covered_s) if covered_s > 0 else 1.0
-        return inside_s / self.record_s
+        if begin > start_unix_s:
+            return inside_s / self.record_s
+        return 1.0 if covered_s <= inside_s + STAMP_S else inside_s / covered_s
 
     def _add_server(self, server: Source, minute: Minute, place: int, share: float) -> None:
         server.covered_s[place] += minute.covered_s * share

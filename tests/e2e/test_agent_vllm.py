@@ -115,8 +115,8 @@ def test_what_lies_in_the_store_after_a_clean_stop_adds_up_too(observed: Observe
     """The last test of this module: it ends the agent."""
     agent = observed.agent
 
-    def seen() -> float:
-        return float(agent.get("/api/v1/pattern?window=1h")["output_tokens"])
+    def seen() -> int:
+        return round(agent.get("/api/v1/pattern?window=1h")["output_tokens"])
 
     before = seen()
     assert agent.stop() == 0

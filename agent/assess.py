@@ -114,14 +114,15 @@ def assess(
         raise UsageError("an assessment is of one server or of one service: name it")
     owners = recall.servers(server, service)
     asked = _Asked(tuple(sorted(owners)), scope_of(server, service), now_s, urls or {})
+    prints = {name: recall.fingerprints(name) for name in asked.servers}
     window, notes = _window(recall, asked, owners, window_s, open_minutes)
     seen = pattern(window)
-    served = _served(recall, asked, owners)
-    choice = _placed(_choose(recall, asked, owners, window), served)
+    served = _served(recall, owners, prints)
+    choice = _placed(_choose(recall, asked, owners, prints, window), served)
     targets = tuple(slo) or tuple(choice.sweep.slo if choice.sweep else ())
     replicas = len(owners) if choice.used.kind == "measured" else 1
     limits, doubts = _limits(choice, seen, window)
-    past = _past(recall, asked)
+    past = _past(recall, asked, prints)
     if past and past[0].finding == "OVER_SIZED":
         needs = msgspec.structs.replace(needs, over_ratio_max=needs.over_exit)
     heat = production.heat(window)
@@ -134,7 +135,7 @@ def assess(
         replicas=replicas,
         expect_concurrency=expect_concurrency,
         trains=trains,
-        simulated=bool(choice.sweep and choice.sweep.run.simulated) or _is_simulated(recall, asked),
+        simulated=bool(choice.sweep and choice.sweep.run.simulated) or _is_simulated(prints),
         weekend_s=production.weekend_s(window),
         doubts=doubts,
         missing=(*choice.notes, *notes),
@@ -148,7 +149,7 @@ def assess(
     scene = _tried(scene, choice, window, limits, thresholds)
     verdict = conclude(scene, _judged(scene, choice, limits, thresholds))
     verdict = settled(verdict, past, needs, now_s)
-    verdict = advise(verdict, _known(recall, asked, scene, choice, prices, served))
+    verdict = advise(verdict, _known(recall, asked, prints, scene, choice, prices, served))
     return Assessment(
         scope=asked.scope,
         at_unix_s=now_s,
@@ -267,6 +268,10 @@ def judge_file(
     return advise(verdict, Known(sweep.levels, tuple(slo), sweep, lengths=lengths, target=target))
 
 
+# By server, oldest first, as `Recall.fingerprints` tells them.
+_Prints = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
 class _Asked(NamedTuple):
     servers: tuple[str, ...]
     scope: str
@@ -339,10 +344,13 @@ def _observed_line(window: Window, seen: Pattern) -> str:
 
 
 def _choose(
-    recall: Recall, asked: _Asked, owners: Mapping[str, Sequence[str]], window: Window
+    recall: Recall,
+    asked: _Asked,
+    owners: Mapping[str, Sequence[str]],
+    prints: _Prints,
+    window: Window,
 ) -> _Choice:
     """The newest measured curve that fits, else what production showed, else none."""
-    prints = {name: recall.fingerprints(name) for name in asked.servers}
     models = {name: model_of(found) for name, found in prints.items()}
     notes: list[str] = []
     gpus = {gpu for mine in owners.values() for gpu in mine}
@@ -356,9 +364,8 @@ def _choose(
     return _Choice(CurveUsed(kind, note=note), levels, None, tuple(notes), _steadiness(passive))
 
 
-def _is_simulated(recall: Recall, asked: _Asked) -> bool:
-    newest = [found[-1]["data"] for name in asked.servers if (found := recall.fingerprints(name))]
-    return any(SIMULATED in data.items() for data in newest)
+def _is_simulated(prints: _Prints) -> bool:
+    return any(SIMULATED in found[-1]["data"].items() for found in prints.values() if found)
 
 
 def _steadiness(passive: Passive) -> tuple[tuple[int, str], ...]:
@@ -366,9 +373,7 @@ def _steadiness(passive: Passive) -> tuple[tuple[int, str], ...]:
     return ((1, f"only {passive.minutes_used} steady minutes"),) if few else ()
 
 
-def _dated(
-    found: Fitting, prints: Mapping[str, Sequence[Mapping[str, Any]]], notes: list[str]
-) -> _Choice:
+def _dated(found: Fitting, prints: _Prints, notes: list[str]) -> _Choice:
     """The measured curve, with what holds its weight down."""
     row, sweep = found.row, found.sweep
     measured_s = _unix_s(row["started_at"]) or row["received_unix_s"]
@@ -622,10 +627,10 @@ def _is_uneven(window: Window) -> bool:
     return max(loads) > UNEVEN_FACTOR * float(np.mean(loads))
 
 
-def _past(recall: Recall, asked: _Asked) -> list[Past]:
+def _past(recall: Recall, asked: _Asked, prints: _Prints) -> list[Past]:
     """Earlier verdicts of the same configuration, newest first."""
-    prints = [p for name in asked.servers if len(p := recall.fingerprints(name)) > 1]
-    changed_s = max((p[-1]["since_unix_s"] for p in prints), default=0.0)
+    changed = [found[-1]["since_unix_s"] for found in prints.values() if len(found) > 1]
+    changed_s = max(changed, default=0.0)
     return [
         Past(one["at_unix_s"], one["finding"], one["verdict"].get("found") or one["finding"])
         for one in recall.assessments(asked.scope, limit=200)
@@ -649,14 +654,15 @@ def _since(recall: Recall, asked: _Asked, finding: str) -> str:
 def _known(
     recall: Recall,
     asked: _Asked,
+    prints: _Prints,
     scene: Scene,
     choice: _Choice,
     prices: Prices | None,
     served: Target | None,
 ) -> Known:
     """What advice is made from: the engines are alike, so one server's settings are of all."""
-    prints = recall.fingerprints(asked.servers[0])
-    settings = prints[-1]["data"] if prints else {}
+    first = prints[asked.servers[0]]
+    settings = first[-1]["data"] if first else {}
     measured_s = _unix_s(choice.used.measured_at or "")
     return Known(
         levels=choice.levels,
@@ -677,10 +683,10 @@ def _known(
     )
 
 
-def _served(recall: Recall, asked: _Asked, owners: Mapping[str, Sequence[str]]) -> Target | None:
+def _served(recall: Recall, owners: Mapping[str, Sequence[str]], prints: _Prints) -> Target | None:
     """Model and GPUs of one replica, as the agent saw them; null where they differ."""
-    on = [recall.gpus(owners[name]) for name in asked.servers]
-    models = {model_of(recall.fingerprints(name)) for name in asked.servers}
+    on = [recall.gpus(owners[name]) for name in prints]
+    models = {model_of(found) for found in prints.values()}
     if not all(on) or len({tuple(one.name for one in gpus) for gpus in on}) > 1 or len(models) > 1:
         return None
     return Target(model=models.pop() or "", gpus=on[0])

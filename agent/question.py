@@ -14,6 +14,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -253,7 +254,7 @@ class Question:
     def _sources_of(self, name: str) -> list[_Source]:
         """The series of a name that are meant, by their sources. Raises UsageError."""
         if name not in self._sources:
-            self._sources[name] = self._found(name, self._which)
+            self._sources[name] = self._found(name)
         return self._sources[name]
 
     def _series_of(self, *kinds: Kind) -> list[int]:
@@ -261,9 +262,14 @@ class Question:
         names = sorted(self._names(*kinds))
         return [id_ for name in names for one in self._sources_of(name) for id_ in one.series]
 
-    def _found(self, name: str, which: Which) -> list[_Source]:
-        whose = owners(self._reader, which)
-        gpus = {which.gpu} if which.gpu else _gpus_of(whose)
+    @cached_property
+    def _whose(self) -> tuple[dict[str, list[str]] | None, set[str] | None]:
+        """The sources and the GPUs that are meant; null for all. Raises UsageError."""
+        found = owners(self._reader, self._which)
+        return found, {self._which.gpu} if self._which.gpu else _gpus_of(found)
+
+    def _found(self, name: str) -> list[_Source]:
+        whose, gpus = self._whose
         of_gpu = name.startswith("gpu_")
         found: dict[tuple[int, str], list[int]] = defaultdict(list)
         sql = """select sources.id, sources.name, series.id, labels

@@ -32,7 +32,7 @@ from loadgen.report.labels import (
     number,
     slo_text,
 )
-from loadgen.report.page import BADGE, CHARTS, charts, document, lead, titled
+from loadgen.report.page import BADGE, CHARTS, charts, document, lead, scroll, titled
 
 SCRIPTS = (*CHARTS, "beside.js", "report.js")
 
@@ -202,7 +202,7 @@ def _sides(name: str, rows: Iterable[tuple[str, str, str]]) -> str:
         f'<td class="text">{escape(b)}</td></tr>'
         for what, a, b in rows
     )
-    return _scroll(
+    return scroll(
         name,
         '<table class="named sides"><thead><tr><td></td><th scope="col" class="run-a">A</th>'
         f'<th scope="col" class="run-b">B</th></tr></thead><tbody>{told}</tbody></table>',
@@ -273,7 +273,7 @@ def _gate(outcomes: Sequence[Outcome]) -> str:
     return titled(
         "gate",
         "The gate",
-        _scroll("the gate", f'<table class="named">{head}<tbody>{rows}</tbody></table>'),
+        scroll("the gate", f'<table class="named">{head}<tbody>{rows}</tbody></table>'),
     )
 
 
@@ -307,17 +307,12 @@ def _table(pair: Pair, *, open_: bool) -> str:
     if pair.changes:
         rows = "".join(map(_row, pair.changes))
         head = _head("", "A", "B", "change", "95 % interval", "p adjusted", "in words")
-        inside += _scroll(_load(pair), f'<table class="named">{head}<tbody>{rows}</tbody></table>')
+        inside += scroll(
+            escape(_load(pair)), f'<table class="named">{head}<tbody>{rows}</tbody></table>'
+        )
     return (
         f'<details class="card load"{" open" if open_ else ""}>'
         f"<summary>{escape(_load(pair))}{repeats}: {_count(pair)}</summary>{inside}</details>"
-    )
-
-
-def _scroll(name: str, table: str) -> str:
-    return (
-        f'<div class="card scroll" role="region" tabindex="0" aria-label="Table of {escape(name)}">'
-        f"{table}</div>"
     )
 
 

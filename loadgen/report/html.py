@@ -35,6 +35,7 @@ from loadgen.report.page import (
     lead,
     pairs,
     percent,
+    scroll,
     titled,
     value_text,
 )
@@ -410,13 +411,11 @@ def _table(sweep: Sweep) -> str:
     rows = "".join(_row(level, columns, known) for level in sweep.levels)
     badge = f" {BADGE}" if sweep.run.simulated else ""
     wide = ' class="wide"' if len(columns) > 8 else ""
-    return (
-        '<section aria-labelledby="h-levels"><h2 id="h-levels">All levels</h2>'
-        '<div class="card scroll" role="region" tabindex="0" aria-label="Table of all levels">'
-        f"<table{wide}>"
-        f"<caption><span>{_caption(sweep)}{badge}</span></caption>"
-        f"<thead>{_head(sweep, columns)}</thead><tbody>{rows}</tbody></table></div></section>"
+    table = (
+        f"<table{wide}><caption><span>{_caption(sweep)}{badge}</span></caption>"
+        f"<thead>{_head(sweep, columns)}</thead><tbody>{rows}</tbody></table>"
     )
+    return titled("levels", "All levels", scroll("all levels", table))
 
 
 def _caption(sweep: Sweep) -> str:
@@ -597,11 +596,11 @@ def _candidates(verdict: Verdict) -> str:
         return ""
     names = ("configuration", "tokens/s", "ms a token", "USD a month", "saving", "a step to")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return (
-        '<div class="card scroll" role="region" tabindex="0" aria-label="Table of candidates">'
+    return scroll(
+        "candidates",
         '<table class="named"><caption>By prediction from this sweep, nine of ten within the'
         " ends; a candidate to test, no measurement.</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>",
     )
 
 
@@ -646,8 +645,5 @@ def _grounds(verdict: Verdict | None) -> str:
 
 def _command(sweep: Sweep) -> str:
     code = f'<pre><code id="command">{escape(sweep.run.command)}</code></pre>'
-    return (
-        '<section aria-labelledby="h-repeat"><h2 id="h-repeat">Repeat it</h2>'
-        f'<div class="card command">{code}'
-        '<button type="button" id="copy">Copy</button></div></section>'
-    )
+    inside = f'{code}<button type="button" id="copy">Copy</button>'
+    return titled("repeat", "Repeat it", f'<div class="card command">{inside}</div>')

@@ -107,6 +107,14 @@ def titled(name: str, title: str, inside: str) -> str:
     return f'<section aria-labelledby="h-{name}"><h2 id="h-{name}">{title}</h2>{inside}</section>'
 
 
+def scroll(name: str, table: str) -> str:
+    """A table that may be wider than the page, reached by keyboard; both are markup."""
+    return (
+        f'<div class="card scroll" role="region" tabindex="0" aria-label="Table of {name}">'
+        f"{table}</div>"
+    )
+
+
 def charts(name: str) -> str:
     """The place that the charts of this name are drawn into."""
     return f'<div class="grid" data-charts="{name}"></div>'

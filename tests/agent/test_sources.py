@@ -48,6 +48,13 @@ class Counter:
         self.total += tokens
 
 
+async def live(source: Source, server: Counter, turns: int = 20) -> None:
+    """So many samples, 5 s and 50 tokens from one to the next."""
+    for _ in range(turns):
+        await source.turn()
+        server.later(5, 50)
+
+
 def total_of(path: Path) -> float:
     with Recall(path) as recall:
         minutes = list(recall.minutes("chat", 0, 2**33))
@@ -59,16 +66,12 @@ async def test_an_agent_that_died_is_gone_on_from_without_loss(tmp_path: Path) -
     path, server = tmp_path / "agent.db", Counter()
     with History(path) as history:
         first = Source("chat", server, 5.0, history)
-        for _ in range(20):
-            await first.turn()
-            server.later(5, 50)
+        await live(first, server)
         assert history.flush()
     with History(path) as history:
         second = Source("chat", server, 5.0, history)
         second.go_on()
-        for _ in range(20):
-            await second.turn()
-            server.later(5, 50)
+        await live(second, server)
         await second.close()
         assert history.flush()
         current = second.minutes.current()
@@ -105,9 +108,7 @@ async def test_what_a_stopped_agent_left_can_be_asked(tmp_path: Path) -> None:
     path, server = tmp_path / "agent.db", Counter()
     with History(path) as history:
         one = Source("chat", server, 5.0, history)
-        for _ in range(20):
-            await one.turn()
-            server.later(5, 50)
+        await live(one, server)
         await one.close()
         for name, state in (("new", Minutes("new").dump("boot")), ("odd", b"of no known form")):
             history.add_source(name, service=None)

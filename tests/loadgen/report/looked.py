@@ -1,7 +1,9 @@
-"""What is looked for in every page that is shown: what overlaps, what axe finds."""
+"""What is looked for in every page: its numbers, what overlaps, what axe finds."""
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from tests.conftest import find_axe
@@ -18,18 +20,27 @@ OVERLAPPING = """[...document.querySelectorAll("main, main section, .pair, .lead
     })"""
 
 
+def embedded(page: str) -> dict[str, Any]:
+    """The numbers that a page was written with."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
 def overlapping(page: Any) -> list[str]:
     """Neighbours that lie over each other."""
     found: list[str] = page.evaluate(OVERLAPPING)
     return found
 
 
-def violations(page: Any) -> list[tuple[str, str]]:
-    """What axe says of it: its rule and the first element. Skips where axe-core is missing."""
+def violations(page: Any) -> list[tuple[str, str, str]]:
+    """What axe says of it: its rule, how bad that is, and the first element. Skips where axe-core
+    is missing."""
     script = find_axe()
-    require(script, "axe-core")
+    require(script, "axe-core (make real-parts)")
     assert script is not None
     session = page.context.new_cdp_session(page)  # the page's policy would refuse the script
     session.send("Runtime.evaluate", {"expression": script.read_text("utf-8")})
     found = page.evaluate("axe.run().then((found) => found.violations)")
-    return [(one["id"], one["nodes"][0]["html"][:200]) for one in found]
+    return [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in found]

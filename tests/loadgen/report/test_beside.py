@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,13 +65,6 @@ def page(a: Side = A, b: Side = B) -> str:
 
 COMPARED = compare(A, B, RULES)
 PAGE = render(COMPARED, A.sweep, B.sweep)
-
-
-def embedded(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1])
-    return data
 
 
 # --------------------------------------------------------------------------------------- as text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from loadgen.conclude import conclude
 from loadgen.report.html import render
 from loadgen.report.labels import number
 from tests.loadgen.report import samples
-from tests.loadgen.report.looked import overlapping, violations
+from tests.loadgen.report.looked import embedded, overlapping, violations
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = (390, 1280, 1920)
@@ -33,13 +32,6 @@ replace = msgspec.structs.replace
 def elements(page: str, name: str) -> list[str]:
     """The contents of all elements of that name that have no attributes."""
     return re.findall(rf"<{name}>(.*?)</{name}>", page, flags=re.DOTALL)
-
-
-def embedded(page: str) -> dict[str, Any]:
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
-    assert match is not None
-    data: dict[str, Any] = json.loads(match[1])
-    return data
 
 
 # --------------------------------------------------------------------------------------- as text

@@ -27,8 +27,9 @@ from agent.minutes import MINUTE_S, Minute
 from agent.model import Level, Reason, Slo, Sweep, Target, UsageError, Verdict
 from agent.recall import Recall
 from agent.samplers.dialects import SIMULATED
-from agent.sizing import arrivals, production
+from agent.sizing import arrivals
 from agent.sizing import curve as curves
+from agent.sizing import scene as scenes
 from agent.sizing.advice import advise
 from agent.sizing.declared import Demand
 from agent.sizing.judge import Observed, Unit, judge
@@ -36,8 +37,10 @@ from agent.sizing.kind import Known
 from agent.sizing.money import Prices, catalogue
 from agent.sizing.passive import Passive, passive_curve
 from agent.sizing.pattern import Pattern, pattern
-from agent.sizing.production import USUAL, Needs, Past, Scene, conclude, settled, span
+from agent.sizing.production import conclude
 from agent.sizing.rules import DEFAULTS, Thresholds
+from agent.sizing.scene import USUAL, Needs, Scene, span
+from agent.sizing.settle import Past, settled
 from agent.sizing.trial import Trial, fitted, same_settings, throttled_levels, trial
 from agent.sizing.window import COUNTERS, GAUGES, GPU, HISTOGRAMS, Window
 from agent.when import utc
@@ -125,10 +128,10 @@ def assess(
     past = _past(recall, asked, prints)
     if past and past[0].finding == "OVER_SIZED":
         needs = msgspec.structs.replace(needs, over_ratio_max=needs.over_exit)
-    heat = production.heat(window)
+    heat = scenes.heat(window)
     scene = Scene(
         pattern=seen,
-        hours=production.hours(window, targets),
+        hours=scenes.hours(window, targets),
         slo=targets,
         declared_slo=bool(slo),
         curve=choice.used.kind,
@@ -136,13 +139,13 @@ def assess(
         expect_concurrency=expect_concurrency,
         trains=trains,
         simulated=bool(choice.sweep and choice.sweep.run.simulated) or _is_simulated(prints),
-        weekend_s=production.weekend_s(window),
+        weekend_s=scenes.weekend_s(window),
         doubts=doubts,
         missing=(*choice.notes, *notes),
         rests_on=(_observed_line(window, seen), choice.used.note),
         target=_target(asked, choice),
         needs=needs,
-        little=production.little(window),
+        little=scenes.little(window),
         heat=heat,
         wrong=choice.wrong or _throttled(choice, heat, needs),
     )
@@ -501,7 +504,7 @@ def _held_half(
     return dict(held)
 
 
-def _throttled(choice: _Choice, heat: production.Heat | None, needs: Needs) -> Reason | None:
+def _throttled(choice: _Choice, heat: scenes.Heat | None, needs: Needs) -> Reason | None:
     """A sweep with its clocks held down, of a server that otherwise runs free."""
     if heat is None or heat.share >= needs.throttled:
         return None
@@ -580,9 +583,9 @@ def _limits(
         if _is_uneven(window):
             limits.append((1, "the replicas do not share the load evenly"))
             doubts.append("replicas that share the load evenly")
-    if seen.covered_s < production.DAY_S:
+    if seen.covered_s < scenes.DAY_S:
         limits.append((1, f"only {span(seen.covered_s)} observed: no whole day"))
-    elif seen.covered_s < 0.9 * production.WEEK_S:
+    elif seen.covered_s < 0.9 * scenes.WEEK_S:
         limits.append((2, f"{span(seen.covered_s)} observed: no whole week"))
     return tuple(limits), tuple(doubts)
 

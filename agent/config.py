@@ -26,8 +26,8 @@ import platformdirs
 
 from agent.model import Slo, UsageError
 from agent.sizing.curve import format_slo, parse_slo
-from agent.sizing.production import Needs
 from agent.sizing.rules import Thresholds
+from agent.sizing.scene import Needs
 from agent.words import printable
 
 if typing.TYPE_CHECKING:

@@ -7,268 +7,25 @@ whether so much more is held than was ever asked that a smaller configuration wo
 OVER_SIZED is the finding that breaks somebody's service where it is wrong. It takes an SLO declared
 for this service, a measured curve that fits without a doubt, two weeks with their weekends, room
 for the largest demand ever sampled on the smaller configuration, by the curve and, where the engine
-could be fitted, by the replay; and that said three days in a row. Else it is not said.
+could be fitted, by the replay; and that found three days in a row (`agent.sizing.settle`). Else it
+is not said.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import shlex
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from agent.model import Confidence, Ratio, Reason, Recommendation, Slo, Verdict
+from agent.sizing import circumstances
 from agent.sizing.curve import format_slo
 from agent.sizing.judge import UNIT_NAMES, Unit
-from agent.sizing.pattern import Distribution, Pattern
-from agent.sizing.trial import Trial
-from agent.sizing.window import Window
-from agent.stats import Floats, merged, quantile
+from agent.sizing.scene import DAY_S, HOUR_S, WEEK_S, Hour, Said, Scene, percent, span
 from agent.words import ms
-
-HOUR_S = 3600
-DAY_S = 86_400
-WEEK_S = 7 * DAY_S
-
-
-class Needs(msgspec.Struct, frozen=True):
-    """Every number that these findings hang on. A demonstration may shorten the times; the verdict
-    then says so."""
-
-    idle_s: float = DAY_S
-    """Observed at least so long for IDLE …"""
-    idle_busy_max: float = 0.01
-    """… and under this share of it with a request in flight."""
-    right_s: float = HOUR_S
-    """Observed at least so long for RIGHT_SIZED: an evening's peak is not in five minutes."""
-    over_s: float = 14 * DAY_S
-    """Observed at least so long for OVER_SIZED, with the weekends that so long has (two)."""
-    over_ratio_max: float = 0.85
-    """OVER_SIZED: the largest demand over the surely held load of the smaller configuration."""
-    covered_min: float = 0.9
-    """Share of those times that was really observed: gaps come."""
-    hours_min: int = 3
-    """Hours in which the SLO broke for UNDER_SIZED, or was kept for RIGHT_SIZED without a sweep."""
-    requests_min: int = 30
-    """Requests of an hour for its latency to count."""
-    rejected_max: float = 0.01
-    """Share of requests turned away above which the observed demand is not all of it."""
-    hours_broken_max: float = 0.01
-    """Share of the hours that may break the SLO: what the P99 over the hours leaves out."""
-    over_exit: float = 0.92
-    """What is OVER_SIZED stays so until that ratio reaches this."""
-    over_daily: int = 3
-    """So many verdicts, a day apart, have to find OVER_SIZED for it to be said …"""
-    under_windows: int = 2
-    """… and so many in a row UNDER_SIZED, where something else was said before."""
-    under_exit: float = 0.95
-    """What is UNDER_SIZED stays so until the demand is at most this share of the capacity."""
-    off_peak_s: float = WEEK_S
-    """Observed at least so long for OVER_OFF_PEAK, most hours of the week among it …"""
-    off_peak_seen: float = 0.8
-    """… which is this share of the time and of those hours …"""
-    off_peak_ratio: float = 0.3
-    """… with a demand of at least this share of the capacity at the peak …"""
-    off_peak_hours: int = 56
-    """… and so many hours of the week with less than 30 % of the busiest one's load."""
-    little_error: float = 0.25
-    """In flight and throughput · E2E further apart: the telemetry is wrong."""
-    little_s: float = 3000.0
-    """Asked of at least so much time in flight, over all requests …"""
-    little_requests: int = 100
-    """… and so many of them."""
-    throttled: float = 0.05
-    """Share of the busy time with clocks held down from which it is a reason."""
-    retries: float = 0.05
-    """Share of requests given up or turned away from which repetitions inflate the demand."""
-    bursts: float = 3.0
-    """Variance over mean of the arrivals per minute within their hours, for BURST_ONLY."""
-    peak: float = 3.0
-    """Busiest hour of the week over the mean, for DIURNAL_PEAK."""
-    prefix_hits: float = 0.3
-    """Share of the prompts found in the prefix cache from which the verdict hangs on it."""
-
-
-class Said(msgspec.Struct, frozen=True):
-    """A statistic of the SLO in one hour, ms; it surely lies from `lo` to `hi` (null: no end)."""
-
-    n: float
-    value: float
-    lo: float
-    hi: float | None
-
-
-USUAL = Needs()
-
-
-class Little(msgspec.Struct, frozen=True):
-    """Time in flight of all requests, in s: by the gauges, and by how long each took (E2E)."""
-
-    sampled_s: float
-    summed_s: float
-    requests: float
-
-
-class Heat(msgspec.Struct, frozen=True):
-    """Share of the time with requests in flight in which clocks were held down, and the bits that
-    the driver gave for it."""
-
-    share: float
-    bits: int
-
-
-class Hour(msgspec.Struct, frozen=True):
-    """One hour of a service; `said` has a place for each target, null where it was not measured."""
-
-    start_unix_s: float
-    concurrency: float
-    waiting: float
-    preemptions: float
-    kv_usage_max: float | None
-    said: tuple[Said | None, ...]
-
-
-class Scene(msgspec.Struct, frozen=True):
-    """What was observed of a service, and how its verdict is to be made.
-
-    `curve`: what the verdict of the judge is made from. `declared_slo`: the SLO was given for this
-    service, not taken from a sweep. `replicas` share the demand evenly: capacity and demand are of
-    one of them. `doubts`: why the curve may not be used to take hardware away. `weekend_s`:
-    observed time on Saturdays and Sundays. `missing`: what choosing the curve found to be missing.
-    `trial`: the demand replayed, where the sweep's engine could be fitted. `held_half`: what half
-    of the device surely holds, by the curve. `wrong`: why the sweep does not count.
-    """
-
-    pattern: Pattern
-    hours: tuple[Hour, ...]
-    slo: tuple[Slo, ...] = ()
-    declared_slo: bool = False
-    curve: Literal["measured", "passive", "none"] = "none"
-    replicas: int = 1
-    expect_concurrency: float | None = None
-    trains: bool = False
-    simulated: bool = False
-    weekend_s: float = 0.0
-    doubts: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    rests_on: tuple[str, ...] = ()
-    target: str = "URL"
-    needs: Needs = Needs()
-    trial: Trial | None = None
-    held_half: dict[Unit, float | None] = {}
-    little: Little | None = None
-    heat: Heat | None = None
-    wrong: Reason | None = None
-
-    @property
-    def seen(self) -> str:
-        return span(self.pattern.covered_s)
-
-
-def span(seconds: float) -> str:
-    """A length of time in the unit that a person would take."""
-    for unit, length in (("day", DAY_S), ("hour", HOUR_S), ("minute", 60), ("second", 1)):
-        if seconds >= 0.95 * 2 * length or unit == "second":
-            return f"{seconds / length:.3g} {unit}s"
-    raise AssertionError
-
-
-# ------------------------------------------------------------------------------------------ hours
-
-_HISTOGRAMS = {"ttft": "ttft_seconds", "itl": "itl_seconds", "tpot": "tpot_seconds",
-               "e2e": "e2e_seconds"}  # fmt: skip
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-
-
-def hours(window: Window, slo: Sequence[Slo]) -> tuple[Hour, ...]:
-    """The observed clock hours of a window, in order of time."""
-    weights = window.weights_s()
-    of = np.floor(window.starts_unix_s / HOUR_S)
-    in_flight, waiting = window.in_flight("mean"), window.total("requests_waiting", "mean")
-    preemptions, kv_usage = window.total("preemptions_total"), window.kv_usage("max")
-    found = []
-    for hour in np.unique(of[weights > 0]):
-        here = (of == hour) & (weights > 0)
-        seconds = weights[here]
-        fullest = kv_usage[here][~np.isnan(kv_usage[here])]
-        found.append(
-            Hour(
-                start_unix_s=float(hour) * HOUR_S,
-                concurrency=float((in_flight[here] * seconds).sum() / seconds.sum()),
-                waiting=float((waiting[here] * seconds).sum() / seconds.sum()),
-                preemptions=float(preemptions[here].sum()),
-                kv_usage_max=float(fullest.max()) if fullest.size else None,
-                said=tuple(_said(window, target, here.astype(float)) for target in slo),
-            )
-        )
-    return tuple(found)
-
-
-def _said(window: Window, target: Slo, places: Floats) -> Said | None:
-    name = _HISTOGRAMS.get(target.metric)
-    if name is None:
-        return None
-    if target.statistic == "mean":
-        n = float(window.total(f"{name}_count")[places > 0].sum())
-        mean = 1e3 * float(window.total(f"{name}_sum")[places > 0].sum()) / n if n > 0 else 0.0
-        return Said(n, mean, mean, mean) if n > 0 else None
-    share = _QUANTILES.get(target.statistic)
-    histograms = merged(window.histograms(name, places))
-    at = quantile(histograms, share) if share is not None else None
-    if at is None:
-        return None
-    n = math.fsum(one.n for one in histograms)
-    return Said(n, 1e3 * at.value, 1e3 * at.lo, None if at.hi is None else 1e3 * at.hi)
-
-
-def weekend_s(window: Window) -> float:
-    """How long Saturdays and Sundays (UTC) were observed."""
-    weights = window.weights_s()
-    days = np.floor(window.starts_unix_s / DAY_S).astype(int)
-    is_weekend = (days + 3) % 7 >= 5  # 1970-01-01 was a Thursday
-    return float(weights[is_weekend].sum())
-
-
-def little(window: Window) -> Little | None:
-    """The two sides of Little's law over the minutes in which nothing was marked; null where the
-    server keeps no E2E times, or requests that were given up are not in them."""
-    if not (window.has("e2e_seconds_sum") and window.has("requests_running")):
-        return None
-    odd = window.marked("gap", "restart", "clock_jump", "changed") > 0
-    steady = (window.weights_s() >= 0.9 * window.record_s) & ~odd
-    in_flight = window.in_flight("mean") * window.weights_s()
-    finished = float(window.total("requests_finished_total")[steady].sum())
-    lost = float(window.total("requests_aborted_total")[steady].sum())
-    if lost > 0.05 * finished:
-        return None
-    return Little(
-        sampled_s=float(in_flight[steady].sum()),
-        summed_s=float(window.total("e2e_seconds_sum")[steady].sum()),
-        requests=float(window.total("e2e_seconds_count")[steady].sum()),
-    )
-
-
-def heat(window: Window) -> Heat | None:
-    """How much of the busy time clocks were held down; null where no GPU tells it."""
-    busy = (window.weights_s() > 0) & (window.in_flight("mean") > 0)
-    shares, bits = [], 0
-    for gpu in window.gpus.values():
-        told = gpu.get("gpu_throttled", "mean")
-        known = busy & ~np.isnan(told)
-        if known.any():
-            shares.append(float(told[known].mean()))
-            causes = gpu.get("gpu_clock_event_reasons", "max")[known]
-            for one in np.unique(causes[~np.isnan(causes)]):
-                bits |= int(one)
-    return Heat(max(shares), bits) if shares else None
-
-
-# ---------------------------------------------------------------------------------------- verdict
 
 Rule = Callable[[Scene, Verdict | None], Verdict | None]
 
@@ -283,18 +40,18 @@ def conclude(scene: Scene, judged: Verdict | None) -> Verdict:
     return msgspec.structs.replace(
         verdict,
         summary=f"{prefix}{verdict.summary}",
-        reasons=[*verdict.reasons, *_circumstances(scene, verdict)],
-        demand={**verdict.demand, **_demand(scene)},
+        reasons=[*verdict.reasons, *circumstances.reasons(scene, verdict.finding)],
+        demand={**verdict.demand, **circumstances.demand(scene)},
         ratio=_ratio(scene, verdict),
         rests_on=[
             *scene.rests_on,
             *verdict.rests_on,
             *([scene.trial.note] if scene.trial else []),
-            *_shortened(scene),
+            *circumstances.shortened(scene),
         ],
-        stability=_stability(scene.pattern) or verdict.stability,
-        questions={**verdict.questions, **_questions(scene)},
-        energy={**verdict.energy, **_energy(scene.pattern)},
+        stability=circumstances.stability(scene) or verdict.stability,
+        questions={**verdict.questions, **circumstances.questions(scene)},
+        energy={**verdict.energy, **circumstances.energy(scene)},
         missing=list(dict.fromkeys((*verdict.missing, *scene.missing))),
     )
 
@@ -324,10 +81,10 @@ def _nothing_observed(scene: Scene, judged: Verdict | None) -> Verdict | None:
 
 def _idle(scene: Scene, judged: Verdict | None) -> Verdict | None:
     needs, pattern = scene.needs, scene.pattern
-    busy = _busy(pattern)
+    busy = scene.busy_ratio
     if busy is None or busy >= needs.idle_busy_max or pattern.covered_s < needs.idle_s:
         return None
-    watts = _idle_w(pattern)
+    watts = scene.idle_w
     drawn = f"; idle, its GPUs draw {watts:.0f} W" if watts is not None else ""
     action = "share it, switch it off while nobody asks, or give it back"
     if scene.trains:
@@ -455,20 +212,14 @@ def _by_trial(scene: Scene, judged: Verdict, finding: str, words: str, action: s
         judged,
         finding=finding,
         summary=(
-            f"{words}: replayed, the observed requests take {_percent(ratio.value)} of what it"
-            f" holds within the SLO ({_percent(ratio.lo)} to {_percent(ratio.hi)})."
+            f"{words}: replayed, the observed requests take {percent(ratio.value)} of what it"
+            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)})."
         ),
         confidence=judged.confidence if agrees else confidence,
         ratio=ratio,
         recommendation=judged.recommendation if agrees else recommendation,
         missing=[line for line in judged.missing if not line.startswith("levels up to")],
     )
-
-
-def _percent(ratio: float | None) -> str:
-    if ratio is None:
-        return "?"
-    return f"{100 * ratio:.0f} %" if ratio < 10 else "over ten times"
 
 
 def _broke_in_production(
@@ -686,158 +437,6 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------- circumstances
-
-
-def _circumstances(scene: Scene, verdict: Verdict) -> list[Reason]:
-    """What is behind the demand, or behind what was held, where there is evidence of it."""
-    if verdict.finding in ("IDLE", "INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
-        return []
-    tight = verdict.finding in ("UNDER_SIZED", "BORDERLINE")
-    found = (
-        _throttled(scene),
-        _prefix_cache(scene),
-        *((_retries(scene), _bursts(scene), _diurnal(scene)) if tight else ()),
-    )
-    return [one for one in found if one is not None]
-
-
-POWER_BITS = 0x4 | 0x80  # NVML: software power cap, hardware power brake
-
-
-def _throttled(scene: Scene) -> Reason | None:
-    hot = scene.heat
-    if hot is None or hot.share < scene.needs.throttled:
-        return None
-    power = bool(hot.bits & POWER_BITS)
-    return Reason(
-        "POWER_CAPPED" if power else "THROTTLED",
-        f"{'a power limit' if power else 'heat'} held the clocks down in {hot.share:.0%} of the"
-        " busy time",
-        {"share": hot.share, "clock_event_reasons": hot.bits},
-    )
-
-
-def _prefix_cache(scene: Scene) -> Reason | None:
-    hits, trial = scene.pattern.prefix_hit_rate, scene.trial
-    if hits is None or hits < scene.needs.prefix_hits:
-        return None
-    without = trial.uncached if trial is not None else None
-    more = ""
-    if without is not None:
-        taken = _percent(1 / max(without, 1e-6))
-        more = f"; computed all, the same requests would take {taken} of what it holds"
-    return Reason(
-        "PREFIX_CACHE_DEPENDENT",
-        f"{hits:.0%} of the prompts' tokens were found in the prefix cache{more}",
-        {"prefix_hit_rate": hits, "multiple_without": without},
-    )
-
-
-def _retries(scene: Scene) -> Reason | None:
-    pattern = scene.pattern
-    lost = (pattern.aborts or 0.0) + (pattern.rejections or 0.0)
-    if not pattern.requests or lost < scene.needs.retries * pattern.requests:
-        return None
-    share = lost / pattern.requests
-    return Reason(
-        "RETRY_INFLATED",
-        f"{share:.0%} of the requests were given up or turned away; who asks again is counted"
-        " again",
-        {"share": share, "aborts": pattern.aborts, "rejections": pattern.rejections},
-    )
-
-
-def _bursts(scene: Scene) -> Reason | None:
-    within = scene.pattern.burstiness.within_hours
-    if within is None or within < scene.needs.bursts:
-        return None
-    return Reason(
-        "BURST_ONLY",
-        f"arrivals come in bursts: their variance within an hour is {within:.1f} times their mean,"
-        " where independent ones have 1",
-        {"dispersion_within_hours": within},
-    )
-
-
-def _diurnal(scene: Scene) -> Reason | None:
-    loads = [cell.mean for cell in scene.pattern.profile if cell.mean is not None]
-    if scene.pattern.covered_s < 0.9 * DAY_S or not loads or not sum(loads):
-        return None
-    ratio = max(loads) / (sum(loads) / len(loads))
-    if ratio < scene.needs.peak:
-        return None
-    return Reason(
-        "DIURNAL_PEAK",
-        f"the busiest hour of the week has {ratio:.1f} times the mean load",
-        {"peak_over_mean": ratio},
-    )
-
-
-# -------------------------------------------------------------------------------------- hysteresis
-
-
-class Past(msgspec.Struct, frozen=True):
-    """An earlier verdict: what was said, and what its window alone had found."""
-
-    at_unix_s: float
-    finding: str
-    found: str
-
-
-def settled(verdict: Verdict, past: Sequence[Past], needs: Needs, now_s: float) -> Verdict:
-    """The verdict that may be said, after those `past` (newest first, of the same configuration).
-
-    OVER_SIZED takes `over_daily` windows a day apart that found it, UNDER_SIZED two in a row where
-    something else was said before, and its end a demand clearly below the capacity. Until then what
-    was said stays, and `found` is what this window alone says. A shortened window's days are as
-    much shorter.
-    """
-    before = past[0].finding if past else None
-    if verdict.finding == "OVER_SIZED":
-        day_s = min(DAY_S, needs.over_s / 14)
-        days = _days(past, now_s, day_s)
-        if before == "OVER_SIZED" or days >= needs.over_daily:
-            return verdict
-        stays = before if before in ("RIGHT_SIZED", "OVER_OFF_PEAK") else "RIGHT_SIZED"
-        often = f"found on {days} of {needs.over_daily} days in a row so far"
-        return _held_back(verdict, stays, f"It fits, and may be larger than it has to be ({often})")
-    if verdict.finding == "UNDER_SIZED":
-        row = 1 + sum(1 for _ in _leading(past, "UNDER_SIZED"))
-        if before in (None, "UNDER_SIZED", "INSUFFICIENT_DATA") or row >= needs.under_windows:
-            return verdict
-        return _held_back(verdict, str(before), "This window alone says it is too small, and one"
-                          " alone does not change the finding")  # fmt: skip
-    close = verdict.finding == "BORDERLINE" or (
-        verdict.finding in ("RIGHT_SIZED", "OVER_OFF_PEAK")
-        and verdict.ratio is not None
-        and verdict.ratio.value > needs.under_exit
-    )
-    if before == "UNDER_SIZED" and close:
-        return _held_back(verdict, "UNDER_SIZED", "It was too small, and is not clear of it yet")
-    return verdict
-
-
-def _held_back(verdict: Verdict, finding: str, words: str) -> Verdict:
-    prefix = "Simulated: " if verdict.summary.startswith("Simulated: ") else ""
-    summary = f"{prefix}{words}: {verdict.summary.removeprefix(prefix)}"
-    return msgspec.structs.replace(verdict, finding=finding, found=verdict.finding, summary=summary)
-
-
-def _leading(past: Sequence[Past], found: str) -> list[Past]:
-    """The newest ones in a row whose windows found it."""
-    return list(itertools.takewhile(lambda one: one.found == found, past))
-
-
-def _days(past: Sequence[Past], now_s: float, day_s: float) -> int:
-    """How many verdicts in a row found OVER_SIZED, counting one a day, this one included."""
-    count, last_s = 1, now_s
-    for one in _leading(past, "OVER_SIZED"):
-        if one.at_unix_s <= last_s - 0.9 * day_s:
-            count, last_s = count + 1, one.at_unix_s
-    return count
-
-
 # --------------------------------------------------------------------------------------- evidence
 
 
@@ -985,105 +584,3 @@ def _sweep(scene: Scene) -> str:
 
 def _sweep_line(scene: Scene) -> str:
     return f"a measured curve: `{_sweep(scene)}` at a quiet hour, or `agent import SWEEP.json`"
-
-
-# ------------------------------------------------------------------------------- beside the finding
-
-
-def _busy(pattern: Pattern) -> float | None:
-    """Share of the time with a request in flight, at most: that of the minutes that had one, and
-    the mean number in flight, which a time with one adds at least itself to."""
-    if pattern.quiet.idle_ratio is None:
-        return None
-    busy = 1 - pattern.quiet.idle_ratio
-    mean = pattern.concurrency.mean
-    return busy if mean is None else min(busy, max(mean, 0.0))
-
-
-def _idle_w(pattern: Pattern) -> float | None:
-    energy = pattern.energy
-    if energy.idle_j is None or energy.idle_s < 60:
-        return None
-    return energy.idle_j / energy.idle_s
-
-
-def _demand(scene: Scene) -> dict[str, Any]:
-    pattern = scene.pattern
-    return {
-        "window_s": pattern.window_s,
-        "covered_s": pattern.covered_s,
-        "replicas": scene.replicas,
-        "observed": {
-            "requests": pattern.requests,
-            "concurrency": msgspec.to_builtins(pattern.concurrency),
-            "requests_per_s": msgspec.to_builtins(pattern.requests_per_s),
-            "hours_of_week": _hours_of_week(pattern),
-            "prompt_tokens_mean": pattern.prompt_tokens_per_request.mean,
-            "output_tokens_mean": pattern.output_tokens_per_request.mean,
-            "busy_ratio": _busy(pattern),
-            "rejections": pattern.rejections,
-            "preemptions": pattern.preemptions,
-        },
-    }
-
-
-def _hours_of_week(pattern: Pattern) -> dict[str, float]:
-    """Of the mean requests in flight over the observed hours of the week: what has to fit is the
-    P99, so one hour in a hundred is left out as it is of the replay (design equation 8)."""
-    loads = [cell.mean for cell in pattern.profile if cell.mean is not None]
-    if not loads:
-        return {}
-    return {
-        "observed": float(len(loads)),
-        "concurrency_p99": float(np.quantile(loads, 0.99)),
-        "concurrency_max": max(loads),
-    }
-
-
-def _shortened(scene: Scene) -> list[str]:
-    """Times that somebody set shorter than they should be are told with every verdict."""
-    return [
-        f"{name.removesuffix('_s').upper()}: {span(getattr(scene.needs, name))} of observation were"
-        f" enough, as configured, where {span(getattr(USUAL, name))} are usual"
-        for name in ("idle_s", "right_s", "over_s", "off_peak_s")
-        if getattr(scene.needs, name) < getattr(USUAL, name)
-    ]
-
-
-def _stability(pattern: Pattern) -> dict[str, Any]:
-    """p99/p50 of TTFT and ITL in production: 1 is perfectly even."""
-    found = {
-        f"{name}_p99_over_p50": ratio
-        for name, one in (("ttft", pattern.ttft_ms), ("itl", pattern.itl_ms))
-        if (ratio := _evenness(one)) is not None
-    }
-    return {"window_s": pattern.window_s, **found} if found else {}
-
-
-def _evenness(one: Distribution) -> float | None:
-    if one.p99 is None or not one.p50 or one.ranges.get("p99", (0.0, None))[1] is None:
-        return None
-    return one.p99 / one.p50
-
-
-def _questions(scene: Scene) -> dict[str, Any]:
-    p99 = scene.pattern.concurrency.p99
-    users = "unknown" if p99 is None else "single" if p99 <= 2 else "service"
-    return {
-        "trains": "yes" if scene.trains else "no",
-        "users": users,
-        "priority": "steady experience" if scene.slo else "unknown",
-    }
-
-
-def _energy(pattern: Pattern) -> dict[str, Any]:
-    """Of the GPUs alone: what the rest of the machine draws is not known."""
-    energy = pattern.energy
-    found = {
-        "j_per_output_token": energy.j_per_output_token,
-        "j_per_output_token_busy": energy.j_per_output_token_busy,
-        "idle_w": _idle_w(pattern),
-        "mean_w": energy.power_w.mean,
-        "energy_j": energy.energy_j,
-    }
-    return {name: value for name, value in found.items() if value is not None}

@@ -28,7 +28,7 @@ from agent.model import (
 )
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
-from agent.sizing.production import Needs
+from agent.sizing.scene import Needs
 from agent.when import utc
 from tests.agent.recorded import NOON, Clocks, counter, gauge, minute, store
 from tests.agent.sizing.test_judge import SWEEP

@@ -18,7 +18,7 @@ from agent.model import ServerView, Sweep, TargetGpu, UsageError, encode
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
 from agent.sizing.declared import parse_demand
-from agent.sizing.production import Needs
+from agent.sizing.scene import Needs
 from tests.agent.recorded import NOON, counter, minute
 from tests.agent.sizing.swept import H100, sweep_of
 from tests.agent.test_assess import END, MINUTES, Box, ask, served

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -10,89 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.minutes import Minute, MinuteHistogram, MinuteValue
-from agent.model import Confidence, Ratio, Reason, Recommendation, Verdict
-from agent.sizing.curve import analyse, parse_slo
-from agent.sizing.judge import Observed, judge
+from agent.minutes import Minute, MinuteValue
+from agent.model import Reason, Recommendation, Verdict
+from agent.sizing.curve import parse_slo
 from agent.sizing.pattern import pattern
-from agent.sizing.production import (
-    Heat,
-    Little,
-    Needs,
-    Past,
-    Scene,
-    conclude,
-    hours,
-    settled,
-    span,
-    weekend_s,
-)
+from agent.sizing.production import conclude
+from agent.sizing.scene import Little, Needs, Scene, hours
 from agent.sizing.trial import Trial
 from agent.sizing.window import Window
-from tests.agent.sizing.test_judge import SWEEP
-
-SLO = tuple(parse_slo("ttft:p95<500ms"))
-MONDAY = 1_704_067_200  # 2024-01-01 00:00 UTC
-HOUR, DAY = 3600, 86400
-BOUNDS = (0.1, 0.25, 0.6, 1.0, math.inf)
-FAST, SLOW, TORN = (80.0, 15.0, 4.0, 1.0, 0.0), (0.0, 0.0, 20.0, 80.0, 0.0), (90.0, 4.0, 6.0, 0, 0)
-
-
-def hour(
-    at: int,
-    running: float,
-    *,
-    most: float | None = None,
-    waiting: float = 0.0,
-    ttft: tuple[float, ...] = FAST,
-    source: str = "chat",
-    **counters: float,
-) -> Minute:
-    """An hour's record: as many requests as the histogram holds, 100 tokens each."""
-    done = sum(ttft) if running else 0.0
-    values = [
-        MinuteValue("requests_running", (), 720, running, 0, most or running, running),
-        MinuteValue("requests_waiting", (), 720, waiting, 0, waiting, 0),
-    ]
-    counted = {"requests_finished_total": done, "output_tokens_total": 100 * done, **counters}
-    values += [MinuteValue(name, (), 720, 0, 0, 0, 0, rise) for name, rise in counted.items()]
-    histograms = (MinuteHistogram("ttft_seconds", (), BOUNDS, ttft),) if running else ()
-    return Minute(source, MONDAY + at * HOUR, tuple(values), histograms, float(HOUR))
-
-
-def scene(minutes: list[Minute], **more: Any) -> Scene:
-    end = max((one.start_unix_s for one in minutes), default=MONDAY) + HOUR
-    servers = sorted({one.source for one in minutes}) or ["chat"]
-    window = Window(MONDAY, end, servers=servers, record_s=HOUR).add_all(minutes)
-    slo = more.setdefault("slo", SLO)
-    more.setdefault("declared_slo", True)
-    return Scene(
-        pattern=pattern(window), hours=hours(window, slo), weekend_s=weekend_s(window), **more
-    )
-
-
-def judged(one: Scene) -> Verdict:
-    seen, n = one.pattern.concurrency, one.replicas
-    observed = Observed({"concurrency": (seen.p99 or 0) / n}, {"concurrency": (seen.p95 or 0) / n})
-    levels = SWEEP
-    return judge(levels, analyse(levels, one.slo), one.slo, observed=observed)
-
-
-def measured(minutes: list[Minute], **more: Any) -> Verdict:
-    one = scene(minutes, curve="measured", **more)
-    by_curve = judged(one)
-    held = by_curve.capacity["held"]  # as if half of the bounds were kept under the same load
-    return conclude(msgspec.structs.replace(one, held_half=held), by_curve)
-
-
-def alone(minutes: list[Minute], **more: Any) -> Verdict:
-    """Without any curve."""
-    return conclude(scene(minutes, **more), None)
-
-
-def days(n: float, running: float, **more: Any) -> list[Minute]:
-    return [hour(at, running, **more) for at in range(round(24 * n))]
-
+from tests.agent.sizing.weeks import (
+    DAY,
+    FAST,
+    HOUR,
+    MONDAY,
+    SLOW,
+    TORN,
+    alone,
+    codes,
+    days,
+    hour,
+    measured,
+)
 
 # --------------------------------------------------------------------------------------- findings
 
@@ -230,52 +167,6 @@ def test_idle_tells_its_watts_and_minds_training_and_promises() -> None:
         assert said in action.action
 
 
-def test_the_evidence_stands_beside_every_finding() -> None:
-    found = measured(days(7, 12), trains=True)
-    assert found.demand["declared"] is False
-    assert found.demand["concurrency"] == 12
-    assert found.demand["observed"]["concurrency"]["max"] == 12
-    assert found.demand["covered_s"] == 7 * DAY
-    assert found.demand["observed"]["hours_of_week"] == {
-        "observed": 168, "concurrency_p99": 12, "concurrency_max": 12,
-    }  # fmt: skip
-    assert found.questions == {
-        "trains": "yes", "users": "service", "priority": "steady experience",
-    }  # fmt: skip
-    assert found.stability["ttft_p99_over_p50"] > 1
-    assert "observed 12 concurrent requests" in found.summary
-    assert "declared" not in found.summary
-
-
-def test_shortened_times_are_told() -> None:
-    found = measured(days(1, 5), needs=Needs(over_s=DAY))
-    assert found.finding == "OVER_SIZED"
-    assert any("OVER: 24 hours of observation were enough" in line for line in found.rests_on)
-    assert not any("as configured" in line for line in measured(days(1, 5)).rests_on)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(7 * DAY, "7 days"), (36 * HOUR, "36 hours"), (DAY, "24 hours"), (90 * 60, "90 minutes"),
-     (45, "45 seconds"), (2 * DAY, "2 days"), (0, "0 seconds")],
-)  # fmt: skip
-def test_span(seconds: float, words: str) -> None:
-    assert span(seconds) == words
-
-
-def test_an_hour_tells_its_load_and_its_latency() -> None:
-    (first, second), slo = [hour(0, 9, waiting=4, ttft=SLOW), hour(2, 3)], (*SLO, *parse_slo(
-        "ttft:mean<1s,e2e:p95<1s,ttft:max<1s"))  # fmt: skip
-    found = hours(
-        Window(MONDAY, MONDAY + 3 * HOUR, servers=["chat"], record_s=HOUR).add_all([first, second]),
-        slo,
-    )
-    assert [(one.concurrency, one.waiting) for one in found] == [(13, 4), (3, 0)]
-    assert found[0].said[0] is not None
-    assert (found[0].said[0].lo, found[0].said[0].hi) == (600, 1000)
-    assert found[0].said[1:] == (None, None, None)
-
-
 # ------------------------------------------------------------------------------------------- laws
 
 loads = st.lists(
@@ -370,11 +261,7 @@ def test_what_the_replay_decides(minutes: list[Minute], trial: Trial, finding: s
         assert found.ratio == trial.ratio
 
 
-# ---------------------------------------------------------------------------------- circumstances
-
-
-def codes(found: Verdict) -> set[str]:
-    return {one.code for one in found.reasons}
+# ------------------------------------------------------------------- measurements that do not count
 
 
 @pytest.mark.parametrize(
@@ -400,120 +287,3 @@ def test_a_sweep_that_does_not_count_is_said_unless_production_proves_more() -> 
     assert measured(days(7, 12), wrong=why).finding == "INVALID_MEASUREMENT"
     broken = days(7, 40, waiting=3, ttft=SLOW)
     assert measured(broken, wrong=why).finding == "UNDER_SIZED"
-
-
-@pytest.mark.parametrize(
-    ("heat", "code"),
-    [
-        (Heat(0.5, 0x40), "THROTTLED"), (Heat(0.5, 0x4), "POWER_CAPPED"),
-        (Heat(0.01, 0x40), None), (None, None),
-    ],
-)  # fmt: skip
-def test_clocks_that_are_held_down(heat: Heat | None, code: str | None) -> None:
-    found = codes(measured(days(7, 12), heat=heat))
-    assert found & {"THROTTLED", "POWER_CAPPED"} == ({code} if code else set())
-
-
-def bursty(quiet: float, loud: float) -> list[Minute]:
-    """Minutes of two hours: each fifth one loud. As many requests as in flight."""
-    minutes = []
-    for at in range(120):
-        n = loud if at % 5 == 0 else quiet
-        values = (
-            MinuteValue("requests_running", (), 12, 40, 0, 40, 40),
-            MinuteValue("requests_received_total", (), 12, 0, 0, 0, 0, n),
-        )
-        histograms = (MinuteHistogram("ttft_seconds", (), BOUNDS, SLOW),)
-        minutes.append(Minute("chat", MONDAY + 60 * at, values, histograms, 60.0))
-    return minutes
-
-
-@pytest.mark.parametrize(("loud", "fires"), [(100, True), (12, False)])
-def test_bursts(loud: float, fires: bool) -> None:
-    minutes = bursty(10, loud)
-    window = Window(MONDAY, MONDAY + 7200, servers=["chat"]).add_all(minutes)
-    one = Scene(pattern(window), hours(window, SLO), SLO, True, "measured")
-    found = conclude(one, judged(one))
-    assert found.finding == "UNDER_SIZED"
-    assert ("BURST_ONLY" in codes(found)) == fires
-
-
-@pytest.mark.parametrize(("night", "fires"), [(1.0, True), (30.0, False)])
-def test_a_peak_of_the_day(night: float, fires: bool) -> None:
-    minutes = [
-        hour(at, 40 if at % 24 in (11, 12) else night, ttft=SLOW if at % 24 in (11, 12) else FAST)
-        for at in range(7 * 24)
-    ]
-    found = measured(minutes)
-    assert found.finding == "UNDER_SIZED"
-    assert ("DIURNAL_PEAK" in codes(found)) == fires
-
-
-@pytest.mark.parametrize(("aborted", "fires"), [(20.0, True), (1.0, False)])
-def test_requests_that_were_given_up(aborted: float, fires: bool) -> None:
-    found = measured(days(7, 40, ttft=SLOW, requests_aborted_total=aborted))
-    assert found.finding == "UNDER_SIZED"
-    assert ("RETRY_INFLATED" in codes(found)) == fires
-
-
-@pytest.mark.parametrize(("hits", "fires"), [(60.0, True), (10.0, False)])
-def test_what_hangs_on_the_prefix_cache(hits: float, fires: bool) -> None:
-    cache = {"prefix_cache_queries_total": 100.0, "prefix_cache_hits_total": hits}
-    found = measured(days(7, 12, **cache))
-    assert ("PREFIX_CACHE_DEPENDENT" in codes(found)) == fires
-
-
-# -------------------------------------------------------------------------------------- hysteresis
-
-
-def said(finding: str, ratio: float | None = None) -> Verdict:
-    return Verdict(
-        finding, "So.", Confidence("low", ""), ratio=Ratio(ratio) if ratio is not None else None
-    )
-
-
-def past(*rows: tuple[float, str, str]) -> list[Past]:
-    """(days ago, finding, found)"""
-    return [Past(100 * DAY - ago * DAY, finding, found) for ago, finding, found in rows]
-
-
-RIGHT, UNDER, OVER = "RIGHT_SIZED", "UNDER_SIZED", "OVER_SIZED"
-
-
-@pytest.mark.parametrize(
-    ("found", "before", "finding"),
-    [
-        (said(UNDER), [], UNDER),
-        (said(UNDER), past((0.1, RIGHT, RIGHT)), RIGHT),
-        (said(UNDER), past((0.1, RIGHT, UNDER), (0.2, RIGHT, RIGHT)), UNDER),
-        (said(UNDER), past((0.1, UNDER, UNDER)), UNDER),
-        (said(UNDER), past((0.1, "INSUFFICIENT_DATA", "INSUFFICIENT_DATA")), UNDER),
-        (said("BORDERLINE", 1.0), past((0.1, UNDER, UNDER)), UNDER),
-        (said(RIGHT, 0.97), past((0.1, UNDER, UNDER)), UNDER),
-        (said(RIGHT, 0.9), past((0.1, UNDER, UNDER)), RIGHT),
-        (said("BORDERLINE", 1.0), past((0.1, RIGHT, RIGHT)), "BORDERLINE"),
-        (said(OVER), [], RIGHT),
-        (said(OVER), past((1, RIGHT, OVER)), RIGHT),
-        (said(OVER), past((1, RIGHT, OVER), (2, RIGHT, OVER)), OVER),
-        (said(OVER), past((0.1, RIGHT, OVER), (0.2, RIGHT, OVER), (0.3, RIGHT, OVER)), RIGHT),
-        (said(OVER), past((1, RIGHT, OVER), (1.5, RIGHT, RIGHT), (2, RIGHT, OVER)), RIGHT),
-        (said(OVER), past((1, "OVER_OFF_PEAK", OVER)), "OVER_OFF_PEAK"),
-        (said(OVER), past((0.1, OVER, OVER)), OVER),
-        (said("IDLE"), past((0.1, UNDER, UNDER)), "IDLE"),
-    ],
-)
-def test_findings_do_not_flap(found: Verdict, before: list[Past], finding: str) -> None:
-    verdict = settled(found, before, Needs(), 100 * DAY)
-    assert verdict.finding == finding
-    assert verdict.found == (found.finding if finding != found.finding else None)
-    assert verdict.summary.endswith("So.")
-
-
-@given(st.lists(st.sampled_from([RIGHT, UNDER, OVER, "BORDERLINE", "IDLE"]), max_size=30))
-def test_over_sized_is_never_said_before_its_days(found: list[str]) -> None:
-    """Judged each hour of one day, whatever each window finds."""
-    before: list[Past] = []
-    for at, finding in enumerate(found[:24]):
-        verdict = settled(said(finding, 1.0), before, Needs(), at * HOUR)
-        assert verdict.finding != OVER
-        before.insert(0, Past(at * HOUR, verdict.finding, verdict.found or verdict.finding))

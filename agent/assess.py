@@ -31,8 +31,9 @@ from agent.sizing import arrivals
 from agent.sizing import curve as curves
 from agent.sizing import scene as scenes
 from agent.sizing.advice import advise
+from agent.sizing.case import Observed, Unit
 from agent.sizing.declared import Demand
-from agent.sizing.judge import Observed, Unit, judge
+from agent.sizing.judge import judge
 from agent.sizing.kind import Known
 from agent.sizing.money import Prices, catalogue
 from agent.sizing.passive import Passive, passive_curve

@@ -22,8 +22,8 @@ import msgspec
 
 from agent.model import Confidence, Ratio, Reason, Recommendation, Slo, Verdict
 from agent.sizing import circumstances
+from agent.sizing.case import UNIT_NAMES, Unit
 from agent.sizing.curve import format_slo
-from agent.sizing.judge import UNIT_NAMES, Unit
 from agent.sizing.scene import DAY_S, HOUR_S, WEEK_S, Hour, Said, Scene, percent, span
 from agent.words import ms
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from agent.model import Reason, Slo
-from agent.sizing.judge import Unit
+from agent.sizing.case import Unit
 from agent.sizing.pattern import Pattern
 from agent.sizing.trial import Trial
 from agent.sizing.window import Window

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from agent.sizing.judge import ACTIONS
+from agent.sizing.sentences import ACTIONS
 from agent.terms import FINDINGS, REASONS, script
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ import msgspec
 
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
 from agent.model import Verdict
+from agent.sizing.case import Observed
 from agent.sizing.curve import analyse, parse_slo
-from agent.sizing.judge import Observed, judge
+from agent.sizing.judge import judge
 from agent.sizing.pattern import pattern
 from agent.sizing.production import conclude
 from agent.sizing.scene import Scene, hours, weekend_s

@@ -11,7 +11,8 @@ import pytest
 
 from agent.model import Level, Measurement, Recommendation, Requests, Slo, SloCapacity, Stats, Sweep
 from agent.sizing.curve import analyse, parse_slo
-from agent.sizing.judge import ACTIONS, judge
+from agent.sizing.judge import judge
+from agent.sizing.sentences import ACTIONS
 from loadgen.report import words
 from loadgen.report.terminal import show
 from loadgen.report.words import answer

@@ -1,4 +1,4 @@
-"""A verdict on paper: as text, as Markdown, as one small page of HTML.
+"""A verdict on paper: as text, as Markdown, as one small page of HTML; and what the live page says.
 
 Pure. Names come from servers and files: every one is made harmless for the form it is put into.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.words import ms, number, offer_lines, printable, span, verdict_lines
+from agent.words import ms, number, offer_lines, printable, saving, span, verdict_lines
 
 if TYPE_CHECKING:
     from agent.model import Verdict
@@ -76,10 +76,9 @@ def costs(verdict: Verdict) -> list[tuple[str, str]]:
     cost = verdict.cost
     if "gpu" not in cost:
         return []
-    basis = {"rental": ", rented", "owned": ", owned, power included"}.get(str(cost["basis"]), "")
     tokens = "USD per million output tokens within the SLO"
     return [
-        ("hardware", f"{cost['gpus']} x {cost['gpu']}{basis}"),
+        ("hardware", f"{cost['gpus']} x {cost['gpu']}{_basis(cost)}"),
         ("USD a month: low, typical, high", _usd(cost.get("usd_per_month"))),
         (f"{tokens}, idle time included", _usd(cost.get("usd_per_million_output_tokens"))),
         (f"{tokens}, busy", _usd(cost.get("usd_per_million_output_tokens_busy"))),
@@ -87,6 +86,10 @@ def costs(verdict: Verdict) -> list[tuple[str, str]]:
         ("costs not known", str(cost.get("unknown", ""))),
         ("cheapest to test, by prediction", _to_test(verdict)),
     ]
+
+
+def _basis(cost: dict[str, Any]) -> str:
+    return {"rental": ", rented", "owned": ", owned, power included"}.get(str(cost["basis"]), "")
 
 
 def _usd(amount: dict[str, float | None] | None) -> str:
@@ -101,6 +104,48 @@ def _to_test(verdict: Verdict) -> str:
     best = found[0]
     month = best["usd_per_month"]
     return f"{best['configuration']}, {span(month['low'], month['high'])} USD a month"
+
+
+# ------------------------------------------------------------------------------------------ advice
+
+
+def advice(verdict: Verdict) -> list[tuple[str, str]]:
+    """What to do, with what, what that saves, how sure it is and what is paid now (name, sentence):
+    what the agent's page shows beside a verdict."""
+    offer, test = verdict.recommendation, _to_test(verdict)
+    rows = [
+        ("What to do", offer.action if offer else ""),
+        ("Configuration", offer.configuration if offer else ""),
+        ("It then costs", saving(verdict)),
+        ("Error bar", offer.error_bar if offer else ""),
+        ("Worth a test", f"{test}, by prediction" if test else ""),
+        ("It costs now", _costs_now(verdict.cost)),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _costs_now(cost: dict[str, Any]) -> str:
+    """What is there and what it costs, in one sentence."""
+    if "gpu" not in cost:
+        return ""
+    month = _usd_from_to(cost.get("usd_per_month"))
+    tokens = _usd_from_to(cost.get("usd_per_million_output_tokens"))
+    paid = f"{month} USD a month" if month else "no price is known"
+    each = f", {tokens} USD per million output tokens that met the SLO" if tokens else ""
+    gpus = f"{cost['gpus']} \N{MULTIPLICATION SIGN} {cost['gpu']}"
+    return f"{paid} for {gpus}{_basis(cost)}{each}"
+
+
+def _usd_from_to(amount: dict[str, float | None] | None) -> str:
+    """Three significant digits of the low and the high price, else of the typical one."""
+    ends = [amount["low"], amount["high"]] if amount else []
+    if amount and None in ends:
+        ends = [amount["typical"]]
+    told = (f"{one:,.0f}" if one >= 100 else f"{one:.3g}" for one in ends if one is not None)
+    return "–".join(dict.fromkeys(told))
+
+
+# ----------------------------------------------------------------------------------------- numbers
 
 
 def _known(value: float | None) -> str:

@@ -66,24 +66,24 @@ def offer_lines(verdict: Verdict) -> list[str]:
     offer = verdict.recommendation
     if offer is None:
         return []
-    parts = [offer.configuration] if offer.configuration else []
-    if offer.saving_lo is not None and offer.saving_hi is not None:
-        parts += _change(offer.saving_lo, offer.saving_hi, verdict.cost.get("saving_usd_per_month"))
+    parts = [part for part in (offer.configuration, saving(verdict)) if part]
     name = "configuration" if offer.configuration else "saving"
     lines = [f"{name}: {', '.join(parts)}"] if parts else []
     return lines + ([f"error bar: {offer.error_bar}"] if offer.error_bar else [])
 
 
-def _change(low: float, high: float, usd: list[float] | None) -> list[str]:
-    """`80–83 % less (1,204–2,905 USD a month)`, or how much more; nothing where nothing changes."""
-    if low == high == 0:
-        return []
+def saving(verdict: Verdict) -> str:
+    """`80–83 % less (1,204–2,905 USD a month)`, or how much more; empty where nothing changes."""
+    offer, usd = verdict.recommendation, verdict.cost.get("saving_usd_per_month")
+    low, high = (offer.saving_lo, offer.saving_hi) if offer is not None else (None, None)
+    if low is None or high is None or low == high == 0:
+        return ""
     if low < 0 < high:
-        return [f"from {-100 * low:.0f} % more to {100 * high:.0f} % less"]
+        return f"from {-100 * low:.0f} % more to {100 * high:.0f} % less"
     word, sign = ("less", 1) if low >= 0 else ("more", -1)
     ends = sorted((100 * sign * low, 100 * sign * high))
     told = f" ({span(*sorted(sign * one for one in usd))} USD a month)" if usd else ""
-    return [f"{span(*ends)} % {word}{told}"]
+    return f"{span(*ends)} % {word}{told}"
 
 
 def span(low: float, high: float) -> str:

@@ -15,9 +15,10 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from agent.fitting import fitting, model_of
+from agent.forms import advice
 from agent.live import ServerStatus
 from agent.minutes import Minute
-from agent.model import Sweep, UsageError, encode
+from agent.model import Sweep, UsageError, Verdict, encode
 from agent.question import Series, Table
 from agent.recall import Recall
 from agent.sizing.passive import Passive, passive_curve
@@ -249,11 +250,19 @@ def assessments(
 ) -> list[dict[str, Any]]:
     """What was concluded, newest first; of a service the store files it as `service:NAME`.
 
-    `changes`: those in a row that say the same are one, with `since_unix_s` and how many.
+    `changes`: those in a row that say the same are one, with `since_unix_s` and how many. Each has
+    its `advice` in sentences, so that no page makes them of the numbers anew.
     """
     whose(recall, now, asked)
     scope = asked.server if asked.service is None else f"service:{asked.service}"
-    return recall.findings(scope, limit) if changes else recall.assessments(scope, limit)
+    found = recall.findings(scope, limit) if changes else recall.assessments(scope, limit)
+    return [{**one, "advice": advice(_verdict(one["verdict"]))} for one in found]
+
+
+def _verdict(kept: Any) -> Verdict:
+    if isinstance(kept, msgspec.Raw):  # a long history, which is passed on as it lies there
+        return msgspec.json.decode(kept, type=Verdict)
+    return msgspec.convert(kept, Verdict)
 
 
 def readings(recall: Recall, now: Now, asked: Asked, begin: str, end: str) -> bytearray:

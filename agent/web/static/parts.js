@@ -26,51 +26,8 @@ window.servefitParts = (() => {
     return [`${least}${number(value)}`, `${UNITS[capacity.unit] ?? capacity.unit}: the capacity`];
   }
 
-  const whole = (value) => number(Math.abs(value) < 100 ? value : Math.round(value));
-  const span = (low, high) => [...new Set([low, high].map(whole))].join("–");
-  const rounded = (low, high) => span(...[low, high].map((one) => Math.round(one * 100)));
-
-  /** `80–83 % less (1,204–2,905 USD a month)`, or how much more; null where nothing is known. */
-  function change({ saving_lo: low, saving_hi: high }, usd) {
-    if (!known(low) || !known(high) || (low === 0 && high === 0)) return null;
-    if (low < 0 && high > 0)
-      return `from ${rounded(-low, -low)} % more to ${rounded(high, high)} % less`;
-    const sign = low >= 0 ? 1 : -1;
-    const ordered = (ends) => ends.map((one) => one * sign).sort((a, b) => a - b);
-    const money = usd ? ` (${span(...ordered(usd))} USD a month)` : "";
-    return `${rounded(...ordered([low, high]))} % ${sign > 0 ? "less" : "more"}${money}`;
-  }
-
-  /** What is there and what it costs, in one line. */
-  function costs({ gpu, gpus, basis, usd_per_month: month, usd_per_million_output_tokens: tokens }) {
-    if (!gpu) return null;
-    const how = { rental: ", rented", owned: ", owned, power included" }[basis] ?? "";
-    const usd = ({ low, typical, high }) =>
-      (known(low) && known(high) ? span(low, high) : known(typical) ? whole(typical) : null);
-    const each = tokens && usd(tokens)
-      ? `, ${usd(tokens)} USD per million output tokens that met the SLO` : "";
-    const paid = month && usd(month) ? `${usd(month)} USD a month` : "no price is known";
-    return `${paid} for ${gpus} × ${gpu}${how}${each}`;
-  }
-
-  /** The cheapest that was predicted to hold the load, where none is recommended. */
-  function worthATest({ candidates }, recommendation) {
-    const best = recommendation?.configuration ? null : candidates?.[0];
-    const month = best?.usd_per_month;
-    return month ? `${best.configuration}, ${span(month.low, month.high)} USD a month, by prediction`
-      : null;
-  }
-
   /** What to do, with what, what that saves, how sure it is and what it costs now: always open. */
-  function advice({ recommendation: offer, cost = {} }) {
-    const rows = [
-      ["What to do", offer?.action],
-      ["Configuration", offer?.configuration],
-      ["It then costs", offer && change(offer, cost.saving_usd_per_month)],
-      ["Error bar", offer?.error_bar],
-      ["Worth a test", worthATest(cost, offer)],
-      ["It costs now", costs(cost)],
-    ].filter(([, text]) => text);
+  function advice(rows) {
     if (!rows.length) return [];
     return [element("dl", { class: "advice" }, ...rows.map(([name, text]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, text))))];
@@ -93,7 +50,7 @@ window.servefitParts = (() => {
   }
 
   /** One assessment as a card. */
-  function verdictCard({ scope, at_unix_s, verdict }) {
+  function verdictCard({ scope, at_unix_s, verdict, advice: rows }) {
     const [name, tone] = named(verdict.finding);
     const sure = verdict.confidence;
     const limited = sure.limited_by ? `, limited by ${sure.limited_by}` : "";
@@ -109,7 +66,7 @@ window.servefitParts = (() => {
             ` · ${when(at_unix_s)}`)),
         ...(number_ ? [element("p", { class: "number" }, element("b", {}, number_[0]),
           element("span", {}, number_[1]))] : [])),
-      ...advice(verdict), ...why(verdict));
+      ...advice(rows), ...why(verdict));
   }
 
   const SEVERITY = ["bad", "warn", "info", "neutral", "good"];

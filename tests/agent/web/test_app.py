@@ -23,7 +23,17 @@ from agent.config import Agent, Config, Server
 from agent.exporters import Batch
 from agent.live import GpuStatus, OutboxStatus, ServerStatus, Status, StoreStatus
 from agent.minutes import Minute
-from agent.model import Confidence, Level, Run, Sweep, Target, UsageError, Verdict, encode
+from agent.model import (
+    Confidence,
+    Level,
+    Recommendation,
+    Run,
+    Sweep,
+    Target,
+    UsageError,
+    Verdict,
+    encode,
+)
 from agent.recall import Recall
 from agent.samplers.watched import SamplerStatus
 from agent.terms import FINDINGS, REASONS
@@ -484,12 +494,20 @@ async def test_assessments_are_told_newest_first(planted: Planted) -> None:
         assert "the next one comes at 20" in said["error"]
         for n, scope in enumerate(("chat", "service:front", "chat", "code")):
             planted.clocks.pass_s(1)
-            verdict = Verdict("RIGHT_SIZED", f"number {n}", Confidence("low", "little was seen"))
+            verdict = Verdict(
+                "RIGHT_SIZED",
+                f"number {n}",
+                Confidence("low", "little was seen"),
+                recommendation=Recommendation(f"keep {n}"),
+            )
             planted.history.add_assessment(scope, verdict)
         assert planted.history.flush()
         status, said = await client.get("/api/v1/assessment?server=chat")
         assert (status, said["scope"], said["finding"]) == (200, "chat", "RIGHT_SIZED")
         assert (said["at_unix_s"], said["verdict"]["summary"]) == (NOON + 633, "number 2")
+        assert said["advice"] == [["What to do", "keep 2"]]
+        _, said = await client.get("/api/v1/assessments?changes=true&server=chat")
+        assert [one["advice"] for one in said] == [[["What to do", "keep 2"]]]
         for question, numbers in {
             "": [3, 2, 1, 0],
             "?limit=2": [3, 2],

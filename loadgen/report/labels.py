@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from agent import words
 from agent.model import Sweep
 from agent.terms import REASONS
 
@@ -13,15 +14,13 @@ TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, thousands grouped, never an exponent."""
-    if value is None:
-        return NOTHING
-    size = abs(value)
-    if size >= 100 or float(value).is_integer():
+    """Three significant digits, never an exponent: as in every table, but no column holds these to
+    two decimals, so what is whole has none and what is under one has its digits."""
+    if value is not None and float(value).is_integer():
         return f"{value:,.0f}"
-    if size >= 1:
-        return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
-    return f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
+    if value is not None and abs(value) < 1:
+        return f"{float(f'{value:.3g}'):.9f}".rstrip("0").rstrip(".")
+    return words.number(value)
 
 
 def instant(iso: str) -> str:

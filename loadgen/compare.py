@@ -195,6 +195,15 @@ def is_better(change: Change) -> bool | None:
     return (change.change_percent > 0) == (change.metric in RATES)
 
 
+def about_tests(comparison: Comparison, better: str = "better", worse: str = "worse") -> str:
+    """How far a change that was found can be relied on; `better` and `worse` as they are shown."""
+    return (
+        f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
+        f"that any {better} or {worse} is only noise is {comparison.alpha:.0%}. "
+        "Each interval is of its own change alone."
+    )
+
+
 def limits(comparison: Comparison) -> list[str]:
     """What the noise that changes were held against does not see."""
     noises = {change.noise for pair in comparison.pairs for change in pair.changes if change.noise}

@@ -19,6 +19,7 @@ from loadgen.compare import (
     Load,
     Outcome,
     Pair,
+    about_tests,
     is_better,
     limits,
 )
@@ -89,7 +90,7 @@ def _body(comparison: Comparison, a: Sweep, b: Sweep) -> str:
             _tables(comparison),
             _commands(a, b),
             f"<footer>servefit {escape(b.run.tool_version)}, runs {escape(a.run.id)} and "
-            f"{escape(b.run.id)}. {escape(_about(comparison))}</footer>",
+            f"{escape(b.run.id)}. {escape(about_tests(comparison))}</footer>",
         )
     )
 
@@ -371,14 +372,6 @@ def _p(p: float | None) -> str:
 def _load(one: Pair | Load | Outcome) -> str:
     what = "requests/s offered" if one.mode == "rate" else "concurrent"
     return f"{number(one.load)} {what}"
-
-
-def _about(comparison: Comparison) -> str:
-    return (
-        f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
-        f"that any better or worse is only noise is {comparison.alpha:.0%}. Each interval is of "
-        "its own change alone."
-    )
 
 
 def _commands(a: Sweep, b: Sweep) -> str:

@@ -356,6 +356,8 @@ def _trial_table(
 
 def show_comparison(comparison: Comparison, out: TextIO | None = None) -> None:
     """Prints every load's figures side by side, what can be told from noise, and the gate."""
+    from loadgen.compare import about_tests, limits
+
     file = out or sys.stdout
     width = _width_of(file)
     lines = [f"warning: {text}" for text in comparison.warnings]
@@ -371,7 +373,8 @@ def show_comparison(comparison: Comparison, out: TextIO | None = None) -> None:
         if loads:
             words = ", ".join(load_text(load.mode, load.load) for load in loads)
             text += _wrapped(f"only in {name}: {words}", width)
-    text += [part for line in _about_tests(comparison) for part in _wrapped(line, width)]
+    tests = [about_tests(comparison, "'better'", "'WORSE'"), *limits(comparison)]
+    text += [part for line in tests for part in _wrapped(line, width)]
     text += [part for line in map(_gate_line, comparison.gate) for part in _wrapped(line, width)]
     file.write("\n".join(text) + "\n")
 
@@ -426,17 +429,6 @@ def _judged(change: Change) -> str:
         return escaped(change.note)
     better = is_better(change)
     return "not told from noise" if better is None else "better" if better else "WORSE"
-
-
-def _about_tests(comparison: Comparison) -> list[str]:
-    from loadgen.compare import limits
-
-    return [
-        f"{comparison.tests} tests, adjusted together by {comparison.method}'s method: the chance "
-        f"that any 'better' or 'WORSE' is only noise is {comparison.alpha:.0%}. "
-        "Each interval is of its own change alone.",
-        *limits(comparison),
-    ]
 
 
 def _gate_line(outcome: Outcome) -> str:

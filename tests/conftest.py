@@ -7,6 +7,7 @@ real-parts` installs what is needed; a test that lacks a part skips and says so.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from loadgen.targets.process import running
@@ -70,6 +72,11 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+# A law is no faster or slower on a busy machine: speed is `make bench`'s.
+hypothesis.settings.register_profile("servefit", deadline=None)
+hypothesis.settings.load_profile("servefit")
+
+
 # ------------------------------------------------------------------- order, and what starts early
 
 _AHEAD = pytest.StashKey[Ahead]()
@@ -89,6 +96,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
+    gc.collect()
+    gc.freeze()  # what collecting made stays; a level collects before it begins, and looks at less
     used = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     there = {"phoenix": find_phoenix() is not None}
     has_vllm = find_vllm_python() is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import config
@@ -119,7 +119,6 @@ SERVERS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(SERVERS, st.floats(0.001, 1e6, allow_nan=False), st.integers(16 * 2**20, 2**49))
 def test_whatever_can_be_said_reads_back(server: Server, load: float, floor: int) -> None:
     said = Config(
@@ -209,7 +208,6 @@ VALUES = (
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SECTIONS), st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text())
 def test_whatever_stands_there_is_read_or_refused_in_one_line(
     section: str, key: str, value: str

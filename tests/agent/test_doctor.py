@@ -195,7 +195,7 @@ def test_a_server_cannot_steer_the_terminal() -> None:
     assert "\nall well" not in said
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.from_type(Facts))
 def test_whatever_is_found_each_thing_to_mend_says_how(facts: Facts) -> None:
     checks = examine(facts)

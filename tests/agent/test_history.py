@@ -139,7 +139,7 @@ def test_a_restart_inside_a_minute_keeps_both_parts(path: Path, clocks: Clocks) 
     assert points == [(NOON, pytest.approx(7 / 40))]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(st.integers(0, 200), st.floats(-1e12, 1e12)), min_size=1, max_size=60).map(
         sorted

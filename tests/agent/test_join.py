@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.join import bracket, gpu_views, increase, server_view
@@ -208,7 +208,6 @@ times = st.lists(st.integers(-5 * S, 15 * S), min_size=1, max_size=30, unique=Tr
 values = st.floats(0, 1e6)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_mean_lies_among_the_values(data: st.DataObject) -> None:
     points = [(at / S, data.draw(values)) for at in data.draw(times)]
@@ -220,7 +219,6 @@ def test_a_mean_lies_among_the_values(data: st.DataObject) -> None:
         assert min(inside) <= view.running_mean <= view.running_max <= max(inside)
 
 
-@settings(deadline=None)
 @given(times, st.floats(1, 2000), st.integers(0, 2 * S), st.integers(8 * S, 12 * S))
 def test_steady_power_gives_its_energy(at: list[int], watts: float, start: int, end: int) -> None:
     readings = [Reading(t, "gpu_energy_j", (t + 5 * S) / S * watts, GPU) for t in at]
@@ -229,7 +227,6 @@ def test_steady_power_gives_its_energy(at: list[int], watts: float, start: int, 
             assert view.energy_j == pytest.approx(watts * (end - start) / S, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(times, st.lists(st.integers(0, 100), min_size=31, max_size=31), st.integers(1, 29))
 def test_levels_side_by_side_add_up(at: list[int], steps: list[int], cut: int) -> None:
     total, points = 0, []
@@ -242,7 +239,6 @@ def test_levels_side_by_side_add_up(at: list[int], steps: list[int], cut: int) -
         assert sum(h for h in halves if h is not None) == increase(points)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(12)), st.lists(values, min_size=12, max_size=12))
 def test_the_order_of_readings_does_not_matter(order: list[int], found: list[float]) -> None:
     readings = made({"requests_running": [(i, v) for i, v in enumerate(found)]})

@@ -96,7 +96,6 @@ def rises(samples: list[Sample], count: Callable[[Sample], float]) -> float:
     )
 
 
-@settings(deadline=None)
 @given(lives())
 def test_minutes_add_up_to_what_the_counters_rose(samples: list[Sample]) -> None:
     # A second process within a second of the first is told by its counters; leave that out.
@@ -119,7 +118,6 @@ def test_minutes_add_up_to_what_the_counters_rose(samples: list[Sample]) -> None
     assert sum(m.resets for m in minutes) == resets
 
 
-@settings(deadline=None)
 @given(lives())
 def test_gauges_are_weighted_by_time_and_what_is_covered_is_what_was_seen(
     samples: list[Sample],
@@ -141,7 +139,6 @@ def test_gauges_are_weighted_by_time_and_what_is_covered_is_what_was_seen(
     assert sum(v.n for m in minutes for v in m.values if v.name == TOTAL) == len(samples)
 
 
-@settings(deadline=None)
 @given(lives(), st.data())
 def test_an_agent_that_died_goes_on_from_the_samples_of_its_last_minute(
     samples: list[Sample], data: st.DataObject
@@ -163,7 +160,6 @@ def test_an_agent_that_died_goes_on_from_the_samples_of_its_last_minute(
         )
 
 
-@settings(deadline=None)
 @given(lives())
 def test_an_agent_that_goes_on_from_a_dump_gives_the_same_minutes(samples: list[Sample]) -> None:
     found, minutes = [], Minutes("chat")
@@ -187,7 +183,6 @@ def test_a_dump_of_another_boot_or_form_is_left() -> None:
     assert fresh.current() is None
 
 
-@settings(deadline=None)
 @given(lives(), st.integers(1, 24))
 def test_two_agents_in_turn_have_all_but_the_time_between(samples: list[Sample], cut: int) -> None:
     def sums(minutes: list[Minute]) -> float:
@@ -203,7 +198,7 @@ def test_two_agents_in_turn_have_all_but_the_time_between(samples: list[Sample],
         assert all(v.min <= v.mean <= v.max for v in both.values)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

@@ -37,7 +37,7 @@ def type_7(values: list[float], q: float) -> float:
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples)
 def test_summary_is_what_the_definitions_say(values: list[float]) -> None:
     got = summary(np.array(values))
@@ -50,7 +50,7 @@ def test_summary_is_what_the_definitions_say(values: list[float]) -> None:
     assert got.std == pytest.approx(expected, rel=1e-6, abs=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples)
 def test_quantiles_are_in_order(values: list[float]) -> None:
     got = summary(np.array(values))

@@ -77,7 +77,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield opened
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(kept=of_struct(Sweep))
 def test_any_sweep_comes_back_as_it_was(shared: Store, kept: Sweep) -> None:
     assert decode_sweep(to_json(kept)) == kept

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from rich.console import Console
@@ -172,7 +172,6 @@ HOSTILE = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(HOSTILE, st.floats(allow_nan=False, allow_infinity=False), st.integers(20, 120))
 def test_no_name_and_no_number_breaks_the_view(name: str, value: float, width: int) -> None:
     server = ServerStatus(name, "http://h", None, name, name)

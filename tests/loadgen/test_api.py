@@ -147,7 +147,7 @@ def test_what_is_no_reply_is_a_value_error(data: bytes) -> None:
         api.decode(data)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=60))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     try:

@@ -17,7 +17,7 @@ rates = st.floats(0.01, 1e4)
 arrivals = st.sampled_from(("poisson", "constant", "gamma:0.3", "gamma:2"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rates, arrivals, st.integers())
 def test_instants_never_go_back_and_the_same_seed_gives_the_same(
     rate: float, arrival: str, seed: int
@@ -29,7 +29,7 @@ def test_instants_never_go_back_and_the_same_seed_gives_the_same(
     assert all(a <= b if arrival == "gamma:2" else a < b for a, b in pairwise(first))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rates)
 def test_constant_is_even_and_begins_at_once(rate: float) -> None:
     times = list(islice(constant(rate), 100))
@@ -117,7 +117,7 @@ def test_a_ramp_from_nothing_follows_the_square() -> None:
 STAGE = st.tuples(st.floats(0.1, 1e3), st.floats(0, 50), st.floats(0, 50))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(STAGE, min_size=1, max_size=5), arrivals, st.integers())
 def test_instants_of_stages_are_sorted_inside_and_repeat(
     parts: list[tuple[float, float, float]], arrival: str, seed: int

@@ -572,7 +572,7 @@ def frames(draw: st.DrawFn) -> list[bytes]:
     return [one() for _ in range(draw(st.integers(1, 12)))]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(frames(), st.booleans(), st.lists(st.integers(0, 900), max_size=3))
 def test_what_needs_no_decoding_means_what_it_means_decoded(
     parts: list[bytes], whole_frames: bool, cuts: list[int]

@@ -17,9 +17,7 @@ from agent.model import UsageError
 from loadgen import datafile
 from loadgen.dataset import Entry, read
 
-any_file = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_file = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SHAREGPT: list[dict[str, Any]] = [
     {

@@ -51,7 +51,7 @@ def drawn(length: Length, n: int = 50_000) -> list[int]:
     return [length.sample(rng) for _ in range(n)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths, st.integers())
 def test_what_is_drawn_is_a_length_and_repeats(length: Length, seed: int) -> None:
     rng, again = Random(seed), Random(seed)
@@ -160,7 +160,7 @@ def test_any_text_is_a_length_or_a_usage_error(text: str) -> None:
 # ------------------------------------------------------------------------------------- observed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(observed(), st.floats(0, 1))
 def test_an_observed_quantile_function_never_falls(length: Empirical, share: float) -> None:
     assert length.shares[0] == 0

@@ -669,7 +669,7 @@ asks_of_any_kind = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(asks_of_any_kind, st.integers(0, 3)), max_size=40), st.booleans())
 def test_four_workers_merged_are_one(dealt: list[tuple[Ask, int]], is_open: bool) -> None:
     edges: dict[str, Any] = {"ramp_end": 500.0, "refill_end": 2500.0}

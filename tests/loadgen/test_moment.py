@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Level, Stats
@@ -44,7 +44,6 @@ def test_a_moment_of_counts() -> None:
     assert moment.of(by_time, Counts(), 0, 0.1).left_s is None
 
 
-@settings(deadline=None)
 @given(st.integers(2, 1_000), st.floats(0.1, 1_000))
 def test_a_long_level_keeps_few_samples_and_its_rate(many: int, per_s: float) -> None:
     samples: list[Sample] = []

@@ -55,7 +55,7 @@ def text_of(maker: Texts, tokens: float, nonce: int | None, *shared: Piece, seed
     return str(maker.prompt(tokens, Random(seed), nonce, shared).content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokenizers, st.integers(32, 8000), st.integers(0, 3000))
 def test_texts_have_the_asked_length_within_2_percent(
     tokenizer: Tokenizer, n: int, prefix: int
@@ -89,7 +89,7 @@ def test_the_probes_tell_what_each_part_costs() -> None:
     assert costs.nonce == 16
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(0, 10_000),
     st.builds(

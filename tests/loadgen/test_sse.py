@@ -58,7 +58,7 @@ lines = st.sampled_from(
 ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(lines, ends), max_size=12), st.lists(st.integers(0, 120), max_size=6))
 def test_any_cuts_of_any_stream_give_the_same_events(
     parts: list[tuple[bytes, bytes]], cuts: list[int]

@@ -24,9 +24,7 @@ GOLDEN = Path(__file__).parent.parent / "golden/traces"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
 
-any_file = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_file = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written(tmp_path: Path, content: str | bytes, name: str = "t") -> Path:

@@ -37,7 +37,7 @@ def words(ask: Ask) -> list[str]:
     return ask.prompt.split(" ")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.booleans(), st.integers(1, 9))
 def test_any_order_gives_the_same_requests(order: list[int], ids: bool, level: int) -> None:
     made = spec(token_ids=ids, endpoint="completions", prefix_tokens=40, prefixes=3)

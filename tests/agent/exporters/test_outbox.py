@@ -162,7 +162,7 @@ def test_state_is_kept_with_the_request_it_belongs_to(tmp_path: Path) -> None:
     again.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["put", "settle", "drop", "keep", "reopen"]), max_size=40))
 def test_everything_put_waits_was_sent_or_was_dropped(steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.samplers import dialects
@@ -78,7 +78,6 @@ def test_malformed_lines_are_counted_and_the_rest_is_read() -> None:
     ]
 
 
-@settings(deadline=None)  # the machine has other things to do
 @given(st.binary(max_size=60))
 def test_no_line_raises(line: bytes) -> None:
     read_line(line)
@@ -97,7 +96,6 @@ def test_no_line_takes_long() -> None:
 _LABELS = st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]*", fullmatch=True), st.text())
 
 
-@settings(deadline=None)
 @given(_LABELS, st.floats(allow_nan=False))
 def test_a_written_line_is_read_back(labels: dict[str, str], value: float) -> None:
     def escaped(text: str) -> str:
@@ -110,7 +108,6 @@ def test_a_written_line_is_read_back(labels: dict[str, str], value: float) -> No
 # --------------------------------------------------------------------------------------- pieces
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(BUSY)), max_size=30))
 def test_a_page_does_not_depend_on_how_it_is_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(BUSY)]

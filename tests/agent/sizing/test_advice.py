@@ -344,7 +344,7 @@ def test_what_was_kept_before_there_were_predictions_is_no_trouble() -> None:
     st.sampled_from(["NVIDIA L4", "AMD Instinct MI300X", "NVIDIA A16", "Gaudi3", "none"]),
     st.floats(0.1, 1e4) | st.none(),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_curve_breaks_it(
     rows: list[tuple[int, float, float | None, float | None]], name: str, demand: float | None
 ) -> None:

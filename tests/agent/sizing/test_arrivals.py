@@ -111,7 +111,7 @@ def drawn(minutes: list[Minute], seed: int = 0, **more: int) -> Arrivals:
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=30).filter(any), st.integers(0, 9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_each_minute_has_as_many_requests_as_were_counted(counts: list[int], seed: int) -> None:
     found = drawn([minute(at, count) for at, count in enumerate(counts)], seed)
     at = np.minimum(found.at_s // 60, len(counts) - 1).astype(int)
@@ -128,7 +128,6 @@ def test_lengths_have_their_exact_mean_though_buckets_are_wide() -> None:
 
 
 @given(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any))
-@settings(deadline=None)
 def test_lengths_stay_in_their_buckets_however_they_lean(counts: list[int]) -> None:
     one = Histogram(BOUNDS, tuple(float(count) for count in counts))
     found = _draw([one], 2000, np.random.default_rng(0))
@@ -211,7 +210,7 @@ def test_once_is_what_was_observed() -> None:
 
 
 @given(st.floats(0.1, 5), st.floats(0.1, 5), st.integers(0, 5))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_larger_multiple_holds_the_requests_of_a_smaller(a: float, b: float, seed: int) -> None:
     arrivals, (low, high) = some(), sorted((a, b))
 

@@ -122,7 +122,7 @@ FEW = Prices({name: catalogue().gpu[name] for name in ("L4", "L40S", "RTX-PRO-60
 
 
 @given(st.floats(0.02, 4.0), st.floats(1.05, 3.0))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_more_load_is_never_cheaper(rate: float, factor: float) -> None:
     def cheapest(asked: Need) -> float:
         found = find(asked, cheaper=False, prices=FEW)
@@ -191,7 +191,7 @@ def test_what_does_not_hold_it_is_not_offered_less_of_the_same() -> None:
 
 
 @given(st.floats(0.05, 20.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_replicas_help_to_hold_it(rate: float) -> None:
     oracle = Oracle(BOX, SWEEP)
     held = [

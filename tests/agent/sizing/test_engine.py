@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import UsageError
@@ -222,7 +222,6 @@ CROSSING = EngineSpec(H100, model("llama-3.2-1b"), efficiencies=Efficiencies(eta
 
 
 @pytest.mark.parametrize("spec", [SPEC, MOE, SLIDING, CROSSING], ids=["dense", "moe", "swa", "x"])
-@settings(deadline=None)
 @given(
     b=st.integers(1, 300),
     mean=st.floats(1, 3000),

@@ -81,7 +81,7 @@ def measured(
         reserved=st.booleans(),
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_law_is_the_closed_form(spec: EngineSpec, shares: Efficiencies, load: Load) -> None:
     """What is fitted is what `agent predict` says: to the last digit."""
     at = steady(with_(spec, shares), load.concurrency, load.input_tokens, load.output_tokens,
@@ -139,7 +139,7 @@ def test_one_wild_point_does_not_move_the_rest() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_the_points_changes_nothing(random: Random) -> None:
     points = measured(LLAMA, LOADS, noise=0.05)
     shuffled = random.sample(points, len(points))

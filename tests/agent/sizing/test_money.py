@@ -151,7 +151,7 @@ def seen(**latencies: Distribution) -> Pattern:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.floats(-1, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_true_share_lies_inside(seed: int, n: int, together: float) -> None:
     """Of requests with latencies that go together or against each other."""
     normal = np.random.default_rng(seed).normal(size=(2, n))

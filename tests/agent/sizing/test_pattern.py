@@ -9,7 +9,7 @@ from datetime import timedelta, timezone
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.minutes import Minute, MinuteHistogram, MinuteValue
@@ -298,7 +298,6 @@ records = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(records, st.floats(0, 600), st.floats(0, 900))
 def test_whatever_was_seen_the_figures_are_in_order(
     said: list[tuple[int, str, int, int, float]], start: float, length: float
@@ -323,7 +322,6 @@ def test_whatever_was_seen_the_figures_are_in_order(
     assert b"NaN" not in encode(found)
 
 
-@settings(deadline=None)
 @given(records)
 def test_totals_of_two_windows_add_up(said: list[tuple[int, str, int, int, float]]) -> None:
     minutes = [

@@ -139,7 +139,7 @@ def test_the_batch_of_an_engine_without_flags(engine: str, card: str, seats: int
     assert usual_seats(engine, gpu(card)) == seats
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(share=st.floats(1, 300), replicas=st.integers(1, 8))
 def test_replicas_add_up_and_each_client_sees_one(share: float, replicas: int) -> None:
     one = ask(LLAMA, share).levels[0]
@@ -164,7 +164,7 @@ def test_more_than_fits_waits() -> None:
     assert many.ttft_ms.value > 1e3 * (1000 - LLAMA.max_num_seqs) * 300 / rate
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     clients=st.floats(0.5, 1000), isl=st.integers(1, 4000), osl=st.integers(1, 4000),
     tp=st.sampled_from([1, 2, 4]),

@@ -175,7 +175,7 @@ loads = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(loads, st.booleans(), st.sampled_from([1, 2, 3]), st.booleans())
 def test_hardware_is_never_taken_away_on_thin_evidence(
     asked: list[tuple[float, float, tuple[float, ...]]], trains: bool, replicas: int, is_own: bool

@@ -89,7 +89,7 @@ requests = st.lists(
 
 
 @given(requests)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_replay_does_not_depend_on_how_steps_are_joined(
     drawn: list[tuple[int, int, int]],
 ) -> None:
@@ -107,7 +107,7 @@ def test_a_replay_does_not_depend_on_how_steps_are_joined(
 
 
 @given(requests, st.integers(2, 4))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_replicas_in_turns_are_engines_apart(drawn: list[tuple[int, int, int]], n: int) -> None:
     arrivals = [(at_ms / 1e3, prompt, output) for at_ms, prompt, output in sorted(drawn)]
     together = replay(SLOW, recorded(*zip(*arrivals, strict=True)), replicas=n)

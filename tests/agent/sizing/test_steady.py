@@ -34,7 +34,7 @@ SPECS = [LLAMA, MOE, MLA, TWO]
 NAMES = ["dense", "moe", "mla", "tp2"]
 
 # A busy machine's pauses say nothing about a formula.
-formula = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+formula = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 lengths = st.integers(1, 8000)
 clients = st.floats(0.1, 2000)
 

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Level, Measurement
@@ -128,7 +128,6 @@ def test_a_low_terminal_has_no_room_for_the_curve(height: int) -> None:
 LOADS = st.lists(st.integers(1, 100_000), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(
     LOADS, st.floats(0, 1e12), st.integers(19, 300), st.integers(1, 80), st.booleans(),
     st.text(max_size=60), st.floats(0, 1),
@@ -149,7 +148,6 @@ def test_whatever_is_measured_fits(
     assert braille or all(line.text.isascii() or why for line in lines)
 
 
-@settings(deadline=None)
 @given(LOADS.filter(lambda loads: len(set(loads)) > 1), st.integers(40, 200), st.integers(5, 12))
 def test_every_point_is_where_its_numbers_say(loads: list[int], width: int, rows: int) -> None:
     points = [Point(load, math.sqrt(load), "ended") for load in sorted(set(loads))]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from agent.model import Level
     from agent.store import Store
     from loadgen.config import Options
-    from loadgen.schedule import Upcoming
     from loadgen.moment import Moment
+    from loadgen.schedule import Upcoming
     from loadgen.session import Session, Watcher
 
 # Flags that say how the command line talks and ends; a function returns what was measured.

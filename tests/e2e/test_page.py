@@ -36,8 +36,11 @@ RANGES = {"15m": (900, 5), "1h": (3600, 20), "24h": (DAY_S, 300), "30d": (30 * D
 class Served:
     """The agent's addresses on a thread of their own, as long as the context."""
 
-    def __init__(self, month: Month, token: str | None = None) -> None:
+    def __init__(
+        self, month: Month, token: str | None = None, port: int = 0, events_every_s: float = 0.05
+    ) -> None:
         self._month, self._token = month, token
+        self._port, self._events_every_s = port, events_every_s
         self._started, self._end = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.url = ""
@@ -45,8 +48,8 @@ class Served:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         site = Site()
-        app = application(self._month, token=self._token, events_every_s=0.05)
-        self.url = await site.start(app, "127.0.0.1:0")
+        app = application(self._month, token=self._token, events_every_s=self._events_every_s)
+        self.url = await site.start(app, f"127.0.0.1:{self._port}")
         self._started.set()
         await self._end.wait()
         await site.close()
@@ -200,6 +203,46 @@ def test_what_to_do_stands_beside_the_verdict(show: Any, month: Month) -> None:
     assert rows["It then costs"] == "25–50 % more (400–900 USD a month)"
     assert "It costs now" not in rows
     assert "keep it" in page.inner_text("#verdict article:first-child .advice")
+
+
+def test_of_many_verdicts_the_worst_stand_open(show: Any, month: Month) -> None:
+    """So that the curve stays in sight; what the others found is said."""
+    with Recall(month.history.path) as recall:
+        verdict = recall.assessments("chat", 1)[0]["verdict"]
+    script = """(all) => servefitParts.verdicts(all).map((card) => [
+        card.localName,
+        card.querySelector(":scope > summary")?.textContent,
+        card.querySelectorAll("article").length,
+    ])"""
+
+    def told(count: int, bad: int) -> Any:
+        findings = ["RIGHT_SIZED"] * (count - bad) + ["UNDER_SIZED"] * bad
+        scopes = [
+            {"scope": f"server-{n}", "at_unix_s": 0, "verdict": verdict | {"finding": finding}}
+            for n, finding in enumerate(findings)
+        ]
+        return page.evaluate(script, scopes)
+
+    page = show().page
+    assert [kind for kind, *_ in told(4, 1)] == ["article"] * 4
+    *cards, rest = told(12, 4)
+    assert [kind for kind, *_ in cards] == ["article"] * 3
+    assert rest == ["details", "9 more: 1 × Too small, 8 × Right size", 9]
+
+
+def test_what_is_unfolded_and_chosen_stays_so(show: Any, month: Month) -> None:
+    """The page looks at verdicts and health once a minute; who reads them is not disturbed."""
+    page = show("range=1h", width=390).page
+    page.click("#verdict summary >> nth=0")
+    page.evaluate("document.querySelector('#health .scroll').scrollLeft = 60")
+    page.focus("#health .scroll >> nth=0")
+    option = page.query_selector("#whose option")
+    for _ in range(2):  # what came first is drawn by the time of the second
+        with page.expect_response("**/assessments?**"):
+            month.advance(65)
+    assert page.locator("#verdict details[open]").count() == 1
+    assert page.evaluate("document.activeElement.scrollLeft") == 60
+    assert option.evaluate("(option) => option.isConnected")
 
 
 def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, browser: Any) -> None:
@@ -365,7 +408,29 @@ def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> Non
         shown.ready("1h")
         shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not follow")
     shown.until(lambda: shown.page.inner_text("#live") == "not connected", "it says it is live")
+    trouble = shown.page.inner_text("#trouble")
+    said = r"not connected: the agent does not answer; what is shown is of 21 Sept 2026, \d\d:\d\d"
+    assert re.fullmatch(said, trouble), trouble
+    with Served(month, port=int(url.rpartition(":")[2])):
+        shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not come back")
+        assert shown.page.is_hidden("#trouble")
     shown.page.close()
+
+
+def test_an_agent_that_says_nothing_any_more_is_not_live(browser: Any, month: Month) -> None:
+    """Its machine is gone, or it hangs: the connection stays open, and nothing comes."""
+    with Served(month, events_every_s=3600) as url:
+        shown = Shown(browser, url)
+        shown.page.clock.install()
+        shown.page.goto(f"{url}/#range=1h")
+        shown.ready("1h")
+        shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not follow")
+        shown.page.clock.fast_forward(14_000)
+        assert shown.page.inner_text("#live") == "live"
+        shown.page.clock.fast_forward(2_000)
+        shown.until(lambda: shown.page.inner_text("#live") == "not connected", "it says it is live")
+        assert "the agent has gone silent" in shown.page.inner_text("#trouble")
+        shown.page.close()
 
 
 # ------------------------------------------------------------------------------------------ views
@@ -617,6 +682,32 @@ def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> N
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (now == "dark")
         shown.keep(f"{width}-{now}")
+
+
+def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
+    page = show("range=24h", color_scheme="dark").page
+    page.emulate_media(media="print", color_scheme="dark")
+    dark = "document.querySelector('#chart-load canvas').toDataURL()"
+    before = page.evaluate(dark)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    cut = """[...document.querySelectorAll(".plot, .scroll, .page")]
+        .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
+        .map((e) => e.id || e.className)"""
+    assert page.evaluate(cut) == []
+    assert page.locator("#ranges a:visible").all_inner_texts() == ["24 hours"]
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate(dark) != before, "the canvas kept the dark theme's colours"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    page.pdf(path=str(ROOT / "artifacts" / "page.pdf"), prefer_css_page_size=True)
+
+
+def test_colours_that_are_the_data_stay_where_the_system_chooses_them(show: Any) -> None:
+    page = show("range=24h&server=chat", forced_colors="active").page
+    shades = """new Set([...document.querySelectorAll("#week td[data-step]")]
+        .map((cell) => getComputedStyle(cell).backgroundColor)).size"""
+    assert page.evaluate(shades) > 3
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

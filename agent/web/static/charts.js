@@ -576,6 +576,18 @@ window.servefitCharts = (() => {
     }
   }
 
+  /** Paper is light whatever the screen is, and narrower: canvases are drawn again for it. What is
+      folded lies open there, and is folded again afterwards. */
+  function onPaper(printing) {
+    document.documentElement.classList.toggle("paper", printing);
+    const folded = printing ? "details:not([open])" : "details[data-folded]";
+    for (const details of document.querySelectorAll(folded)) {
+      details.open = printing;
+      details.toggleAttribute("data-folded", printing);
+    }
+    redraw();
+  }
+
   /** What each chart shows, for tests and for people at the console. */
   function data() {
     const shown = ([id, { spec, plot }]) => [id, {
@@ -590,6 +602,8 @@ window.servefitCharts = (() => {
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => onPaper(true));
+  addEventListener("afterprint", () => onPaper(false));
 
   return { mount, show, redraw, data, number, element, say, wantsLogX, hasValues };
 })();

@@ -127,11 +127,32 @@ window.servefitParts = (() => {
 
   const NONE = "No verdict yet: the agent gives one every hour, unless [assess] every says otherwise.";
 
+  const UNFOLDED = 3; // cards of many servers would push the curve out of sight
+
+  /** `4 more: 3 × Right size, 1 × Idle` */
+  function more(rest) {
+    const counts = new Map();
+    for (const { verdict } of rest) {
+      const [name] = named(verdict.finding);
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+    const told = [...counts].map(([name, count]) => `${count} × ${name}`);
+    return `${rest.length} more: ${told.join(", ")}`;
+  }
+
+  /** A card for each scope, the worst first; of many the others are folded. */
   function verdicts(assessments) {
-    const cards = newest(assessments).map(verdictCard);
-    const empty = () => element("article", { class: "card verdict neutral" },
-      element("p", { class: "sentence" }, NONE));
-    return cards.length ? cards : [empty()];
+    const all = newest(assessments);
+    if (!all.length) {
+      return [element("article", { class: "card verdict neutral" },
+        element("p", { class: "sentence" }, NONE))];
+    }
+    const unfolded = all.length > UNFOLDED + 1 ? UNFOLDED : all.length;
+    const cards = all.slice(0, unfolded).map(verdictCard);
+    const rest = all.slice(unfolded);
+    if (!rest.length) return cards;
+    return [...cards, element("details", { class: "more" }, element("summary", {}, more(rest)),
+      ...rest.map(verdictCard))];
   }
 
   // ---------------------------------------------------------------------------------------- tables

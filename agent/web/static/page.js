@@ -211,6 +211,7 @@
   function drawHealth() {
     const { version, servers: known } = view.status;
     byId("version").textContent = version;
+    byId("unwell").textContent = parts.unwell(view.status);
     refill(byId("health"), parts.health(view.status));
     unlessSame("whose", [view.who, known.map(({ name, service }) => [name, service])],
       () => offer(known));
@@ -264,7 +265,7 @@
       const latencies = views.latencyCharts(found);
       if (!latencies.length) grid("latency").replaceChildren();
       for (const spec of latencies) charts.show(grid("latency"), spec);
-      byId("curve-note").textContent = curveNote(found);
+      byId("curve-note").replaceChildren(...parts.prose(curveNote(found)));
     };
   }
 
@@ -274,7 +275,8 @@
 
   function curveNote({ measured, passive }) {
     const from = measured && `Measured ${views.when(measured.received_unix_s)} with ` +
-      `${measured.sweep.target.model || "an unnamed model"}, ${KNOWN_BY[measured.by]}.`;
+      `${parts.isolated(measured.sweep.target.model || "an unnamed model")}, ` +
+      `${KNOWN_BY[measured.by]}.`;
     const replicas = view.status.servers.filter((one) => one.service === view.about.service).length;
     const one = measured && view.about.service && replicas > 1 ? `It is of one of ${replicas}.` : "";
     return [from || "No sweep was handed over yet: `loadgen sweep URL --agent` measures the curve.",

@@ -8,6 +8,13 @@ window.servefitParts = (() => {
   const UNITS = { concurrency: "requests at once", rps: "requests/s" };
 
   const known = (value) => value !== null && value !== undefined;
+  /** What stands between backticks is code. */
+  const prose = (text) => text.split(/`([^`]+)`/).map((part, i) =>
+    (i % 2 ? element("code", {}, part) : part));
+
+  /** A name that does not turn round what stands beside it, whichever way it is written. */
+  const isolated = (name) => `\u2068${name}\u2069`;
+
   const percent = (value) => `${number(value * 100)} %`;
   const named = (finding) => words.findings[finding] ?? [finding, "neutral"];
 
@@ -82,7 +89,7 @@ window.servefitParts = (() => {
       ...reasons.map((one) => [words.reasons[one.code] ?? one.code, one.because]),
       ["Confirm with", recommendation?.confirm_with && element("code", {}, recommendation.confirm_with)],
       ["Overturned by", recommendation?.overturned_by],
-      ...missing.map((line) => ["Missing", line]),
+      ...missing.map((line) => ["Missing", element("span", {}, ...prose(line))]),
       ["Prices (indicative)", cost.prices],
     ].filter(([, text]) => text);
     if (!items.length) return [];
@@ -96,7 +103,7 @@ window.servefitParts = (() => {
   function verdictCard({ scope, at_unix_s, verdict }) {
     const [name, tone] = named(verdict.finding);
     const sure = verdict.confidence;
-    const limited = sure.limited_by ? `, limited by ${sure.limited_by}` : "";
+    const limited = sure.limited_by ? `, limited by ${isolated(sure.limited_by)}` : "";
     const number_ = decides(verdict);
     return element("article", { class: `card verdict ${tone}` },
       element("span", { class: "pill finding" }, name), " ",
@@ -157,15 +164,21 @@ window.servefitParts = (() => {
 
   // ---------------------------------------------------------------------------------------- tables
 
+  const LONG = 40; // characters of a name that may be broken
+
+  const kindOf = (value) =>
+    (typeof value === "string" && value.length > LONG ? { class: "line" } : {});
+
   const cellOf = (value) =>
     value instanceof Node ? value : document.createTextNode(known(value) ? String(value) : "–");
 
   /** rows: [[header, cell …] …]; a cell is text, an element, or [class, text]. */
   function table(caption, heads, rows) {
     const made = rows.map(([first, ...rest]) => element("tr", {},
-      element("th", { scope: "row" }, cellOf(first)),
+      element("th", { scope: "row", ...kindOf(first) }, cellOf(first)),
       ...rest.map((cell) => (Array.isArray(cell)
-        ? element("td", { class: cell[0] }, cellOf(cell[1])) : element("td", {}, cellOf(cell))))));
+        ? element("td", { class: cell[0] }, cellOf(cell[1]))
+        : element("td", kindOf(cell), cellOf(cell))))));
     if (!made.length) {
       made.push(element("tr", {}, element("td", { colspan: String(heads.length) }, "none yet")));
     }
@@ -179,8 +192,8 @@ window.servefitParts = (() => {
   function history(changes) {
     const rows = changes.map(({ scope, at_unix_s, since_unix_s, verdicts, verdict }) => {
       const [name, tone] = named(verdict.finding);
-      const until = verdicts > 1 ? ` to ${when(at_unix_s)}` : "";
-      return [`${when(since_unix_s)}${until}`, scope,
+      const [since, until] = [since_unix_s, at_unix_s].map(when);
+      return [since === until ? since : `${since} to ${until}`, scope,
         element("span", { class: `pill ${tone}` }, name), number(verdicts),
         verdict.ratio ? percent(verdict.ratio.value) : null, verdict.confidence.level,
         ["said", verdict.summary]];
@@ -196,6 +209,18 @@ window.servefitParts = (() => {
     if (!sampler) return element("span", { class: "pill neutral" }, "not sampled");
     const [tone, text] = sampler.ok ? ["good", "answers"] : ["bad", "does not answer"];
     return element("span", { class: `pill ${tone}` }, text);
+  }
+
+  /** What stands at the top of the page, far above the tables: who or what is not well. */
+  function unwell({ samplers, store, outbox }) {
+    const silent = samplers.filter((one) => !one.ok).map((one) => one.name);
+    const told = silent.length > 2 ? `${silent.length} of ${samplers.length}`
+      : silent.map(isolated).join(" and ");
+    return [
+      told && `${told} ${silent.length > 1 ? "do" : "does"} not answer`,
+      (store.error || !store.ready) && "the store is not written",
+      outbox.last_error && "nothing is exported",
+    ].filter(Boolean).join(" · ");
   }
 
   const age = (seconds) => (known(seconds) ? `${number(Math.round(seconds))} s ago` : "never");
@@ -229,7 +254,7 @@ window.servefitParts = (() => {
       const on = servers.filter((one) => one.gpus.includes(gpu.uuid)).map((one) => one.name);
       const memory = known(gpu.memory_total_bytes)
         ? `${number(gpu.memory_total_bytes / 2 ** 30)} GiB` : null;
-      return [gpu.name, ["line", gpu.uuid], memory, ["line", on.join(", ") || null]];
+      return [gpu.name, element("code", {}, gpu.uuid), memory, ["line", on.join(", ") || null]];
     });
   }
 
@@ -294,5 +319,5 @@ window.servefitParts = (() => {
       element("thead", {}, element("tr", {}, corner, ...heads)), element("tbody", {}, ...rows));
   }
 
-  return { verdicts, newest, history, health, weekTable };
+  return { verdicts, newest, history, health, unwell, weekTable, prose, isolated };
 })();

@@ -555,6 +555,9 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
         *changed.samplers[2:],
     ]
     page = show().page
+    assert page.inner_text("#unwell").strip("\u2068") == "code\u2069 does not answer"
+    top = page.evaluate("document.querySelector('#unwell').getBoundingClientRect().top")
+    assert top < 100, "in sight, far above the tables"
     servers = page.locator("#health table").nth(0).locator("tbody tr")
     assert "answers" in servers.nth(0).inner_text()
     assert "does not answer" in servers.nth(1).inner_text()
@@ -562,6 +565,17 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
     assert "s3cret" not in page.content()
     assert line in page.locator("#health table").nth(2).inner_text()
     assert "GPU-2f" in page.locator("#health table").nth(1).inner_text()
+
+
+def test_who_is_not_well_is_counted_and_nobody_is_nothing(show: Any, month: Month) -> None:
+    page = show().page
+    assert page.is_hidden("#unwell")
+    status = msgspec.to_builtins(month.status())
+    for sampler in status["samplers"]:
+        sampler["ok"] = False
+    status["store"]["error"] = "disk full"
+    told = page.evaluate("(status) => servefitParts.unwell(status)", status)
+    assert told == "3 of 3 do not answer · the store is not written"
 
 
 def test_a_simulated_server_is_told_as_such(show: Any) -> None:
@@ -641,6 +655,8 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
         shown = Shown(browser, url)
         page = shown.page
         page.goto(f"{url}/#range=1h")
+        page.wait_for_selector("#lock:visible")
+        assert page.locator("h2:visible").count() == 0, "there is nothing behind it yet"
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector("#refused:has-text('did not take')")
@@ -648,6 +664,7 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
         page.keyboard.press("Enter")
         shown.ready("1h")
         assert page.is_hidden("#lock")
+        assert page.locator("h2:visible").count() == 6
         shown.until(lambda: page.inner_text("#live") == "live", "the events want the token too")
         page.reload()
         shown.ready("1h")
@@ -676,6 +693,12 @@ def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> N
           && q.top < p.bottom - 1).map(([b]) => [a, b]));
     })()"""
     assert page.evaluate(overlapping) == []
+    day = """[...document.querySelectorAll("#week tbody tr")].map(({ children: [day, first] }) => {
+        const text = document.createRange();
+        text.selectNodeContents(day);
+        return text.getBoundingClientRect().right - first.getBoundingClientRect().left;
+    })"""
+    assert max(page.evaluate(day)) < 0, "a day's name lies over its first hour"
     for now in (scheme, "dark" if scheme == "light" else "light"):
         page.emulate_media(color_scheme=now)
         page.wait_for_timeout(50)  # charts are drawn anew

@@ -259,15 +259,15 @@ window.servefitParts = (() => {
   }
 
   function ownRows({ samplers, store, outbox }) {
-    const rows = samplers.map((one) => [one.name, state(one), age(one.age_s), one.errors,
+    const rows = samplers.map((one) => [one.name, state(one), age(one.age_s), number(one.errors),
       ["line", one.line]]);
     const pill = (good) => element("span", { class: `pill ${good ? "good" : "bad"}` },
       good ? "well" : "not well");
     const behind = `${number(store.writer_lag_s)} s behind`;
-    rows.push(["store", pill(store.ready && !store.error), behind, store.readings_dropped,
+    rows.push(["store", pill(store.ready && !store.error), behind, number(store.readings_dropped),
       ["line", store.error ?? `${number(store.bytes / 1e6)} MB`]]);
     rows.push(["export", pill(!outbox.last_error), `${number(outbox.pending)} waiting`,
-      outbox.dropped, ["line", outbox.last_error ?? null]]);
+      number(outbox.dropped), ["line", outbox.last_error ?? null]]);
     return rows;
   }
 

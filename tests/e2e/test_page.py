@@ -401,6 +401,37 @@ def test_what_did_not_come_is_said_and_asked_for_again(browser: Any, url: str) -
     shown.page.close()
 
 
+def test_what_an_agent_was_too_busy_for_is_asked_for_again_soon(
+    browser: Any, tmp_path: Path
+) -> None:
+    """While it judges, a long window may take too long; the page is not poor for a minute then."""
+    one = Month(tmp_path / "agent.db")
+    one.history.add_source("chat", service="front", gpus=[])
+    assert one.history.flush(20)
+    busy = {"status": 503, "content_type": "application/json", "body": '{"error": "busy"}'}
+    with Served(one) as url:
+        shown = Shown(browser, url)
+        page = shown.page
+        page.route("**/api/v1/pattern?**", lambda route: route.fulfill(**busy), times=1)
+        page.goto(f"{url}/#range=1h&server=chat")
+        shown.ready("1h")
+        assert page.inner_text("#trouble") == "week: busy"
+        one.advance(15)
+        shown.until(lambda: page.is_hidden("#trouble"), "it is not asked for again")
+        assert [line for line in shown.complaints if "503" not in line] == []
+        page.close()
+    one.history.close()
+
+
+def test_a_chart_that_is_taken_away_leaves_nothing(show: Any) -> None:
+    shown = show("range=24h&server=chat")
+    assert "curve-ttft" in shown.charts()
+    clear = """servefitCharts.clear(document.querySelector('[data-charts="latency"]'))"""
+    shown.page.evaluate(clear)
+    assert "curve-ttft" not in shown.charts()
+    assert shown.page.locator("#chart-curve-ttft").count() == 0
+
+
 def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> None:
     with Served(month) as url:
         shown = Shown(browser, url)

@@ -565,6 +565,12 @@ window.servefitCharts = (() => {
     mounted.delete(id);
   }
 
+  /** Takes every chart out of `grid`. */
+  function clear(grid) {
+    for (const [id, { host }] of mounted) if (grid.contains(host)) unmount(id);
+    grid.replaceChildren();
+  }
+
   /** What was laid out when the chart was made; where it changes the chart is made anew. */
   const frameOf = (spec) => JSON.stringify([hasValues(spec), spec.simulated, wantsLogY(spec), spec.x.log,
     spec.note ?? "", spec.marks.length, spec.series.map((s) => s.key), legendEntries(spec)]);
@@ -615,5 +621,5 @@ window.servefitCharts = (() => {
   addEventListener("beforeprint", () => onPaper(true));
   addEventListener("afterprint", () => onPaper(false));
 
-  return { mount, show, redraw, data, number, element, say, wantsLogX, hasValues };
+  return { mount, show, clear, redraw, data, number, element, say, wantsLogX, hasValues };
 })();

@@ -24,6 +24,7 @@
   const OFTEN_S = 60; // a step may be long, what is newest in it is looked at this often
   const SELDOM_S = 60; // health and verdict
   const RARELY_S = 900; // curve and week
+  const AGAIN_S = 10; // what did not come
   const WAIT_MS = [1000, 2000, 5000, 15000, 30000]; // before the events are asked for again
   const SILENT_MS = 15000; // events come every two seconds
   const ANSWER_MS = 30000; // the agent gives up a question after ten seconds
@@ -112,6 +113,8 @@
     line.hidden = !text;
     if (line.textContent !== text) line.textContent = text; // spoken when it changes
   }
+
+  const missed = (...names) => names.some((name) => troubles.has(name));
 
   /** Runs `work` for the view of now; what comes for a view that is gone is dropped. */
   async function load(what, work) {
@@ -263,7 +266,7 @@
       view.curves = found;
       drawCurve();
       const latencies = views.latencyCharts(found);
-      if (!latencies.length) grid("latency").replaceChildren();
+      if (!latencies.length) charts.clear(grid("latency"));
       for (const spec of latencies) charts.show(grid("latency"), spec);
       byId("curve-note").replaceChildren(...parts.prose(curveNote(found)));
     };
@@ -368,11 +371,11 @@
     if (!view.opened) return;
     const due = Math.min(view.range.step, OFTEN_S);
     if (now - view.drawnAt >= due * 0.9) await load("series", () => series(now, true));
-    if (now - view.seldomAt >= SELDOM_S) {
+    if (now - view.seldomAt >= (missed("status", "verdict") ? AGAIN_S : SELDOM_S)) {
       view.seldomAt = now;
       await Promise.all([load("status", status), load("verdict", verdict)]);
     }
-    if (now - view.rareAt >= (view.curves && view.pattern ? RARELY_S : SELDOM_S)) {
+    if (now - view.rareAt >= (missed("curve", "week") ? AGAIN_S : RARELY_S)) {
       view.rareAt = now;
       await ofTheWeek();
     }

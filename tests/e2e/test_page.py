@@ -754,6 +754,7 @@ def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
     assert page.evaluate(dark) != before, "the canvas kept the dark theme's colours"
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0
+    (ROOT / "artifacts").mkdir(exist_ok=True)
     page.pdf(path=str(ROOT / "artifacts" / "page.pdf"), prefer_css_page_size=True)
 
 

@@ -62,8 +62,12 @@ class Reader:
     def snapshot(self) -> Iterator[None]:
         """All that is asked inside is of one moment, however much is written meanwhile.
 
-        Without it, what moves from an open table to its place can be missed between two looks.
+        Without it, what moves from an open table to its place can be missed between two looks. One
+        inside another is of the other's moment.
         """
+        if self.db.conn.in_transaction:
+            yield
+            return
         with self.guarded():
             self.db.execute("begin")
         try:

@@ -191,22 +191,23 @@ class Recall(Reader):
                   where k.hour between ?1 / 3600 and ?2 / 3600 and {MINUTE_START} between ?1 and ?2
                     and k.source = (select id from sources where name = ?3)
                   order by k.hour, k.minute, k.part"""
-        heads = self.rows(sql, [*window, source])
-        numbers, covered_s, resets = (
-            np.array([head[column] for head in heads], np.float64) for column in range(3)
-        )
         values: list[Values] = []
         histograms: list[Counts] = []
-        for kind in FIGURE:
-            mine = [id_ for id_, one in about.items() if _kind(one) == kind]
-            for series, of, columns in self._columns(mine, kind, numbers, window):
-                name, told, ends = about[series]
-                if kind == "histogram":
-                    texts = ",".join(columns["counts"])
-                    counts = msgspec.json.decode(f"[{texts}]", type=list[list[float]])
-                    histograms.append(Counts(name, told, ends, of, counts))
-                else:
-                    values.append(Values(name, told, of, columns))
+        with self.snapshot():  # a minute that ends meanwhile has values and no head
+            heads = self.rows(sql, [*window, source])
+            numbers, covered_s, resets = (
+                np.array([head[column] for head in heads], np.float64) for column in range(3)
+            )
+            for kind in FIGURE:
+                mine = [id_ for id_, one in about.items() if _kind(one) == kind]
+                for series, of, columns in self._columns(mine, kind, numbers, window):
+                    name, told, ends = about[series]
+                    if kind == "histogram":
+                        texts = ",".join(columns["counts"])
+                        counts = msgspec.json.decode(f"[{texts}]", type=list[list[float]])
+                        histograms.append(Counts(name, told, ends, of, counts))
+                    else:
+                        values.append(Values(name, told, of, columns))
         return Records(
             source=source,
             start_unix_s=numbers // PARTS * 60,

@@ -296,6 +296,8 @@ def head(snapshot: Snapshot) -> Iterator[Line]:
         said = f"no longer answers; this is what it said last: {snapshot.silent}"
         yield Line(said, "bold red", rows_max=2)
     yield Line(" · ".join(_all_together(snapshot)), rows_max=2)
+    if simulated := [one.name for one in status.servers if one.simulated]:
+        yield Line(f"simulated, no hardware is behind it: {', '.join(simulated)}", rows_max=2)
     yield _finding_line(snapshot)
     yield _kept_line(status)
     troubles = list(_troubles(status))
@@ -517,7 +519,7 @@ def _wrapped(line: Line, console: Console, width: int, words: Mapping[int, int])
     text = Text(printable(line.text).translate(words))
     parts = [text.plain]
     if line.rows_max > 1:
-        parts = [part.plain for part in text.wrap(console, width)] or parts
+        parts = [part.plain.rstrip() for part in text.wrap(console, width)] or parts
     whole = min(line.rows_max, len(parts)) - 1
     overflow: OverflowMethod = "crop" if words else "ellipsis"
     for part in (*parts[:whole], " ".join(parts[whole:])):

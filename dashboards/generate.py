@@ -266,6 +266,7 @@ class Dashboard(NamedTuple):
     about: str
     variables: Sequence[Variable | Typed]
     rows: Sequence[Row]
+    folded: frozenset[str] = frozenset()  # rows that ask for nothing until they are opened
 
 
 def variables_of(dashboard: Dashboard) -> Iterator[Json]:
@@ -327,26 +328,29 @@ def render_all(dashboard: Dashboard) -> Json:
             {"type": "dashboards", "tags": ["servefit"], "title": "servefit", "asDropdown": True,
              "includeVars": True, "keepTime": True, "icon": "external link"},
         ],
-        "panels": list(_placed(dashboard.rows, chosen)),
+        "panels": _placed(dashboard, chosen),
     }  # fmt: skip
 
 
-def _placed(
-    rows: Iterable[tuple[str, Sequence[Panel]]], variables: Sequence[str]
-) -> Iterator[Json]:
-    """From left to right and row by row, none over another."""
+def _placed(dashboard: Dashboard, variables: Sequence[str]) -> list[Json]:
+    """From left to right and row by row, none over another; a folded row holds its own."""
+    placed: list[Json] = []
     number, top = 1, 0
-    for title, panels in rows:
-        yield {"id": number, "type": "row", "title": title, "collapsed": False, "panels": [],
-               "gridPos": {"x": 0, "y": top, "w": WIDTH, "h": 1}}  # fmt: skip
+    for title, panels in dashboard.rows:
+        row: Json = {"id": number, "type": "row", "title": title, "panels": [],
+                     "collapsed": title in dashboard.folded,
+                     "gridPos": {"x": 0, "y": top, "w": WIDTH, "h": 1}}  # fmt: skip
+        placed.append(row)
+        into = row["panels"] if row["collapsed"] else placed
         number, top, left, height = number + 1, top + 1, 0, 0
         for panel in panels:
             if left + panel.width > WIDTH:
                 top, left, height = top + height, 0, 0
             place = {"x": left, "y": top, "w": panel.width, "h": panel.height}
-            yield render(panel, number, place, variables)
+            into.append(render(panel, number, place, variables))
             number, left, height = number + 1, left + panel.width, max(height, panel.height)
         top += height
+    return placed
 
 
 # ------------------------------------------------------------------------------------------ content
@@ -463,7 +467,7 @@ OVERVIEW = Dashboard(
         (
             "Load and cost",
             [
-                Panel("Output tokens a second", "suffix: tok/s", each(TOKENS, "{{source}}")),
+                Panel("Output tokens a second", "suffix:tok/s", each(TOKENS, "{{source}}")),
                 Panel(
                     "Energy of an output token",
                     "joule",
@@ -507,7 +511,7 @@ ONE_SERVER = Dashboard(
                 ),
                 Panel(
                     "Tokens a second",
-                    "suffix: tok/s",
+                    "suffix:tok/s",
                     [
                         Target(f"sum by (source) ({rate('output_tokens_total')})",
                                "{{source}} output"),
@@ -541,7 +545,7 @@ ONE_SERVER = Dashboard(
                 ),
                 Panel(
                     "KV cache holds",
-                    "suffix: tok",
+                    "count:tok",
                     each("sum by (source) (@kv_capacity_tokens)", "{{source}}"),
                     kind="stat",
                     width=6,
@@ -590,9 +594,9 @@ ONE_SERVER = Dashboard(
         (
             "What is asked",
             [
-                Panel("Prompt length", "suffix: tok",
+                Panel("Prompt length", "suffix:tok",
                       quantiles("prompt_length_tokens", 0.5, 0.95, 0.99)),
-                Panel("Output length", "suffix: tok",
+                Panel("Output length", "suffix:tok",
                       quantiles("output_length_tokens", 0.5, 0.95, 0.99)),
                 Panel(
                     "Up since",
@@ -750,7 +754,7 @@ AGENT = Dashboard(
                 Panel("Age of the last sample", "s",
                       each("max by (instance, sampler) (@sampler_age_s)",
                            "{{instance}} {{sampler}}")),
-                Panel("Failed samples", "suffix: /s",
+                Panel("Failed samples", "suffix:/s",
                       each(f"sum by (instance, sampler) ({rate('sampler_errors_total')})",
                            "{{instance}} {{sampler}}")),
                 Panel("How long a sample takes", "s",
@@ -881,7 +885,7 @@ def curve(load: str) -> list[Panel]:
     """The panels of a curve, by concurrency or by offered rate."""
     return [
         by_load(
-            "Output tokens a second", "suffix: tok/s", load,
+            "Output tokens a second", "suffix:tok/s", load,
             ("curve_output_tokens_per_s", "measured"),
             ("curve_output_lo_tokens_per_s", "low end"),
             ("curve_output_hi_tokens_per_s", "high end"),
@@ -897,6 +901,8 @@ def curve(load: str) -> list[Panel]:
                 about="Of sweeps whose GPUs were read, here or by `loadgen sweep --agent`."),
     ]  # fmt: skip
 
+
+BY_RATE = "By requests a second (a sweep with --rate)"
 
 SWEEP = Dashboard(
     "sweep",
@@ -925,8 +931,10 @@ SWEEP = Dashboard(
             ],
         ),
         ("By requests at once", curve("concurrency")),
-        ("By requests a second", curve("offered_rps")),
+        (BY_RATE, curve("offered_rps")),
     ],
+    # Most sweeps have no such level, and a panel of none says "Unable to find field".
+    frozenset((BY_RATE,)),
 )  # fmt: skip
 
 DASHBOARDS = (OVERVIEW, ONE_SERVER, ONE_GPU, AGENT, SWEEP)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from agent.model import Level
     from agent.store import Store
     from loadgen.config import Options
-    from loadgen.level import Plan
     from loadgen.moment import Moment
+    from loadgen.schedule import Upcoming
     from loadgen.session import Session, Watcher
 
 # Flags that say how the command line talks and ends; a function returns what was measured.
@@ -204,9 +204,11 @@ class _Log:
     def note(self, text: str) -> None:
         log.info("note: %s", text)
 
-    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
-        place = f"{number}" if of is None else f"{number} of {of}"
-        log.info("level %s: %s %g %s", place, plan.mode, plan.load, why)
+    def level_began(self, number: int, upcoming: Upcoming, *, simulated: bool) -> None:
+        from loadgen.report.live import place_text
+
+        parts = (place_text(number, upcoming, simulated=simulated), upcoming.why, upcoming.left)
+        log.info("level %s", " · ".join(filter(None, parts)))
 
     def level_moved(self, state: Moment) -> None:
         log.debug("%.0f %% done, %d in flight", 100 * state.share, state.in_flight)

@@ -111,6 +111,20 @@ def later_s(plans: Sequence[Plan], levels: Sequence[Level]) -> float | None:
     return total_s
 
 
+def about(seconds: float) -> str:
+    """`~40 s`, `~4 min`, `~2.5 h`: an estimate, no finer than it is."""
+    return f"~{roughly(seconds)}"
+
+
+def roughly(seconds: float) -> str:
+    """The same of a time that is known."""
+    if seconds < 20:
+        return f"{seconds:.0f} s"
+    if seconds < 100:
+        return f"{5 * round(seconds / 5)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _requests_per_s(levels: Sequence[Level]) -> list[tuple[float, float]]:
     """(load, requests/s), by load; of a load measured twice the newest."""
     known = {load_of(level): level.request_throughput for level in levels}

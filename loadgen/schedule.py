@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from agent.model import Level
+from loadgen import moment
 from loadgen.config import CONCURRENCY_MAX, DEFAULT_BUDGET_S, Options
 from loadgen.level import Plan
 from loadgen.search import HALF_MAX, Done, Sample, Settings, Standing, Step, next_step, standing
@@ -25,7 +26,8 @@ class Upcoming(NamedTuple):
 
     plan: Plan
     of: int | None  # how many there will be; None: nobody knows
-    why: str  # that one, where it was chosen
+    why: str = ""  # that one, where it was chosen
+    left: str = ""  # of the whole run when it begins, where that is known
 
 
 class End(NamedTuple):
@@ -71,7 +73,12 @@ class Schedule:
         repeats = self._options.repeats
         turn = number // (len(plans) // repeats) + 1
         why = f"repeat {turn} of {repeats}" if repeats > 1 else ""
-        return Upcoming(plans[number], len(plans), why)
+        return Upcoming(plans[number], len(plans), why, self._estimate(plans[number:], levels))
+
+    def _estimate(self, plans: Sequence[Plan], levels: Sequence[Level]) -> str:
+        """How long these will take, by the levels before them; nothing where none tells."""
+        later_s = moment.later_s(plans, levels)
+        return "" if later_s is None else f"{moment.about(min(later_s, self.left_s))} left in all"
 
     def _searched(self, levels: Sequence[Level]) -> Upcoming | End:
         step = next_step(levels, self._settings(), self.elapsed_s)
@@ -91,7 +98,7 @@ class Schedule:
                 warmup_s=plan.warmup_s or ramp_s,
             )
         left = f"{self.left_s:.0f} s of {self._budget_s:.0f} s left"
-        return Upcoming(plan, None, f"{step.why} · {left}")
+        return Upcoming(plan, None, step.why, left)
 
     def _settings(self) -> Settings:
         options = self._options

@@ -80,7 +80,7 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None: ...
+    def level_began(self, number: int, upcoming: Upcoming, *, simulated: bool) -> None: ...
 
     def level_moved(self, state: Moment) -> None: ...
 
@@ -215,16 +215,16 @@ class Session:
 
     async def _next(self, upcoming: Upcoming) -> str | None:
         """Measures one level; says why there can be no further one, where that is so."""
-        plan, of, why = upcoming
+        plan = upcoming.plan
         if (beyond := self._beyond(plan)) is not None:
             return f"no further level is tried: {beyond}"
         number = len(self.sweep.levels) + 1
-        self._watcher.level_began(number, of, plan, why)
+        self._watcher.level_began(number, upcoming, simulated=self._simulated)
         gone = await self._level(number, self._ramped(plan))
         self._keeping = False
         if gone is not None:
             return f"the server is gone: {gone}; no further level is tried"
-        if not self._interrupted and number != of:
+        if not self._interrupted and number != upcoming.of:
             await self._until_idle()
         return None
 

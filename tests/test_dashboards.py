@@ -57,8 +57,13 @@ BY_NAME: dict[str, Json] = {one.name: render_all(one) for one in DASHBOARDS}
 each_dashboard = pytest.mark.parametrize("name", sorted(BY_NAME))
 
 
+def placed(name: str) -> list[Json]:
+    """Rows and panels, those of folded rows among them."""
+    return [one for row in BY_NAME[name]["panels"] for one in (row, *row.get("panels", ()))]
+
+
 def panels(name: str) -> list[Json]:
-    return [one for one in BY_NAME[name]["panels"] if one["type"] != "row"]
+    return [one for one in placed(name) if one["type"] != "row"]
 
 
 def expressions(name: str) -> list[str]:
@@ -130,25 +135,39 @@ def test_every_panel_has_a_unit_a_title_and_something_to_ask(name: str) -> None:
     found = panels(name)
     assert found
     for panel in found:
-        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        assert unit, panel["title"]
+        assert ": " not in unit, "Grafana puts the space before a suffix itself"
         assert panel["title"]
         letters = [target["refId"] for target in panel["targets"]]
         assert letters
         assert len(set(letters)) == len(letters)
-    every = BY_NAME[name]["panels"]
+    every = placed(name)
     assert len({panel["id"] for panel in every}) == len(every)
 
 
 @each_dashboard
 def test_no_panel_lies_over_another_or_beyond_the_edge(name: str) -> None:
     taken: dict[tuple[int, int], str] = {}
-    for panel in BY_NAME[name]["panels"]:
+    for panel in placed(name):
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
                 assert (x, y) not in taken, f"{panel['title']} over {taken[x, y]}"
                 taken[x, y] = panel["title"]
+
+
+def test_a_row_that_most_sweeps_leave_empty_is_folded() -> None:
+    """It holds its panels and asks for nothing; unfolded they lie below everything else."""
+    *_, row = BY_NAME["sweep"]["panels"]
+    assert (row["type"], row["collapsed"], len(row["panels"])) == ("row", True, 5)
+    others = [one for one in BY_NAME["sweep"]["panels"] if one is not row]
+    bottom = max(one["gridPos"]["y"] + one["gridPos"]["h"] for one in others)
+    assert row["gridPos"]["y"] == bottom
+    assert min(one["gridPos"]["y"] for one in row["panels"]) == bottom + 1
+    open_rows = [one for one in others if one["type"] == "row"]
+    assert all(one["panels"] == [] and not one["collapsed"] for one in open_rows)
 
 
 @each_dashboard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,22 @@ def test_its_relative_links_lead_to_files(document: Path) -> None:
 def test_its_make_targets_exist(document: Path) -> None:
     named = set(_MAKE.findall(code(document.read_text("utf-8"))))
     assert named - make_targets() == set()
+
+
+def test_what_predict_prints_is_what_the_readme_says() -> None:
+    """It asks nothing of this machine, so that it says the same everywhere."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    found = re.search(
+        r"^\$ (agent predict (?:.*\\\n)*.*\n)(.*?)^```", text, re.MULTILINE | re.DOTALL
+    )
+    assert found is not None
+    asked = subprocess.run(
+        [sys.executable, "-m", "agent.cli", *shlex.split(found[1])[1:]],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert asked.stdout == found[2], asked.stderr
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -154,9 +154,14 @@ def _note(reaches: float | None, used: int) -> str:
         return "no steady minute under load was observed: the curve needs traffic, or a sweep"
     minutes = "minute" if used == 1 else "minutes"
     return (
-        f"from {used} {minutes} of production, up to {reaches:.3g} requests in flight;"
+        f"from {used:,} {minutes} of production, up to {_in_flight(reaches)} requests in flight;"
         " what lies beyond takes a sweep"
     )
+
+
+def _in_flight(value: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _usable(window: Window) -> tuple[Flags, dict[str, int]]:

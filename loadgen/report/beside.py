@@ -255,7 +255,8 @@ def _knee(sweep: Sweep) -> str:
     knee = sweep.curve.knee
     if knee is None:
         return ""
-    return f"{number(knee.concurrency)}, {number(knee.output_tokens_per_s)} tokens/s"
+    rising = "" if sweep.curve.saturated else "≥ "
+    return f"{rising}{number(knee.concurrency)}, {number(knee.output_tokens_per_s)} tokens/s"
 
 
 # --------------------------------------------------------------------------------- gate and tables

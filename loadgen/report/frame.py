@@ -17,7 +17,7 @@ from agent.model import Level
 from agent.sizing.curve import is_valid, load_of
 from agent.words import ms, number, printable
 from loadgen.level import Plan
-from loadgen.moment import Moment
+from loadgen.moment import Moment, about, roughly
 
 BAR_CELLS_MAX = 24
 CURVE_WIDTH_MIN = 36
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 class Sight(msgspec.Struct, frozen=True):
     """What there is to be seen: the level that runs, and those that have ended."""
 
-    place: str  # `[3/6] 16 streams`
+    place: str  # `[3/6] 16 streams`, and whether they are simulated: there is always room for it
     plan: Plan
     why: str = ""  # this load
     moment: Moment | None = None
@@ -130,20 +130,7 @@ def _left(moment: Moment) -> str:
     budget = moment.budget_left_s
     if moment.left_s is not None and moment.later_s is not None:
         return f"{about(min(moment.left_s + moment.later_s, budget))} left in all"
-    return f"at most {_time(max(budget, 0.0))} left in all" if budget < math.inf else ""
-
-
-def about(seconds: float) -> str:
-    """`~40 s`, `~4 min`, `~2.5 h`: an estimate, no finer than it is."""
-    return f"~{_time(seconds)}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 20:
-        return f"{seconds:.0f} s"
-    if seconds < 100:
-        return f"{5 * round(seconds / 5)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"at most {roughly(max(budget, 0.0))} left in all" if budget < math.inf else ""
 
 
 def _fitted(parts: Sequence[str], width: int, glyphs: Glyphs) -> str:

@@ -7,6 +7,7 @@ no script runs; the charts are drawn over them from the same numbers, embedded a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -181,16 +182,17 @@ def _tile_knee(sweep: Sweep) -> str:
     knee = sweep.curve.knee
     if knee is None:
         return ""
-    sub = "more load adds under 5 %" if sweep.curve.saturated else "not yet saturated"
+    rising = "" if sweep.curve.saturated else "≥ "
+    sub = "not yet saturated" if rising else "more load adds under 5 %"
     if knee.output_tokens_per_s:
         sub = f"{number(knee.output_tokens_per_s)} tokens/s; {sub}"
     if not _open_loop(sweep):
-        return _tile("Knee", number(knee.concurrency), "concurrent", sub)
+        return _tile("Knee", rising + number(knee.concurrency), "concurrent", sub)
     wanted = knee.output_tokens_per_s
     valid = filter(_valid, sweep.levels)
     offered = [lv for lv in valid if lv.offered_rps and lv.output_tokens_per_s]
     at = min(offered, key=lambda lv: abs((lv.output_tokens_per_s or 0.0) - wanted), default=None)
-    return _tile("Knee", number(at.offered_rps if at else None), "requests/s", sub)
+    return _tile("Knee", rising + number(at.offered_rps if at else None), "requests/s", sub)
 
 
 def _tile_capacity(sweep: Sweep) -> str:
@@ -262,7 +264,7 @@ def _why(verdict: Verdict) -> str:
         _block("Why", [_reason(reason) for reason in verdict.reasons]),
         _recommendation(verdict),
         _block("Rests on", map(escape, verdict.rests_on), "plain"),
-        _block("Missing", map(escape, verdict.missing), "plain"),
+        _block("Missing", map(_prose, verdict.missing), "plain"),
     )
     inside = "".join(parts)
     return f'<aside class="card why" aria-label="Reasons">{inside}</aside>' if inside else ""
@@ -271,6 +273,11 @@ def _why(verdict: Verdict) -> str:
 def _block(title: str, items: Iterable[str], kind: str = "") -> str:
     listed = "".join(f"<li>{item}</li>" for item in items)
     return f'<h2>{title}</h2><ul class="{kind}">{listed}</ul>' if listed else ""
+
+
+def _prose(text: str) -> str:
+    """Commands that stand between backticks as what they are."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _reason(reason: model.Reason) -> str:

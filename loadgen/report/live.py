@@ -22,8 +22,8 @@ from loadgen.report.frame import ASCII, UNICODE, Glyphs, Line, Sight, frame
 from loadgen.report.terminal import level_parts, load_text
 
 if TYPE_CHECKING:
-    from loadgen.level import Plan
     from loadgen.moment import Moment
+    from loadgen.schedule import Upcoming
 
 SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell
 SMALLEST = os.terminal_size((20, 2))
@@ -61,13 +61,12 @@ class Progress:
         if not self._quiet:
             self._say(text)
 
-    def level_began(self, number: int, of: int | None, plan: Plan, why: str = "") -> None:
-        """`of` None: nobody knows how many there will be. `why` this load, where it was chosen."""
-        place = f"[{number}]" if of is None else f"[{number}/{of}]"
-        reason, _, _ = why.partition(" · ")  # and what was left when it began: that is told live
-        self._sight = Sight(f"{place} {load_text(plan.mode, plan.load)}", plan, reason)
+    def level_began(self, number: int, upcoming: Upcoming, *, simulated: bool) -> None:
+        place = place_text(number, upcoming, simulated=simulated)
+        self._sight = Sight(place, upcoming.plan, upcoming.why)
         if self._screen is None:
-            self.line(f"{self._sight.place}: {why or 'running'}")
+            parts = (upcoming.why or "running", upcoming.left)
+            self.line(f"{place}: {' · '.join(filter(None, parts))}")
         self._draw()
 
     def level_moved(self, state: Moment) -> None:
@@ -123,6 +122,13 @@ class Progress:
             self._out.flush()
         except OSError:
             abandon(self._out)
+
+
+def place_text(number: int, upcoming: Upcoming, *, simulated: bool) -> str:
+    """`[3/6] 16 streams, simulated`: which level, and of what."""
+    plan, of = upcoming.plan, upcoming.of
+    place = f"[{number}]" if of is None else f"[{number}/{of}]"
+    return f"{place} {load_text(plan.mode, plan.load)}{', simulated' if simulated else ''}"
 
 
 def _glyphs(out: TextIO) -> Glyphs:

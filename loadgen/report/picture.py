@@ -140,7 +140,8 @@ def _marks(sweep: Sweep, plot: Plot) -> Iterator[Mark]:
     unit = " requests/s" if plot.open_loop else ""
     knee = _knee(sweep, plot)
     if knee is not None:
-        yield Mark(knee, f"knee {number(knee)}{unit}", "--knee")
+        rising = "" if sweep.curve.saturated else "≥ "
+        yield Mark(knee, f"knee {rising}{number(knee)}{unit}", "--knee")
     capacity = sweep.curve.slo_capacity
     if capacity is None:
         return

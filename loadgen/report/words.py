@@ -82,8 +82,11 @@ def _people_sentence(
 ) -> str:
     if found.lo is None:
         lowest = points[0].load
+        broken = _broken(points[0].level, slo)
+        if broken is None:
+            return _too_close(f"How many can be answered at once, each with {within},", lowest)
         who = "Not even one person alone is" if lowest <= 1 else f"Fewer than {lowest:g} people are"
-        return f"{who} answered with {within}: {_broken(points[0].level, slo)}."
+        return f"{who} answered with {within}: {broken}."
     held = int(found.concurrency or found.lo)
     people = "1 person" if held == 1 else f"{held:,} people"
     if not found.bracketed:
@@ -98,23 +101,34 @@ def _rate_sentence(
     found: SloCapacity, within: str, points: Sequence[Point], slo: Sequence[Slo]
 ) -> str:
     if found.lo is None:
-        few = f"Not even {points[0].load:g} requests a second are answered with {within}"
-        return f"{few}: {_broken(points[0].level, slo)}."
+        lowest = points[0].load
+        broken = _broken(points[0].level, slo)
+        if broken is None:
+            return _too_close(f"How many requests a second can be answered with {within}", lowest)
+        return f"Not even {lowest:g} requests a second are answered with {within}: {broken}."
     what = f"{_n(found.rps or found.lo)} requests a second can be answered, each with {within}"
     if not found.bracketed:
         return f"At least {what}; more was not tried."
     return f"About {what}: {found.lo:g} were, {found.hi:g} were too many."
 
 
-def _broken(level: Level, slo: Sequence[Slo]) -> str:
-    """What the lowest load gave instead, of the first target that it broke."""
+def _too_close(what: str, lowest: float) -> str:
+    """The lowest load kept the SLO, and so few requests do not prove it."""
+    return (
+        f"{what} cannot be said: {lowest:g}, the lowest that was tried, kept to it, of too few "
+        "requests to be sure; --requests or --duration makes them more."
+    )
+
+
+def _broken(level: Level, slo: Sequence[Slo]) -> str | None:
+    """What the lowest load gave instead, of the first target that it broke; None: of none."""
     for target in slo:
         value = curves.slo_value(level, target)
         if value is not None and value >= target.bound_ms:
             if math.isinf(value):
                 return f"{curves.failed_share(level):.0%} of the requests failed"
             return f"{_promise(target.metric, value)} is what it gave"
-    return f"{curves.format_slo(slo)} was broken"
+    return None
 
 
 def _never_measured(points: Sequence[Point], target: Slo) -> bool:

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -293,6 +294,26 @@ def test_columns_say_what_the_minutes_say(path: Path) -> None:
                     )
                 assert [*was.histograms("ttft_seconds")] == [*found.histograms("ttft_seconds")]
             assert one.servers["chat"].has("output_tokens_total")
+
+
+def test_a_minute_that_is_written_meanwhile_is_whole_or_not_there(path: Path) -> None:
+    clocks = fill(path, hours=1)
+    late = [minute(NOON + 3600, [gauge("kv_usage_ratio", 0.2)], source="a")]
+    with store(path, clocks) as history:
+
+        class Beside(Recall):
+            def _columns(self, *asked: Any) -> Any:
+                while late:
+                    history.add_minute(late.pop())
+                assert history.flush(20)
+                return super()._columns(*asked)
+
+        with Beside(path) as recall:
+            before = recall.records("a", NOON, NOON + 7200, GAUGES)
+            after = recall.records("a", NOON, NOON + 7200, GAUGES)
+    assert [one.start_unix_s.size for one in (before, after)] == [60, 61]
+    for one in (before, after):
+        assert max(value.of.max() for value in one.values) == one.start_unix_s.size - 1
 
 
 def test_a_snapshot_is_of_one_moment(path: Path) -> None:

@@ -102,6 +102,13 @@ def drawn(snapshot: Snapshot, width: int = 80, *, colour: bool = False) -> list[
 # --------------------------------------------------------------------------------------- the view
 
 
+def test_a_server_without_hardware_is_told_as_such() -> None:
+    chat, code = STATUS.servers
+    servers = (structs.replace(chat, simulated=True), code)
+    status = structs.replace(STATUS, servers=servers)
+    assert drawn(SNAPSHOT._replace(status=status))[2] == "simulated, no hardware is behind it: chat"
+
+
 def test_eighty_columns() -> None:
     assert drawn(SNAPSHOT) == [
         "agent 0.1.0 · 2026-11-23T14:02:11Z · up 3 d · http://127.0.0.1:9477",

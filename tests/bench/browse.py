@@ -38,6 +38,7 @@ from tests.loadgen.report import samples
 
 DAYS, MINUTE_DAYS, RAW_S = 90, 8, 3600
 OPENS, ASKED = 5, 5
+JUDGED_WITHIN_S = 120
 OPEN_S_MAX, QUESTION_S_MAX = 1.0, 0.3
 UUID = "GPU-00000000-0000-0000-0000-{:012x}"
 RANGES = ("15m", "1h", "6h", "24h", "7d", "30d", "90d")
@@ -149,9 +150,22 @@ def running(folder: Path) -> Iterator[agent.Started]:
     with ExitStack() as stack:
         pages = [stack.enter_context(agent.page_server()) for _ in range(history.SERVERS)]
         servers = {f"server-{n}": url for n, url in enumerate(pages)}
+        began_s = time.time()
         started = stack.enter_context(agent.agent(folder, servers, environment))
-        time.sleep(20)  # the first samples of all, and GPUs are asked for the rest by then
+        _until_judged(started, began_s)
         yield started
+
+
+def _until_judged(started: agent.Started, began_s: float) -> None:
+    """The first verdicts are in: until then the agent is busy with them, and the page waits for it.
+
+    By then all was sampled, and GPUs were asked for what is asked in turns. Raises AgentError.
+    """
+    for _ in range(JUDGED_WITHIN_S):
+        if json.loads(started.get("/api/v1/assessment"))["at_unix_s"] >= began_s:
+            return
+        time.sleep(1)
+    raise agent.AgentError(f"no verdict within {JUDGED_WITHIN_S} s")
 
 
 def measure(folder: Path) -> Figures:

@@ -258,7 +258,7 @@ def test_a_server_that_dies_or_hangs_in_the_second_level(
             "--concurrency", "4,12,16", "--duration", "3s", "--timeout", "1s",
             "--json", str(result), "--db", str(database),
         )  # fmt: skip
-        sweep.wait_for("[2/3] 12 streams: running")
+        sweep.wait_for("[2/3] 12 streams, simulated: running")
         with Store(database) as store:  # the first level is kept before the second begins
             assert store.runs()[0]["levels"] == 1
         os.kill(pid, number)

@@ -29,7 +29,7 @@ def test_a_second_client_makes_the_level_invalid_and_not_the_next(tmp_path: Path
             tmp_path, "sweep", url, *SMALL[:2], "--output-tokens", "64", "--concurrency", "2,3",
             "--duration", "3s", "--json", str(result),
         )  # fmt: skip
-        sweep.wait_for("[1/2] 2 streams: running")
+        sweep.wait_for("[1/2] 2 streams, simulated: running")
         for _ in range(FOREIGN):
             ask(url)
         code, out, said = sweep.end()

@@ -37,8 +37,11 @@ RANGES = {"15m": (900, 5), "1h": (3600, 20), "24h": (DAY_S, 300), "30d": (30 * D
 class Served:
     """The agent's addresses on a thread of their own, as long as the context."""
 
-    def __init__(self, month: Month, token: str | None = None) -> None:
+    def __init__(
+        self, month: Month, token: str | None = None, port: int = 0, events_every_s: float = 0.05
+    ) -> None:
         self._month, self._token = month, token
+        self._port, self._events_every_s = port, events_every_s
         self._started, self._end = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.url = ""
@@ -46,8 +49,8 @@ class Served:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         site = Site()
-        app = application(self._month, token=self._token, events_every_s=0.05)
-        self.url = await site.start(app, "127.0.0.1:0")
+        app = application(self._month, token=self._token, events_every_s=self._events_every_s)
+        self.url = await site.start(app, f"127.0.0.1:{self._port}")
         self._started.set()
         await self._end.wait()
         await site.close()
@@ -175,6 +178,46 @@ def test_what_to_do_stands_beside_the_verdict(show: Any, month: Month) -> None:
     )
     assert [tuple(row) for row in rows] == advice(verdict)
     assert [name for name, _ in rows] == ["What to do", "It costs now"]
+
+
+def test_of_many_verdicts_the_worst_stand_open(show: Any, month: Month) -> None:
+    """So that the curve stays in sight; what the others found is said."""
+    with Recall(month.history.path) as recall:
+        verdict = recall.assessments("chat", 1)[0]["verdict"]
+    script = """(all) => servefitParts.verdicts(all).map((card) => [
+        card.localName,
+        card.querySelector(":scope > summary")?.textContent,
+        card.querySelectorAll("article").length,
+    ])"""
+
+    def told(count: int, bad: int) -> Any:
+        findings = ["RIGHT_SIZED"] * (count - bad) + ["UNDER_SIZED"] * bad
+        scopes = [
+            {"scope": f"server-{n}", "at_unix_s": 0, "verdict": verdict | {"finding": finding}}
+            for n, finding in enumerate(findings)
+        ]
+        return page.evaluate(script, scopes)
+
+    page = show().page
+    assert [kind for kind, *_ in told(4, 1)] == ["article"] * 4
+    *cards, rest = told(12, 4)
+    assert [kind for kind, *_ in cards] == ["article"] * 3
+    assert rest == ["details", "9 more: 1 × Too small, 8 × Right size", 9]
+
+
+def test_what_is_unfolded_and_chosen_stays_so(show: Any, month: Month) -> None:
+    """The page looks at verdicts and health once a minute; who reads them is not disturbed."""
+    page = show("range=1h", width=390).page
+    page.click("#verdict summary >> nth=0")
+    page.evaluate("document.querySelector('#health .scroll').scrollLeft = 60")
+    page.focus("#health .scroll >> nth=0")
+    option = page.query_selector("#whose option")
+    for _ in range(2):  # what came first is drawn by the time of the second
+        with page.expect_response("**/assessments?**"):
+            month.advance(65)
+    assert page.locator("#verdict details[open]").count() == 1
+    assert page.evaluate("document.activeElement.scrollLeft") == 60
+    assert option.evaluate("(option) => option.isConnected")
 
 
 def test_without_a_verdict_it_says_when_one_comes(show: Any, tmp_path: Path, browser: Any) -> None:
@@ -333,6 +376,37 @@ def test_what_did_not_come_is_said_and_asked_for_again(browser: Any, url: str) -
     shown.page.close()
 
 
+def test_what_an_agent_was_too_busy_for_is_asked_for_again_soon(
+    browser: Any, tmp_path: Path
+) -> None:
+    """While it judges, a long window may take too long; the page is not poor for a minute then."""
+    one = Month(tmp_path / "agent.db")
+    one.history.add_source("chat", service="front", gpus=[])
+    assert one.history.flush(20)
+    busy = {"status": 503, "content_type": "application/json", "body": '{"error": "busy"}'}
+    with Served(one) as url:
+        shown = Shown(browser, url)
+        page = shown.page
+        page.route("**/api/v1/pattern?**", lambda route: route.fulfill(**busy), times=1)
+        page.goto(f"{url}/#range=1h&server=chat")
+        shown.ready("1h")
+        assert page.inner_text("#trouble") == "week: busy"
+        one.advance(15)
+        shown.until(lambda: page.is_hidden("#trouble"), "it is not asked for again")
+        assert [line for line in shown.complaints if "503" not in line] == []
+        page.close()
+    one.history.close()
+
+
+def test_a_chart_that_is_taken_away_leaves_nothing(show: Any) -> None:
+    shown = show("range=24h&server=chat")
+    assert "curve-ttft" in shown.charts()
+    clear = """servefitCharts.clear(document.querySelector('[data-charts="latency"]'))"""
+    shown.page.evaluate(clear)
+    assert "curve-ttft" not in shown.charts()
+    assert shown.page.locator("#chart-curve-ttft").count() == 0
+
+
 def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> None:
     with Served(month) as url:
         shown = Shown(browser, url)
@@ -340,7 +414,29 @@ def test_a_lost_agent_is_said_and_found_again(browser: Any, month: Month) -> Non
         shown.ready("1h")
         shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not follow")
     shown.until(lambda: shown.page.inner_text("#live") == "not connected", "it says it is live")
+    trouble = shown.page.inner_text("#trouble")
+    said = r"not connected: the agent does not answer; what is shown is of 21 Sept 2026, \d\d:\d\d"
+    assert re.fullmatch(said, trouble), trouble
+    with Served(month, port=int(url.rpartition(":")[2])):
+        shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not come back")
+        assert shown.page.is_hidden("#trouble")
     shown.page.close()
+
+
+def test_an_agent_that_says_nothing_any_more_is_not_live(browser: Any, month: Month) -> None:
+    """Its machine is gone, or it hangs: the connection stays open, and nothing comes."""
+    with Served(month, events_every_s=3600) as url:
+        shown = Shown(browser, url)
+        shown.page.clock.install()
+        shown.page.goto(f"{url}/#range=1h")
+        shown.ready("1h")
+        shown.until(lambda: shown.page.inner_text("#live") == "live", "it does not follow")
+        shown.page.clock.fast_forward(14_000)
+        assert shown.page.inner_text("#live") == "live"
+        shown.page.clock.fast_forward(2_000)
+        shown.until(lambda: shown.page.inner_text("#live") == "not connected", "it says it is live")
+        assert "the agent has gone silent" in shown.page.inner_text("#trouble")
+        shown.page.close()
 
 
 # ------------------------------------------------------------------------------------------ views
@@ -465,6 +561,9 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
         *changed.samplers[2:],
     ]
     page = show().page
+    assert page.inner_text("#unwell").strip("\u2068") == "code\u2069 does not answer"
+    top = page.evaluate("document.querySelector('#unwell').getBoundingClientRect().top")
+    assert top < 100, "in sight, far above the tables"
     servers = page.locator("#health table").nth(0).locator("tbody tr")
     assert "answers" in servers.nth(0).inner_text()
     assert "does not answer" in servers.nth(1).inner_text()
@@ -472,6 +571,17 @@ def test_health_says_who_does_not_answer(show: Any, changed: Month) -> None:
     assert "s3cret" not in page.content()
     assert line in page.locator("#health table").nth(2).inner_text()
     assert "GPU-2f" in page.locator("#health table").nth(1).inner_text()
+
+
+def test_who_is_not_well_is_counted_and_nobody_is_nothing(show: Any, month: Month) -> None:
+    page = show().page
+    assert page.is_hidden("#unwell")
+    status = msgspec.to_builtins(month.status())
+    for sampler in status["samplers"]:
+        sampler["ok"] = False
+    status["store"]["error"] = "disk full"
+    told = page.evaluate("(status) => servefitParts.unwell(status)", status)
+    assert told == "3 of 3 do not answer · the store is not written"
 
 
 def test_a_simulated_server_is_told_as_such(show: Any) -> None:
@@ -551,6 +661,8 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
         shown = Shown(browser, url)
         page = shown.page
         page.goto(f"{url}/#range=1h")
+        page.wait_for_selector("#lock:visible")
+        assert page.locator("h2:visible").count() == 0, "there is nothing behind it yet"
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector("#refused:has-text('did not take')")
@@ -558,6 +670,7 @@ def test_a_token_is_asked_for_once(browser: Any, month: Month) -> None:
         page.keyboard.press("Enter")
         shown.ready("1h")
         assert page.is_hidden("#lock")
+        assert page.locator("h2:visible").count() == 6
         shown.until(lambda: page.inner_text("#live") == "live", "the events want the token too")
         page.reload()
         shown.ready("1h")
@@ -586,12 +699,45 @@ def test_no_width_overflows_or_overlaps(show: Any, width: int, scheme: str) -> N
           && q.top < p.bottom - 1).map(([b]) => [a, b]));
     })()"""
     assert page.evaluate(overlapping) == []
+    day = """[...document.querySelectorAll("#week tbody tr")].map(({ children: [day, first] }) => {
+        const text = document.createRange();
+        text.selectNodeContents(day);
+        return text.getBoundingClientRect().right - first.getBoundingClientRect().left;
+    })"""
+    assert max(page.evaluate(day)) < 0, "a day's name lies over its first hour"
     for now in (scheme, "dark" if scheme == "light" else "light"):
         page.emulate_media(color_scheme=now)
         page.wait_for_timeout(50)  # charts are drawn anew
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background))) < 200) is (now == "dark")
         shown.keep(f"{width}-{now}")
+
+
+def test_paper_is_light_and_nothing_is_cut(show: Any) -> None:
+    page = show("range=24h", color_scheme="dark").page
+    page.emulate_media(media="print", color_scheme="dark")
+    dark = "document.querySelector('#chart-load canvas').toDataURL()"
+    before = page.evaluate(dark)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    cut = """[...document.querySelectorAll(".plot, .scroll, .page")]
+        .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
+        .map((e) => e.id || e.className)"""
+    assert page.evaluate(cut) == []
+    assert page.locator("#ranges a:visible").all_inner_texts() == ["24 hours"]
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate(dark) != before, "the canvas kept the dark theme's colours"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    (ROOT / "artifacts").mkdir(exist_ok=True)
+    page.pdf(path=str(ROOT / "artifacts" / "page.pdf"), prefer_css_page_size=True)
+
+
+def test_colours_that_are_the_data_stay_where_the_system_chooses_them(show: Any) -> None:
+    page = show("range=24h&server=chat", forced_colors="active").page
+    shades = """new Set([...document.querySelectorAll("#week td[data-step]")]
+        .map((cell) => getComputedStyle(cell).backgroundColor)).size"""
+    assert page.evaluate(shades) > 3
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

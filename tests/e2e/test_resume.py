@@ -46,7 +46,7 @@ def test_a_list_ends_with_the_levels_of_an_undisturbed_sweep(tmp_path: Path) -> 
     with started(SPEC) as url:
         done = loadgen(tmp_path, "sweep", url, *LIST, *SIZE, "--json", str(whole))
         assert done.returncode in (0, 3), done.stderr
-        killed(tmp_path, url, *LIST, *SIZE, at="[5/7] 5 streams: running")
+        killed(tmp_path, url, *LIST, *SIZE, at="[5/7] 5 streams, simulated: running")
         with Store(tmp_path / "runs.db") as store:
             before = store.kept("latest")
         assert before.state == "running"

@@ -185,7 +185,7 @@ def test_progress_is_said_where_it_is_asked_for(
 ) -> None:
     with caplog.at_level(logging.INFO, "loadgen"):
         loadgen.run(server, requests=2, **SMALL)
-    assert "level 1 of 1: concurrency 1" in caplog.text
+    assert "level [1/1] 1 stream" in caplog.text
     assert "2 ok" in caplog.text
     assert capfd.readouterr() == ("", "")
     loadgen.run(server, requests=2, progress=True, **SMALL)

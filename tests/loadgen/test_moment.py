@@ -84,3 +84,8 @@ def test_a_saturated_server_is_expected_to_stay_so() -> None:
     known = [level(1, 1.0), level(8, 8.0), level(16, 8.0), level(32, 7.0)]
     assert moment.later_s([plan(64, 70)], known) == pytest.approx(10.0)
     assert math.isclose(moment.later_s([plan(8, 80)], known) or 0, 10.0)
+
+
+def test_an_estimate_is_no_finer_than_it_is() -> None:
+    times = [moment.about(s) for s in (0.4, 19.0, 43.0, 99.0, 130.0, 5_000.0, 9_000.0)]
+    assert times == ["~0 s", "~19 s", "~45 s", "~100 s", "~2 min", "~83 min", "~2.5 h"]

@@ -3,7 +3,7 @@
 "use strict";
 window.servefitBeside = ({ a, b, pairs, names }) => {
   const { number, wantsLogX } = window.servefitCharts;
-  const { frame, capacityAt, kneeAt, leastOf, METRICS } = window.servefitSpecs;
+  const { frame, capacityAt, kneeAt, leastOf, atLeast, METRICS } = window.servefitSpecs;
   const RUNS = [["A", "--s1"], ["B", "--s2"]];
   const CHANGES = [ // the first of each line that was measured
     ["output_tokens_per_s", "request_throughput"],
@@ -62,7 +62,8 @@ window.servefitBeside = ({ a, b, pairs, names }) => {
       const capacity = capacityAt(sweeps[run], frames[run]);
       const x = capacity ?? kneeAt(sweeps[run], frames[run]);
       const [name, color] = RUNS[run];
-      const what = capacity === null ? "knee " : `SLO capacity ${leastOf(sweeps[run])}`;
+      const what = capacity === null ? `knee ${atLeast(sweeps[run])}`
+        : `SLO capacity ${leastOf(sweeps[run])}`;
       return { x, label: `${name}: ${what}${number(x)}${unit}`, color };
     }).filter((mark) => mark.x !== null);
   }

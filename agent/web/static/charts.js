@@ -175,21 +175,31 @@ window.servefitCharts = (() => {
     });
   }
 
-  /** Vertical marks; their names stand in rows above the plot, where no data can be under them. */
+  /** Vertical marks; their names stand in rows above the plot, where no data can be under them, and
+      in front of all lines. */
   function drawMarks(u, spec) {
     drawing(u, (ctx, ratio) => {
       ctx.font = FONT.replace("12px", `600 ${12 * ratio}px`);
+      const placed = spec.marks.map((mark, row) => ({ ...mark, x: px(u, mark.x),
+        y: u.bbox.top - (8 + 16 * (spec.marks.length - 1 - row)) * ratio }));
       ctx.lineWidth = 1.25 * ratio;
-      spec.marks.forEach((mark, row) => {
-        const x = px(u, mark.x);
-        const y = u.bbox.top - (8 + 16 * (spec.marks.length - 1 - row)) * ratio;
-        ctx.strokeStyle = ctx.fillStyle = color(mark.color);
-        ctx.setLineDash([2 * ratio, 3 * ratio]);
-        segment(ctx, x, y, x, u.bbox.top + u.bbox.height);
-        const width = ctx.measureText(mark.label).width;
+      ctx.setLineDash([2 * ratio, 3 * ratio]);
+      for (const mark of placed) {
+        ctx.strokeStyle = color(mark.color);
+        segment(ctx, mark.x, mark.y, mark.x, u.bbox.top + u.bbox.height);
+      }
+      ctx.lineWidth = 5 * ratio;
+      ctx.lineJoin = "round";
+      ctx.setLineDash([]);
+      for (const { x, y, label, color: name } of placed) {
+        const width = ctx.measureText(label).width;
         const fits = x + width + 6 * ratio < u.ctx.canvas.width;
-        ctx.fillText(mark.label, fits ? x + 5 * ratio : x - width - 5 * ratio, y + 3 * ratio);
-      });
+        const at = [label, fits ? x + 5 * ratio : x - width - 5 * ratio, y + 3 * ratio];
+        ctx.strokeStyle = color("--card");
+        ctx.strokeText(...at);
+        ctx.fillStyle = color(name);
+        ctx.fillText(...at);
+      }
     });
   }
 
@@ -347,7 +357,7 @@ window.servefitCharts = (() => {
     const logY = wantsLogY(spec);
     return {
       ...sizeOf(spec, host),
-      padding: [spec.marks.length ? 10 + 16 * spec.marks.length : 10, 14, 0, 2],
+      padding: [spec.marks.length ? 10 + 16 * spec.marks.length : 10, spec.x.time ? 22 : 14, 0, 2],
       legend: { show: false },
       cursor: {
         y: false,
@@ -555,6 +565,12 @@ window.servefitCharts = (() => {
     mounted.delete(id);
   }
 
+  /** Takes every chart out of `grid`. */
+  function clear(grid) {
+    for (const [id, { host }] of mounted) if (grid.contains(host)) unmount(id);
+    grid.replaceChildren();
+  }
+
   /** What was laid out when the chart was made; where it changes the chart is made anew. */
   const frameOf = (spec) => JSON.stringify([hasValues(spec), spec.simulated, wantsLogY(spec), spec.x.log,
     spec.note ?? "", spec.marks.length, spec.series.map((s) => s.key), legendEntries(spec)]);
@@ -576,6 +592,18 @@ window.servefitCharts = (() => {
     }
   }
 
+  /** Paper is light whatever the screen is, and narrower: canvases are drawn again for it. What is
+      folded lies open there, and is folded again afterwards. */
+  function onPaper(printing) {
+    document.documentElement.classList.toggle("paper", printing);
+    const folded = printing ? "details:not([open])" : "details[data-folded]";
+    for (const details of document.querySelectorAll(folded)) {
+      details.open = printing;
+      details.toggleAttribute("data-folded", printing);
+    }
+    redraw();
+  }
+
   /** What each chart shows, for tests and for people at the console. */
   function data() {
     const shown = ([id, { spec, plot }]) => [id, {
@@ -590,6 +618,8 @@ window.servefitCharts = (() => {
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => onPaper(true));
+  addEventListener("afterprint", () => onPaper(false));
 
-  return { mount, show, redraw, data, number, element, say, wantsLogX, hasValues };
+  return { mount, show, clear, redraw, data, number, element, say, wantsLogX, hasValues };
 })();

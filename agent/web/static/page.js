@@ -24,7 +24,10 @@
   const OFTEN_S = 60; // a step may be long, what is newest in it is looked at this often
   const SELDOM_S = 60; // health and verdict
   const RARELY_S = 900; // curve and week
+  const AGAIN_S = 10; // what did not come
   const WAIT_MS = [1000, 2000, 5000, 15000, 30000]; // before the events are asked for again
+  const SILENT_MS = 15000; // events come every two seconds
+  const ANSWER_MS = 30000; // the agent gives up a question after ten seconds
 
   const byId = (id) => document.getElementById(id);
   const grid = (place) => document.querySelector(`[data-charts="${place}"]`);
@@ -68,12 +71,20 @@
     return unlocked;
   }
 
-  /** The answer to a question. Throws an Error with the agent's own line, and its status. */
-  async function asked(path, options = {}) {
+  /** What a browser says of an address that does not answer differs, and tells nobody anything. */
+  function silence(error) {
+    const late = error.name === "TimeoutError";
+    return new Error(late ? `no answer within ${ANSWER_MS / 1000} s` : "the agent does not answer");
+  }
+
+  /** The answer to a question; `signal` is made for each attempt. Throws an Error with the agent's
+      own line, and its status. */
+  async function asked(path, signal = () => AbortSignal.timeout(ANSWER_MS)) {
     for (;;) {
       const token = sessionStorage.getItem(TOKEN);
       const headers = token ? { Authorization: `Bearer ${token}` } : {};
-      const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+      const answer = await fetch(path, { signal: signal(), headers, cache: "no-store" })
+        .catch((error) => { throw silence(error); });
       if (answer.status === 401) {
         await askForToken(token !== null && token === sessionStorage.getItem(TOKEN));
       } else if (answer.ok) {
@@ -98,9 +109,12 @@
     if (error) troubles.set(what, `${what}: ${error.message}`);
     else troubles.delete(what);
     const line = byId("trouble");
-    line.hidden = !troubles.size;
-    line.textContent = [...troubles.values()].join(" · ");
+    const text = [...troubles.values()].join(" · ");
+    line.hidden = !text;
+    if (line.textContent !== text) line.textContent = text; // spoken when it changes
   }
+
+  const missed = (...names) => names.some((name) => troubles.has(name));
 
   /** Runs `work` for the view of now; what comes for a view that is gone is dropped. */
   async function load(what, work) {
@@ -173,16 +187,37 @@
       const scopes = new Set(view.status.servers.flatMap(({ name, service }) =>
         [scopeOf({ server: name }), scopeOf({ service })]));
       view.assessments = found.filter(({ scope }) => scopes.has(scope));
-      byId("verdict").replaceChildren(...parts.verdicts(view.assessments));
-      byId("history").replaceChildren(parts.history(found));
+      unlessSame("verdict", view.assessments, (all) =>
+        byId("verdict").replaceChildren(...parts.verdicts(all)));
+      unlessSame("history", found, (all) => byId("history").replaceChildren(parts.history(all)));
       if (view.pattern) drawWeek();
     };
   }
 
+  const drawn = new Map();
+
+  /** Draws what is not as it was: who reads, unfolds or chooses is not disturbed every minute. */
+  function unlessSame(name, what, draw) {
+    const now = JSON.stringify(what);
+    if (drawn.get(name) === now) return;
+    draw(what);
+    drawn.set(name, now);
+  }
+
+  /** New content into the boxes that are there: each keeps its focus, and how far it was scrolled. */
+  function refill(place, boxes) {
+    const old = [...place.children];
+    if (old.length !== boxes.length) place.replaceChildren(...boxes);
+    else old.forEach((box, i) => box.replaceChildren(...boxes[i].childNodes));
+  }
+
   function drawHealth() {
-    byId("version").textContent = view.status.version;
-    byId("health").replaceChildren(...parts.health(view.status));
-    offer(view.status.servers);
+    const { version, servers: known } = view.status;
+    byId("version").textContent = version;
+    byId("unwell").textContent = parts.unwell(view.status);
+    refill(byId("health"), parts.health(view.status));
+    unlessSame("whose", [view.who, known.map(({ name, service }) => [name, service])],
+      () => offer(known));
   }
 
   async function status() {
@@ -231,9 +266,9 @@
       view.curves = found;
       drawCurve();
       const latencies = views.latencyCharts(found);
-      if (!latencies.length) grid("latency").replaceChildren();
+      if (!latencies.length) charts.clear(grid("latency"));
       for (const spec of latencies) charts.show(grid("latency"), spec);
-      byId("curve-note").textContent = curveNote(found);
+      byId("curve-note").replaceChildren(...parts.prose(curveNote(found)));
     };
   }
 
@@ -243,7 +278,8 @@
 
   function curveNote({ measured, passive }) {
     const from = measured && `Measured ${views.when(measured.received_unix_s)} with ` +
-      `${measured.sweep.target.model || "an unnamed model"}, ${KNOWN_BY[measured.by]}.`;
+      `${parts.isolated(measured.sweep.target.model || "an unnamed model")}, ` +
+      `${KNOWN_BY[measured.by]}.`;
     const replicas = view.status.servers.filter((one) => one.service === view.about.service).length;
     const one = measured && view.about.service && replicas > 1 ? `It is of one of ${replicas}.` : "";
     return [from || "No sweep was handed over yet: `loadgen sweep URL --agent` measures the curve.",
@@ -320,9 +356,12 @@
 
   // ------------------------------------------------------------------------------------------ live
 
-  function connection(tone, text) {
-    byId("live").className = `badge ${tone}`;
-    byId("live").textContent = text;
+  /** Whether the agent is followed. `error`: why not; how old that makes the page is said. */
+  function connection(error) {
+    byId("live").className = `badge ${error ? "bad" : "good"}`;
+    byId("live").textContent = error ? "not connected" : "live";
+    const of = view?.drawnAt ? `; what is shown is of ${views.when(view.drawnAt)}` : "";
+    trouble("not connected", error && new Error(error.message + of));
   }
 
   /** What is new since the last look, and what did not come then; nothing while nobody looks. */
@@ -332,24 +371,42 @@
     if (!view.opened) return;
     const due = Math.min(view.range.step, OFTEN_S);
     if (now - view.drawnAt >= due * 0.9) await load("series", () => series(now, true));
-    if (now - view.seldomAt >= SELDOM_S) {
+    if (now - view.seldomAt >= (missed("status", "verdict") ? AGAIN_S : SELDOM_S)) {
       view.seldomAt = now;
       await Promise.all([load("status", status), load("verdict", verdict)]);
     }
-    if (now - view.rareAt >= (view.curves && view.pattern ? RARELY_S : SELDOM_S)) {
+    if (now - view.rareAt >= (missed("curve", "week") ? AGAIN_S : RARELY_S)) {
       view.rareAt = now;
       await ofTheWeek();
     }
   }
 
+  /** `promise`, or an Error once it has taken too long: a machine that is gone says no goodbye. */
+  function soon(promise) {
+    let waiting = null;
+    const late = new Promise((_, refuse) => {
+      waiting = setTimeout(() => refuse(new Error("the agent has gone silent")), SILENT_MS);
+    });
+    const told = promise.catch((error) => { throw silence(error); });
+    return Promise.race([told, late]).finally(() => clearTimeout(waiting));
+  }
+
   /** Reads server-sent events by hand: an EventSource could not send the token. */
   async function follow() {
-    const answer = await asked("/api/v1/events");
-    connection("good", "live");
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const ended = new AbortController();
+    try {
+      const answer = await asked("/api/v1/events", () => ended.signal);
+      connection(null);
+      await read(answer.body.pipeThrough(new TextDecoderStream()).getReader());
+    } finally {
+      ended.abort();
+    }
+  }
+
+  async function read(reader) {
     let rest = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await soon(reader.read());
       if (done) return;
       const events = (rest + value).split("\n\n");
       rest = events.pop();
@@ -363,8 +420,8 @@
       try {
         await follow();
         failed = -1;
-      } catch {
-        connection("bad", "not connected");
+      } catch (error) {
+        connection(error);
       }
       await new Promise((resolve) => setTimeout(resolve, WAIT_MS[Math.min(failed + 1, 4)]));
     }

@@ -8,6 +8,13 @@ window.servefitParts = (() => {
   const UNITS = { concurrency: "requests at once", rps: "requests/s" };
 
   const known = (value) => value !== null && value !== undefined;
+  /** What stands between backticks is code. */
+  const prose = (text) => text.split(/`([^`]+)`/).map((part, i) =>
+    (i % 2 ? element("code", {}, part) : part));
+
+  /** A name that does not turn round what stands beside it, whichever way it is written. */
+  const isolated = (name) => `\u2068${name}\u2069`;
+
   const percent = (value) => `${number(value * 100)} %`;
   const named = (finding) => words.findings[finding] ?? [finding, "neutral"];
 
@@ -39,7 +46,7 @@ window.servefitParts = (() => {
       ...reasons.map((one) => [words.reasons[one.code] ?? one.code, one.because]),
       ["Confirm with", recommendation?.confirm_with && element("code", {}, recommendation.confirm_with)],
       ["Overturned by", recommendation?.overturned_by],
-      ...missing.map((line) => ["Missing", line]),
+      ...missing.map((line) => ["Missing", element("span", {}, ...prose(line))]),
       ["Prices (indicative)", cost.prices],
     ].filter(([, text]) => text);
     if (!items.length) return [];
@@ -53,7 +60,7 @@ window.servefitParts = (() => {
   function verdictCard({ scope, at_unix_s, verdict, advice: rows }) {
     const [name, tone] = named(verdict.finding);
     const sure = verdict.confidence;
-    const limited = sure.limited_by ? `, limited by ${sure.limited_by}` : "";
+    const limited = sure.limited_by ? `, limited by ${isolated(sure.limited_by)}` : "";
     const number_ = decides(verdict);
     return element("article", { class: `card verdict ${tone}` },
       element("span", { class: "pill finding" }, name), " ",
@@ -84,14 +91,40 @@ window.servefitParts = (() => {
 
   const NONE = "No verdict yet: the agent gives one every hour, unless [assess] every says otherwise.";
 
+  const UNFOLDED = 3; // cards of many servers would push the curve out of sight
+
+  /** `4 more: 3 × Right size, 1 × Idle` */
+  function more(rest) {
+    const counts = new Map();
+    for (const { verdict } of rest) {
+      const [name] = named(verdict.finding);
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+    const told = [...counts].map(([name, count]) => `${count} × ${name}`);
+    return `${rest.length} more: ${told.join(", ")}`;
+  }
+
+  /** A card for each scope, the worst first; of many the others are folded. */
   function verdicts(assessments) {
-    const cards = newest(assessments).map(verdictCard);
-    const empty = () => element("article", { class: "card verdict neutral" },
-      element("p", { class: "sentence" }, NONE));
-    return cards.length ? cards : [empty()];
+    const all = newest(assessments);
+    if (!all.length) {
+      return [element("article", { class: "card verdict neutral" },
+        element("p", { class: "sentence" }, NONE))];
+    }
+    const unfolded = all.length > UNFOLDED + 1 ? UNFOLDED : all.length;
+    const cards = all.slice(0, unfolded).map(verdictCard);
+    const rest = all.slice(unfolded);
+    if (!rest.length) return cards;
+    return [...cards, element("details", { class: "more" }, element("summary", {}, more(rest)),
+      ...rest.map(verdictCard))];
   }
 
   // ---------------------------------------------------------------------------------------- tables
+
+  const LONG = 40; // characters of a name that may be broken
+
+  const kindOf = (value) =>
+    (typeof value === "string" && value.length > LONG ? { class: "line" } : {});
 
   const cellOf = (value) =>
     value instanceof Node ? value : document.createTextNode(known(value) ? String(value) : "–");
@@ -99,9 +132,10 @@ window.servefitParts = (() => {
   /** rows: [[header, cell …] …]; a cell is text, an element, or [class, text]. */
   function table(caption, heads, rows) {
     const made = rows.map(([first, ...rest]) => element("tr", {},
-      element("th", { scope: "row" }, cellOf(first)),
+      element("th", { scope: "row", ...kindOf(first) }, cellOf(first)),
       ...rest.map((cell) => (Array.isArray(cell)
-        ? element("td", { class: cell[0] }, cellOf(cell[1])) : element("td", {}, cellOf(cell))))));
+        ? element("td", { class: cell[0] }, cellOf(cell[1]))
+        : element("td", kindOf(cell), cellOf(cell))))));
     if (!made.length) {
       made.push(element("tr", {}, element("td", { colspan: String(heads.length) }, "none yet")));
     }
@@ -115,8 +149,8 @@ window.servefitParts = (() => {
   function history(changes) {
     const rows = changes.map(({ scope, at_unix_s, since_unix_s, verdicts, verdict }) => {
       const [name, tone] = named(verdict.finding);
-      const until = verdicts > 1 ? ` to ${when(at_unix_s)}` : "";
-      return [`${when(since_unix_s)}${until}`, scope,
+      const [since, until] = [since_unix_s, at_unix_s].map(when);
+      return [since === until ? since : `${since} to ${until}`, scope,
         element("span", { class: `pill ${tone}` }, name), number(verdicts),
         verdict.ratio ? percent(verdict.ratio.value) : null, verdict.confidence.level,
         ["said", verdict.summary]];
@@ -132,6 +166,18 @@ window.servefitParts = (() => {
     if (!sampler) return element("span", { class: "pill neutral" }, "not sampled");
     const [tone, text] = sampler.ok ? ["good", "answers"] : ["bad", "does not answer"];
     return element("span", { class: `pill ${tone}` }, text);
+  }
+
+  /** What stands at the top of the page, far above the tables: who or what is not well. */
+  function unwell({ samplers, store, outbox }) {
+    const silent = samplers.filter((one) => !one.ok).map((one) => one.name);
+    const told = silent.length > 2 ? `${silent.length} of ${samplers.length}`
+      : silent.map(isolated).join(" and ");
+    return [
+      told && `${told} ${silent.length > 1 ? "do" : "does"} not answer`,
+      (store.error || !store.ready) && "the store is not written",
+      outbox.last_error && "nothing is exported",
+    ].filter(Boolean).join(" · ");
   }
 
   const age = (seconds) => (known(seconds) ? `${number(Math.round(seconds))} s ago` : "never");
@@ -165,20 +211,20 @@ window.servefitParts = (() => {
       const on = servers.filter((one) => one.gpus.includes(gpu.uuid)).map((one) => one.name);
       const memory = known(gpu.memory_total_bytes)
         ? `${number(gpu.memory_total_bytes / 2 ** 30)} GiB` : null;
-      return [gpu.name, ["line", gpu.uuid], memory, ["line", on.join(", ") || null]];
+      return [gpu.name, element("code", {}, gpu.uuid), memory, ["line", on.join(", ") || null]];
     });
   }
 
   function ownRows({ samplers, store, outbox }) {
-    const rows = samplers.map((one) => [one.name, state(one), age(one.age_s), one.errors,
+    const rows = samplers.map((one) => [one.name, state(one), age(one.age_s), number(one.errors),
       ["line", one.line]]);
     const pill = (good) => element("span", { class: `pill ${good ? "good" : "bad"}` },
       good ? "well" : "not well");
     const behind = `${number(store.writer_lag_s)} s behind`;
-    rows.push(["store", pill(store.ready && !store.error), behind, store.readings_dropped,
+    rows.push(["store", pill(store.ready && !store.error), behind, number(store.readings_dropped),
       ["line", store.error ?? `${number(store.bytes / 1e6)} MB`]]);
     rows.push(["export", pill(!outbox.last_error), `${number(outbox.pending)} waiting`,
-      outbox.dropped, ["line", outbox.last_error ?? null]]);
+      number(outbox.dropped), ["line", outbox.last_error ?? null]]);
     return rows;
   }
 
@@ -230,5 +276,5 @@ window.servefitParts = (() => {
       element("thead", {}, element("tr", {}, corner, ...heads)), element("tbody", {}, ...rows));
   }
 
-  return { verdicts, newest, history, health, weekTable };
+  return { verdicts, newest, history, health, unwell, weekTable, prose, isolated };
 })();

@@ -27,17 +27,8 @@
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   }
 
-  /** Paper is light whatever the screen is, and narrower: the canvases are drawn again for it. */
-  function printing(on) {
-    document.documentElement.classList.toggle("paper", on);
-    for (const details of document.querySelectorAll("details")) details.open = on;
-    charts.redraw();
-  }
-
   for (const [place, specs] of Object.entries(places)) fill(place, specs);
   for (const button of document.querySelectorAll(".command button")) {
     button.addEventListener("click", copyCommand);
   }
-  addEventListener("beforeprint", () => printing(true));
-  addEventListener("afterprint", () => printing(false));
 })();

@@ -99,13 +99,17 @@ window.servefitSpecs = (() => {
     return orNull(capacity.lo) === null ? "not surely " : "≥ ";
   }
 
+  /** The knee of a curve that still rises is only known to be no lower. */
+  const atLeast = (sweep) => (sweep.curve.saturated === false ? "≥ " : "");
+
   function marksOf(sweep, base) {
     const [knee, capacity] = [kneeAt(sweep, base), capacityAt(sweep, base)];
     const marks = [];
     const unit = base.mode === "rate" ? " requests/s" : "";
     const least = leastOf(sweep);
     if (knee !== null) {
-      marks.push({ x: knee, label: `knee ${number(knee)}${unit}`, color: "--knee" });
+      const label = `knee ${atLeast(sweep)}${number(knee)}${unit}`;
+      marks.push({ x: knee, label, color: "--knee" });
     }
     if (capacity !== null) {
       const label = `SLO capacity ${least}${number(capacity)}${unit}`;
@@ -227,7 +231,7 @@ window.servefitSpecs = (() => {
   }
 
   return {
-    curve, latencies, frame, capacityAt, kneeAt, leastOf, METRICS,
+    curve, latencies, frame, capacityAt, kneeAt, leastOf, atLeast, METRICS,
     places: ({ sweep, labels }) => ({
       curve: [curve(sweep, labels)],
       latency: latencies(sweep),

@@ -25,7 +25,7 @@ window.servefitViews = (() => {
       ["kv_usage_ratio", "mean", "--s3"]], { y: { max: 1 } }],
     ["memory", "GPU memory", "all GPUs", "bytes", [
       ["gpu_memory_used_bytes", "used", "--s3"],
-      ["gpu_memory_total_bytes", "there", "--s3", DASHED]]],
+      ["gpu_memory_total_bytes", "in all", "--s3", DASHED]]],
     ["busy", "GPUs busy", "share of time", "ratio", [
       ["gpu_utilization_ratio", "mean", "--s4"]], { y: { max: 1 } }],
     ["power", "Power", "all GPUs", "watt", [["gpu_power_w", "power", "--s4"]]],
@@ -116,13 +116,19 @@ window.servefitViews = (() => {
   /** A sweep in an open loop has no axis of concurrency: production cannot be drawn into it. */
   const byConcurrency = (sweep) => sweep.levels.some((level) => level.concurrency != null);
 
+  /** `31 hours`: as a person says how long something was watched. */
+  function lasting(seconds) {
+    const units = [["days", 86400], ["hours", 3600], ["minutes", 60], ["seconds", 1]];
+    const [name, length] = units.find(([, one]) => seconds >= 2 * one) ?? units.at(-1);
+    return `${number(Math.round(seconds / length))} ${name}`;
+  }
+
   /** Where production lives: what was in flight over the window, and what is now. */
   function life(pattern, now) {
     const seen = pattern?.concurrency;
     const known = seen && seen.p50 !== null && seen.p99 !== null && seen.p99 > 0;
-    const days = known ? number(pattern.window_s / 86400) : "";
     const label = known && `production: ${number(seen.p50)} to ${number(seen.p99)} in flight ` +
-      `(p50 to p99 of ${days} days)`;
+      `(p50 to p99 of ${lasting(pattern.covered_s)})`;
     return {
       bands: known ? [{ lo: seen.p50, hi: seen.p99, label, color: "--now" }] : [],
       marks: now === null ? [] : [{ x: now, label: `now ${number(now)}`, color: "--s2" }],

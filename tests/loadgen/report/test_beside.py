@@ -262,7 +262,7 @@ def test_both_curves_and_every_change_are_the_runs_numbers(show: Any) -> None:
         (SloCapacity(8.0, None, 8.0, None, False), "at least 8", "A: SLO capacity ≥ 8"),
         (SloCapacity(3.0, None, None, 4.0, False), "not surely 3, below 4",
          "A: SLO capacity not surely 3"),
-        (SloCapacity(None, None, None, 1.0, False), "below 1", "A: knee 8"),
+        (SloCapacity(None, None, None, 1.0, False), "below 1", "A: knee ≥ 8"),
     ],
 )  # fmt: skip
 def test_a_capacity_is_told_as_surely_as_it_is_known(

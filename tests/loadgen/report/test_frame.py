@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.model import Level, Measurement
 from loadgen.level import Plan
 from loadgen.moment import Moment
-from loadgen.report.frame import ASCII, UNICODE, Glyphs, Point, Sight, about, curve, frame
+from loadgen.report.frame import ASCII, UNICODE, Glyphs, Point, Sight, curve, frame
 
 MOMENT = Moment(
     share=0.5, elapsed_s=12.0, in_flight=16, ok=112, failed=3, tokens=8_000, half=0.126,
@@ -82,11 +82,6 @@ def test_a_search_says_what_ends_a_level_and_how_long_it_takes_at_most() -> None
     head, _, rate, *_ = texts(searched)
     assert head.endswith(" at most 80 s left in all")
     assert rate.startswith("1,054 tok/s ±13% (±5% is enough) · ")
-
-
-def test_an_estimate_is_no_finer_than_it_is() -> None:
-    times = [about(s) for s in (0.4, 19.0, 43.0, 99.0, 130.0, 5_000.0, 9_000.0)]
-    assert times == ["~0 s", "~19 s", "~45 s", "~100 s", "~2 min", "~83 min", "~2.5 h"]
 
 
 def test_a_budget_bounds_the_estimate() -> None:

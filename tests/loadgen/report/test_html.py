@@ -387,7 +387,7 @@ def test_open_loop_is_drawn_against_the_offered_rate(show: Any) -> None:
     assert charts["curve"]["x"] == [level.offered_rps for level in sweep.levels]
     assert charts["curve"]["bands"] == []  # never broken: no bracket, a lower bound
     labels = [mark["label"] for mark in charts["curve"]["marks"]]
-    assert labels == ["knee 6 requests/s", "SLO capacity ≥ 6 requests/s"]
+    assert labels == ["knee ≥ 6 requests/s", "SLO capacity ≥ 6 requests/s"]
     due = [level.ttft_from_due_ms.p95 for level in sweep.levels]
     assert charts["ttft"]["series"]["due_p95"] == due
     assert {"kv", "power"}.isdisjoint(charts)

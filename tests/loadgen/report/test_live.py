@@ -20,6 +20,7 @@ from agent.model import Level, Measurement, Requests, Stats
 from loadgen.level import Plan
 from loadgen.moment import Moment
 from loadgen.report.live import Progress
+from loadgen.schedule import Upcoming
 from tests.e2e.command import LOADGEN, SMALL, environment, loadgen
 from tests.e2e.misbehaving import good, serving
 from tests.screens import OnTerminal, Terminal
@@ -43,11 +44,18 @@ def _a_terminal_as_most_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
 
+def began(
+    progress: Progress, number: int, plan: Plan = PLAN, of: int | None = 6, *, why: str = "",
+    left: str = "", simulated: bool = False,
+) -> None:  # fmt: skip
+    progress.level_began(number, Upcoming(plan, of, why, left), simulated=simulated)
+
+
 def play(progress: Progress, levels: int, of: int = 6) -> None:
     """So many levels of 1, 4, 16 … streams, the last of them still running."""
     for n in range(levels):
         rate = 184.0 * 2.5**n
-        progress.level_began(n + 1, of, Plan("concurrency", concurrency=4**n))
+        began(progress, n + 1, Plan("concurrency", concurrency=4**n), of)
         progress.level_moved(msgspec.structs.replace(MOMENT, rate=rate))
         if n < levels - 1:
             level = msgspec.structs.replace(
@@ -200,7 +208,7 @@ def test_a_terminal_that_is_held_holds_nothing(on_80: Terminal) -> None:
 def test_a_level_that_ends_before_it_moved_leaves_its_line(on_80: Terminal) -> None:
     with on_80.file() as out:
         progress = Progress(out)
-        progress.level_began(1, None, PLAN, "the beginning")
+        began(progress, 1, of=None, why="the beginning")
         assert on_80.settled() == ["[1] 4 streams · starting", "the beginning"]
         invalid = Level(concurrency=4, measurement=Measurement(False, ["errors: many"]))
         progress.level_ended(1, invalid)
@@ -213,7 +221,7 @@ def test_levels_of_a_run_taken_up_again_are_on_the_curve(on_80: Terminal) -> Non
     with on_80.file() as out:
         before = Level(concurrency=1, output_tokens_per_s=184.0)
         progress = Progress(out, ended=[before])
-        progress.level_began(2, 6, PLAN)
+        began(progress, 2)
         progress.level_moved(MOMENT)
         assert on_80.settled()[-1].split() == ["1", "4", "streams"]
         progress.close()
@@ -232,7 +240,7 @@ class Tty(io.StringIO):
 def told(out: io.StringIO, **settings: Any) -> str:
     progress = Progress(out, **settings)
     progress.note("a note\nof \x1b[2J two lines")
-    progress.level_began(1, 2, PLAN)
+    began(progress, 1, of=2)
     for share in (0.01, 0.5, 1.0):
         progress.level_moved(msgspec.structs.replace(MOMENT, share=share))
     progress.level_ended(1, Level(concurrency=4, output_tokens_per_s=10.0))
@@ -254,8 +262,40 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_log_says_why_a_load_was_chosen() -> None:
     out = io.StringIO()
-    Progress(out).level_began(5, None, PLAN, "between 2 (holds) and 8 (breaks) · 80 s left")
-    assert out.getvalue() == "[5] 4 streams: between 2 (holds) and 8 (breaks) · 80 s left\n"
+    why = "between 2 (holds) and 8 (breaks)"
+    began(Progress(out), 5, of=None, why=why, left="80 s of 300 s left")
+    assert out.getvalue() == f"[5] 4 streams: {why} · 80 s of 300 s left\n"
+
+
+def test_a_log_says_how_long_the_rest_takes() -> None:
+    out = io.StringIO()
+    began(Progress(out), 2, left="~40 s left in all")
+    assert out.getvalue() == "[2/6] 4 streams: running · ~40 s left in all\n"
+
+
+def test_what_is_simulated_says_so_while_it_runs(on_80: Terminal) -> None:
+    """In the headline, whatever there is no room for, in each line that stays, and in a log."""
+    ended = "[2/6] 4 streams, simulated: 577 tok/s ±12%"
+    with on_80.file() as out:
+        progress = Progress(out)
+        began(progress, 2, simulated=True)
+        progress.level_moved(MOMENT)
+        head = on_80.settled()[0]
+        assert head.startswith("[2/6] 4 streams, simulated · measuring ")
+        assert head.endswith("~40 s left in all")
+        on_80.resize(30, 24)
+        progress.level_moved(MOMENT)
+        assert on_80.settled()[0].startswith("[2/6] 4 streams, simulated")
+        progress.level_ended(2, ENDED)
+        assert on_80.settled()[0] == ended[:30]
+        progress.close()
+    log = io.StringIO()
+    progress = Progress(log)
+    began(progress, 2, simulated=True)
+    progress.level_ended(2, ENDED)
+    said = log.getvalue().splitlines()
+    assert said[0] == "[2/6] 4 streams, simulated: running"
+    assert said[1].startswith(ended)
 
 
 def test_quiet_leaves_the_notes() -> None:
@@ -275,7 +315,7 @@ def test_a_reader_that_has_gone_is_no_failure() -> None:
     with os.fdopen(writer, "w") as out:
         for live in (False, True):
             progress = Progress(out, live=live)
-            progress.level_began(1, 1, PLAN)
+            began(progress, 1, of=1)
             for _ in range(3):
                 progress.note("nobody reads this")
                 progress.level_moved(MOMENT)
@@ -334,9 +374,10 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert [re.sub(r"[\d.]+ tok/s.*", "ended", line) for line in said] == [
+    told = [re.sub(r"[\d.]+ tok/s.*", "ended", re.sub(r"~\d+", "~N", line)) for line in said]
+    assert told == [
         "[1/2] 1 stream: repeat 1 of 2", "[1/2] 1 stream: ended",
-        "[2/2] 1 stream: repeat 2 of 2", "[2/2] 1 stream: ended",
+        "[2/2] 1 stream: repeat 2 of 2 · ~N s left in all", "[2/2] 1 stream: ended",
     ]  # fmt: skip
 
 

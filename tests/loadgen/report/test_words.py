@@ -108,6 +108,16 @@ def test_one_alone_is_too_many() -> None:
     assert "cases): 40% of the requests failed." in answer(judged(failing, SLO))[0]
 
 
+def test_a_lowest_load_that_held_of_too_few_requests_is_not_called_broken() -> None:
+    few = [replace(lv, ttft_ms=replace(lv.ttft_ms, n=20)) for lv in levels()]
+    said = answer(judged(few, "ttft:p95<50ms"))[0]
+    assert said == (
+        "How many can be answered at once, each with the first word within 0.05 s (in 95 of 100 "
+        "cases), cannot be said: 1, the lowest that was tried, kept to it, of too few requests to "
+        "be sure; --requests or --duration makes them more."
+    )
+
+
 def test_what_was_not_measured_is_named() -> None:
     blind = [replace(level, ttft_ms=Stats()) for level in levels()]
     assert answer(judged(blind, SLO))[0] == (

@@ -614,7 +614,7 @@ def _swept(sweep: Sweep, name: str, asked: int | str) -> float | None:
     means = [mean for one in sweep.levels if (mean := getattr(one, name).mean) is not None]
     if means:
         return float(np.mean(means))
-    return float(asked) if isinstance(asked, int) else None
+    return curves.mean_length(asked)
 
 
 def _is_uneven(window: Window) -> bool:

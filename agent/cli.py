@@ -328,6 +328,7 @@ def predict(
     from agent.sizing.engine import EngineSpec
     from agent.sizing.models import precision_in
 
+    told = precision or precision_in(shape) or "bf16"
     try:
         own = hardware.read_gpus(_bytes(gpus_file).decode()) if gpus_file else {}
     except (UsageError, UnicodeDecodeError) as error:
@@ -338,8 +339,8 @@ def predict(
     spec = EngineSpec(
         gpu=device,
         model=_model_shape(shape),
-        precision=precision or precision_in(shape) or "bf16",
-        kv_precision=kv_precision,
+        precision=hardware.precision(told),
+        kv_precision=hardware.precision(kv_precision),
         max_num_seqs=seats,
         max_num_batched_tokens=max(8192, seats),
     )
@@ -353,7 +354,7 @@ def predict(
                 deployed.spec,
                 card=hardware.gpu(measured_gpu, own) if measured_gpu else None,
                 tp=measured_tp,
-                precision=measured_precision,
+                precision=hardware.precision(measured_precision) if measured_precision else None,
                 own=own,
             )
         except UsageError as error:

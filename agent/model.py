@@ -318,7 +318,7 @@ class Run(msgspec.Struct, frozen=True):
 
 class TargetGpu(msgspec.Struct, frozen=True):
     name: str
-    uuid: str
+    uuid: str = ""  # another tool may not tell it
     memory_total_bytes: int | None = None
 
 

@@ -363,6 +363,17 @@ def points_of(
     return points
 
 
+def tells_lengths(
+    levels: Iterable[Level], input_tokens: float | None, output_tokens: float | None
+) -> bool:
+    """Do the valid levels, or what was asked of all of them, tell how long requests were?"""
+    return all(
+        (level.prompt_tokens.mean or input_tokens) and (level.output_tokens.mean or output_tokens)
+        for level in levels
+        if curve.is_valid(level)
+    )
+
+
 class Carried:
     """Efficiencies taken to where they were not measured: `spec` has them, `steps` says how far.
 

@@ -63,8 +63,8 @@ def fitted(sweep: Sweep) -> fit.Fit:
     found = fit.fit(
         sweep.levels,
         _spec(sweep),
-        input_tokens=_fixed(sweep.workload.input_tokens),
-        output_tokens=_fixed(sweep.workload.output_tokens),
+        input_tokens=curves.mean_length(sweep.workload.input_tokens),
+        output_tokens=curves.mean_length(sweep.workload.output_tokens),
     )
     if found.why_not:
         raise UsageError(found.why_not)
@@ -97,10 +97,6 @@ def _spec(sweep: Sweep) -> EngineSpec:
         num_gpu_blocks=tokens // _BLOCK if tokens else None,
         max_num_seqs=max(1, round(cap)) if is_capped else 256,
     )
-
-
-def _fixed(length: int | str) -> float | None:
-    return float(length) if isinstance(length, int) else None
 
 
 def half(spec: EngineSpec) -> EngineSpec:

@@ -177,11 +177,10 @@ def _assess_curve(
     expect_rps: float | None,
     form: str,
 ) -> None:
-    from agent.assess import judge_file
+    from agent.files import judge_files, read_demand
     from agent.forms import sheet
     from agent.model import UsageError
     from agent.sizing.curve import parse_slo
-    from agent.sizing.declared import parse_demand
 
     if demand is not None and (expect_concurrency or expect_rps):
         raise UsageError("--demand and --expect-… both declare the demand: give one of them")
@@ -190,13 +189,13 @@ def _assess_curve(
     except UsageError as error:
         raise UsageError(f"--curve {curve}: {error}") from error
     try:
-        declared = parse_demand(_bytes(demand)) if demand is not None else None
+        data = _bytes(demand) if demand is not None else None
     except UsageError as error:
         raise UsageError(f"--demand {demand}: {error}") from error
-    verdict = judge_file(
+    verdict = judge_files(
         sweep,
         parse_slo(slo) if slo else sweep.slo,
-        declared,
+        read_demand(data, str(demand)) if data is not None else None,
         expect_concurrency=expect_concurrency,
         expect_rps=expect_rps,
     )

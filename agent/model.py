@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA_VERSION = 1
+TOKENS_MAX = 10_000_000  # of one prompt or reply; more is no length
 
 # ---------------------------------------------------------------------------------------- errors
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import UsageError
-from loadgen import trace
+from agent import trace
 from loadgen.lengths import Empirical, Fixed, LogNormal
 from loadgen.pattern import SHARES, Pattern, parse
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.model import UsageError
-from loadgen import trace
+from agent import trace
 from loadgen.lengths import Fixed, Uniform, parse
 from loadgen.prompts import DEFAULT_COSTS
 from loadgen.workload import Ask, Source, Spec, parse_mix

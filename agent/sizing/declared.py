@@ -5,12 +5,11 @@ Pure. Of each quantity the figure nearest to the peak counts, because the peak i
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
-from agent.model import UsageError
+from agent.model import TOKENS_MAX, UsageError
 
+MOST = 1e9  # at once or a second; more is no load
 FORM = '{"requests_per_s": {"mean": …, "peak": …}, "concurrency": {"mean": …, "p99": …, "max": …}}'
 
 
@@ -33,9 +32,8 @@ class Lengths(msgspec.Struct, frozen=True):
 
     @property
     def typical(self) -> float | None:
-        """The mean, or the middle where no more is told; null where it is no length."""
-        known = self.mean if self.mean is not None else self.p50
-        return known if known is not None and 1 <= known < math.inf else None
+        """The mean, or the middle where no more is told."""
+        return self.mean if self.mean is not None else self.p50
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -51,12 +49,25 @@ class Demand(msgspec.Struct, frozen=True):
 def parse_demand(data: bytes) -> Demand:
     """Reads a demand. Raises UsageError for what is none."""
     try:
-        found = msgspec.json.decode(data, type=Demand)
+        told = msgspec.json.decode(data)
+        if isinstance(told, dict):
+            told = {name: one for name, one in told.items() if one is not None}
+        found = msgspec.convert(told, Demand)
     except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
         raise UsageError(f"not a demand ({error}): write {FORM}, or give a trace") from error
     highs = [found.concurrency.high, found.requests_per_s.high]
     if highs == [None, None]:
         raise UsageError(f"neither concurrency nor requests_per_s: write {FORM}")
-    if not all(high is None or (math.isfinite(high) and high > 0) for high in highs):
-        raise UsageError("concurrency and requests_per_s: write finite numbers above 0")
+    if not all(high is None or 0 < high <= MOST for high in highs):
+        raise UsageError(f"concurrency and requests_per_s: write numbers above 0, up to {MOST:g}")
+    for name in ("concurrency", "requests_per_s"):
+        load: Load = getattr(found, name)
+        if load.mean is not None and load.high is not None and load.mean > load.high:
+            raise UsageError(
+                f"{name}: its mean, {load.mean:g}, is more than its peak, {load.high:g}"
+            )
+    for name in ("input_tokens", "output_tokens"):
+        lengths: Lengths = getattr(found, name)
+        if (known := lengths.typical) is not None and not 1 <= known <= TOKENS_MAX:
+            raise UsageError(f"{name}: write a number of tokens from 1 to {TOKENS_MAX:,}")
     return found

@@ -140,7 +140,7 @@ def usual_seats(engine: str, card: Gpu) -> int:
 
 def deployment(
     spec: EngineSpec,
-    gpus: int,
+    gpus: int | None = None,
     *,
     tp: int | None = None,
     replicas: int | None = None,
@@ -148,10 +148,13 @@ def deployment(
 ) -> Deployment:
     """`gpus` GPUs as replicas of tensor parallelism: by default one engine over all of them.
 
+    Where `gpus` is not given, it is what the others come to.
+
     Raises UsageError where that does not come to `gpus`, or the engine could not split the model.
     """
     engine = engine_named(engine)
-    tp = tp or gpus // (replicas or 1)
+    gpus = gpus or (tp or 1) * (replicas or 1)
+    tp = tp or max(1, gpus // (replicas or 1))
     replicas = replicas or max(1, gpus // max(1, tp))
     if tp < 1 or tp * replicas != gpus:
         raise UsageError(

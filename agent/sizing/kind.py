@@ -268,6 +268,8 @@ def _class(known: Known, place: Place | None) -> str:
 
 def _users(verdict: Verdict, known: Known) -> str:
     p99 = p99_of(verdict, known)
+    if p99 is None and verdict.demand.get("rps") is not None:
+        return "One user or a service? Not known: of the demand, requests/s alone are declared."
     if p99 is None:
         return "One user or a service? Not known: no demand was observed or declared."
     who = "One user" if p99 <= known.t.single_user else "A service"

@@ -195,30 +195,33 @@ def measured_spec(
 ) -> EngineSpec:
     """The engine that a sweep measured.
 
-    What is given here comes first, then what the sweep tells of its target: a known model without
-    a precision in its name is in bf16. What neither tells is as asked, and the answer's `basis`
-    says what it was taken for. Raises UsageError for
-    a GPU that the catalogue does not have.
+    What is given here comes first, then what the sweep tells of its target: `loadgen` has the
+    checkpoint's own name, so that a known model without a precision in it is in bf16. What neither
+    tells is as asked, and the answer's `basis` says what it was taken for. Raises UsageError for a
+    GPU that the catalogue does not have.
     """
     names = [one.name for one in sweep.target.gpus]
     simulated = sweep.target.url.startswith("sim:")
     if card is None and simulated:
         card = gpu(sweep.target.url.removeprefix("sim:").partition("/")[0], own)
     elif card is None and names:
-        card = device(names[0], own)
-        if card is None:
+        try:
+            card = device(names[0], own) or gpu(names[0], own)
+        except UsageError as error:
             raise UsageError(
                 f"the sweep was measured on {names[0]!r}, which the catalogue of GPUs does not "
                 "have: say which it is with --measured-gpu, or describe it in --gpus-file"
-            )
+            ) from error
     elif card is None:
         card = asked.gpu
     tp = tp or len(names) or (1 if simulated else asked.tp)
     try:
-        shape, told = model(sweep.target.model), precision_in(sweep.target.model) or "bf16"
+        shape = model(sweep.target.model)
+        untold = "bf16" if sweep.run.tool_version else asked.precision
     except UsageError:  # a name of the operator's own
-        shape, told = asked.model, asked.precision
-    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=precision or told, tp=tp)
+        shape, untold = asked.model, asked.precision
+    told = precision or precision_in(sweep.target.model) or untold
+    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=told, tp=tp)
 
 
 # ----------------------------------------------------------------------------------------- figures

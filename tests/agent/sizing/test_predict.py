@@ -200,6 +200,7 @@ def sweep(
         ))  # fmt: skip
     gpus = [TargetGpu(gpu_name, f"GPU-{n}") for n in range(one.tp)] if gpu_name else []
     return Sweep(
+        run=Run(tool_version="1"),
         target=Target(model=model_name, gpus=gpus),
         workload=Workload(input_tokens=1000, output_tokens=300),
         levels=levels,

@@ -49,6 +49,7 @@ _STEPS = {
     "parallelism": "another split over GPUs",
     "replicas": "another number of engines",
     "model": "another model",
+    "engine": "another engine",
     "published": "published benchmarks, for no sweep of this box is known",
 }
 

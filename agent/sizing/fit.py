@@ -52,6 +52,7 @@ SPREADS = {
     "model": (0.59, 1.48),
     "parallelism": (0.63, 1.48),
     "GPU": (0.69, 1.40),
+    "engine": (0.50, 1.49),
     "everything": (0.50, 1.49),  # nothing of the kind was measured: another GPU, model and engine
 }
 
@@ -415,8 +416,8 @@ def prior(spec: EngineSpec) -> Carried:
     return Carried(msgspec.structs.replace(spec, efficiencies=TYPICAL[vendor]), ["everything"])
 
 
-def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
-    """The fitted efficiencies on other hardware, another model, precision or other flags.
+def transfer(fitted: Fit, spec: EngineSpec, *, same_engine: bool = True) -> Carried:
+    """The fitted efficiencies on other hardware, another model, precision, engine or other flags.
 
     Raises UsageError where the fit failed, and for the hardware of another vendor.
     """
@@ -433,6 +434,7 @@ def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
         "model": spec.model != known.model,
         "precision": (spec.precision, spec.kv_precision) != (known.precision, known.kv_precision),
         "parallelism": spec.tp != known.tp,
+        "engine": not same_engine,
     }
     to = msgspec.structs.replace(spec, efficiencies=known.efficiencies)
     return Carried(to, [step for step, is_changed in changed.items() if is_changed], fitted)

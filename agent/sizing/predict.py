@@ -354,7 +354,7 @@ def answer(
         capacity = kv_capacity_tokens(spec)
         _check_length(spec, input_tokens + output_tokens)
         asked = (input_tokens, output_tokens)
-        basis, ttft, source = _basis(spec, sweep, measured or spec, asked)
+        basis, ttft, source = _basis(deployed, sweep, measured or spec, asked)
         levels = predict(basis, deployed, concurrency, input_tokens, output_tokens, ttft)
     except UsageError as error:
         refused = str(error)
@@ -388,7 +388,7 @@ def _check_length(spec: EngineSpec, tokens: float) -> None:
 
 
 def _basis(
-    spec: EngineSpec, sweep: Sweep | None, measured: EngineSpec, asked: tuple[float, float]
+    deployed: Deployment, sweep: Sweep | None, measured: EngineSpec, asked: tuple[float, float]
 ) -> tuple[Basis, TtftScale, str]:
     """What to work with, and in words where it is from. Raises UsageError where nothing will do.
 
@@ -396,6 +396,7 @@ def _basis(
     """
     from agent.sizing import curve, fit
 
+    spec = deployed.spec
     if sweep is None:
         return fit.prior(spec), TtftScale(), "published benchmarks of the vendor's GPUs"
     prompt, answer = (curve.mean_length(one) for one in
@@ -410,8 +411,19 @@ def _basis(
     on += f"{measured.tp} x {measured.gpu.name}"
     if not fit.tells_lengths(sweep.levels, prompt, answer):
         on += f", taken to be of {asked[0]:,.0f} + {asked[1]:,.0f} tokens, for it does not tell"
-    basis = fitted if measured == spec else fit.transfer(fitted, spec)
+    same = _same_engine(sweep.target.engine, deployed.engine)
+    if not same:
+        on += f", served by {sweep.target.engine}"
+    basis = fitted if same and measured == spec else fit.transfer(fitted, spec, same_engine=same)
     return basis, ttft_scale(fitted.points, fitted.spec), on
+
+
+def _same_engine(measured: str | None, asked: str) -> bool:
+    """Is it the same engine, whatever its version? A sweep that does not tell it is of the same."""
+    try:
+        return not measured or engine_named(measured) == asked
+    except UsageError:  # one that nothing is known of
+        return False
 
 
 def lines(prediction: Prediction) -> list[str]:

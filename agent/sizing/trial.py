@@ -172,11 +172,12 @@ def trial(
 
 
 def _share(arrivals: Arrivals, replicas: int, rng: np.random.Generator) -> Arrivals:
-    """What one of so many replicas gets, without the busiest hour in a hundred."""
+    """What one of so many replicas gets, without the busiest hour in a hundred; of fewer hours
+    none is left out."""
     mine = arrivals.only(rng.random(len(arrivals)) < 1 / replicas)
     tokens = np.bincount(mine.hours, mine.prompt_tokens + mine.output_tokens)
-    least = np.quantile(tokens, 1 - HOURS_LEFT_OUT) if tokens.size else 0.0
-    return mine.only(tokens[mine.hours] <= least)
+    most = np.quantile(tokens, 1 - HOURS_LEFT_OUT, method="higher") if tokens.size else 0.0
+    return mine.only(tokens[mine.hours] <= most)
 
 
 def _dense(arrivals: Arrivals, most: int) -> Arrivals:

@@ -64,8 +64,8 @@ def lines(
 ) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank, without their ends, a BOM or gzip around them.
 
-    `data`: what the file holds, where that was read already. Lines above LINE_BYTES_MAX are skipped without being held. Raises UsageError where the file
-    cannot be read to its end.
+    `data`: what the file holds, where that was read already. Lines above LINE_BYTES_MAX are
+    skipped without being held. Raises UsageError where the file cannot be read to its end.
     """
     with _opened(path, option, data) as file:
         yield from _lines(file, skipped)
@@ -141,9 +141,11 @@ def _opened(
         if data is None and stat.S_ISCHR(os.stat(path).st_mode):
             raise UsageError(f"{option} {path}: this is a device; name a file")
         with ExitStack() as open_files:
-            file = open_files.enter_context(
-                open(path, "rb") if data is None else io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
-            )
+            file: io.BufferedReader
+            if data is None:
+                file = open_files.enter_context(open(path, "rb"))
+            else:
+                file = io.BufferedReader(io.BytesIO(data))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 unpacked = open_files.enter_context(gzip.GzipFile(fileobj=file))
                 file = open_files.enter_context(io.BufferedReader(unpacked))

@@ -157,7 +157,8 @@ def _one_sided(verdict: Verdict, demand: Demand, side: Side) -> Verdict:
         verdict,
         finding="INSUFFICIENT_DATA",
         summary=(
-            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            "Simulated: "
+            * verdict.summary.startswith("Simulated: ")
             + f"The sweep cannot tell: the declared requests are {words} than the swept ones, and"
             f" of those alone it would be {verdict.finding}."
         ),

@@ -23,8 +23,8 @@ from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages, parse_arrival, stages
 from loadgen.lengths import AnyLength, Fixed
 from loadgen.level import TRACE, Plan
-from loadgen.units import parse_number
 from loadgen.units import parse_duration as parse_duration
+from loadgen.units import parse_number
 
 if TYPE_CHECKING:
     from agent.sizing.money import Prices

@@ -161,6 +161,15 @@ def test_no_request_or_an_slo_of_none_is_refused() -> None:
         tried(0.3, parse_slo("ttfo:p95<1s"))
 
 
+@pytest.mark.parametrize(("hours", "left_out"), [(3, 0), (24, 0), (300, 3)])
+def test_one_hour_in_a_hundred_is_left_out_and_of_fewer_none(hours: int, left_out: int) -> None:
+    """The n-th hour has n requests."""
+    at_s = [3600.0 * hour + n for hour in range(hours) for n in range(hour + 1)]
+    every = recorded(at_s, [10] * len(at_s), [10] * len(at_s))
+    kept = _share(every, 1, np.random.default_rng(0))
+    assert int(kept.hours.max()) == hours - 1 - left_out
+
+
 def test_of_a_busy_service_the_densest_quarter_of_an_hour_is_replayed() -> None:
     at_s = np.concatenate((np.linspace(0, 1800, 200), np.linspace(1800, 2700, 400)))
     lengths = np.full(600, 10)

@@ -245,10 +245,8 @@ def _broke_in_production(
         reasons=[*reasons, *base.reasons],
         ratio=scene.trial.ratio if scene.trial else None,
         recommendation=Recommendation(
-            action=(
-                base.recommendation.action
-                if judged is not None and judged.finding == "UNDER_SIZED" and base.recommendation
-                else "more capacity; how much, and of what, a sweep tells"
+            action=ACTIONS.get(
+                str(base.capacity.get("limit")), "more capacity; how much, and of what, a sweep tells"
             ),
             confirm_with=_sweep(scene),
             overturned_by="hours as busy as these that keep the SLO",

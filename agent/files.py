@@ -24,6 +24,7 @@ from agent.sizing.case import Observed
 from agent.sizing.declared import Demand, parse_demand
 from agent.sizing.judge import judge
 from agent.sizing.kind import Known
+from agent.sizing.scene import percent
 from agent.sizing.trial import Trial, fitted, trial
 
 Side = Literal["alike", "longer", "shorter", "other", "unknown"]
@@ -218,8 +219,8 @@ def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str) -> Verd
         finding=finding,
         summary=(
             "Simulated: " * verdict.summary.startswith("Simulated: ")
-            + f"{words}: replayed, the recorded requests take {_percent(ratio.value)} of what it"
-            f" holds within the SLO ({_percent(ratio.lo)} to {_percent(ratio.hi)})."
+            + f"{words}: replayed, the recorded requests take {percent(ratio.value)} of what it"
+            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)})."
         ),
         confidence=verdict.confidence if agrees else Confidence(grade, limited),
         ratio=ratio,
@@ -229,7 +230,3 @@ def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str) -> Verd
         ),
         missing=[line for line in verdict.missing if not line.startswith("levels up to")],
     )  # fmt: skip
-
-
-def _percent(ratio: float | None) -> str:
-    return "?" if ratio is None else f"{100 * ratio:.0f} %" if ratio < 10 else "over ten times"

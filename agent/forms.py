@@ -36,8 +36,10 @@ def sheet(title: str, verdict: Verdict, pattern: Pattern | None = None) -> Sheet
 
 
 def _observed(seen: Pattern) -> list[tuple[str, str]]:
+    from agent.sizing.scene import span as lasting
+
     return [
-        ("observed", f"{_lasting(seen.covered_s)} of {_lasting(seen.window_s)}"),
+        ("observed", f"{lasting(seen.covered_s)} of {lasting(seen.window_s)}"),
         ("requests", "" if seen.requests is None else number(seen.requests)),
         ("in flight: mean, P95, P99, most", _spread(seen.concurrency)),
         ("waiting: mean, P95, P99, most", _spread(seen.waiting)),
@@ -48,13 +50,6 @@ def _observed(seen: Pattern) -> list[tuple[str, str]]:
         ("tokens of a prompt, of an answer", _pair(
             seen.prompt_tokens_per_request.mean, seen.output_tokens_per_request.mean)),
     ]  # fmt: skip
-
-
-def _lasting(seconds: float) -> str:
-    """A length of time in the unit that a person would take."""
-    units = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-    name, length = next((one for one in units if seconds >= 2 * one[1]), units[-1])
-    return f"{seconds / length:.3g} {name}"
 
 
 def _concluded(verdict: Verdict) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from agent.sizing import circumstances
 from agent.sizing.case import UNIT_NAMES, Unit
 from agent.sizing.curve import format_slo
 from agent.sizing.scene import DAY_S, HOUR_S, WEEK_S, Hour, Said, Scene, percent, span
+from agent.sizing.sentences import ACTIONS
 from agent.words import ms
 
 Rule = Callable[[Scene, Verdict | None], Verdict | None]
@@ -246,7 +247,8 @@ def _broke_in_production(
         ratio=scene.trial.ratio if scene.trial else None,
         recommendation=Recommendation(
             action=ACTIONS.get(
-                str(base.capacity.get("limit")), "more capacity; how much, and of what, a sweep tells"
+                str(base.capacity.get("limit")),
+                "more capacity; how much, and of what, a sweep tells",
             ),
             confirm_with=_sweep(scene),
             overturned_by="hours as busy as these that keep the SLO",

@@ -28,6 +28,7 @@ from agent.sizing.scene import percent
 from agent.sizing.trial import Trial, fitted, trial
 
 Side = Literal["alike", "longer", "shorter", "other", "unknown"]
+BURST_S = 5.0  # about as long as people wait for a first word: a queue of longer is a broken SLO
 SHORT_S = 60.0  # a trace that lasts no longer has no busiest minute
 
 
@@ -92,7 +93,9 @@ def judge_files(
         target=sweep.target.url or "URL",
         endpoint=sweep.workload.endpoint,
     )
-    verdict = _replayed(verdict, sweep, slo, asked, side) or _one_sided(verdict, demand, side)
+    verdict = _replayed(verdict, sweep, slo, asked, side) or _one_sided(
+        _bursts(verdict, asked), demand, side
+    )
     prompt, answer = demand.input_tokens.typical, demand.output_tokens.typical
     lengths = (prompt, answer) if prompt and answer else None
     target = sweep.target.url or "URL"
@@ -131,6 +134,45 @@ def _with_requests(sweep: Sweep, demand: Demand) -> list[Level]:
         return msgspec.structs.replace(level, request_throughput=rate)
 
     return [whole(level) for level in sweep.levels]
+
+
+def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
+    """What is left of one that fits by its busiest minute, where moments of it ask for more.
+
+    Requests that nothing replays have no queue: they fit where the tokens of their busiest moment
+    would, too, as requests of the mean length.
+    """
+    held = verdict.capacity.get("lo")
+    if asked is None or asked.arrivals is None or held is None:
+        return verdict
+    if verdict.finding != "RIGHT_SIZED" or (most := _busiest(asked.arrivals)) <= held:
+        return verdict
+    given = verdict.recommendation
+    words, action = _SAID["BORDERLINE"]
+    return msgspec.structs.replace(
+        verdict,
+        finding="BORDERLINE",
+        summary=(
+            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            + f"{words}: the busiest minute is held, but the busiest {BURST_S:g} s bring the tokens"
+            f" of {most:.3g} requests/s, and {held:.3g} are surely held."
+        ),
+        confidence=Confidence("low", "nothing was replayed: no model and GPU that are known"),
+        recommendation=None if given is None else msgspec.structs.replace(
+            given, action=action, overturned_by="a sweep of known model and GPU, with an SLO: the"
+            " requests are then replayed through it",
+        ),
+    )  # fmt: skip
+
+
+def _busiest(arrivals: Arrivals) -> float:
+    """Requests/s of the mean length that the busiest moment brings."""
+    import numpy as np
+
+    tokens = arrivals.prompt_tokens + arrivals.output_tokens
+    reached = np.concatenate([[0.0], np.cumsum(tokens / tokens.mean())])
+    ends = np.searchsorted(arrivals.at_s, arrivals.at_s + BURST_S)
+    return float((reached[ends] - reached[:-1]).max()) / BURST_S
 
 
 _PROVES: dict[Side, str] = {"longer": "UNDER_SIZED", "shorter": "RIGHT_SIZED", "other": ""}

@@ -198,14 +198,17 @@ def _dense(arrivals: Arrivals, most: int) -> Arrivals:
 
 
 def _at_speed(found: fit.Fit, side: int) -> EngineSpec:
-    """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %)."""
+    """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %).
+
+    No faster than its data sheet.
+    """
     faster = math.exp(side * _Z90 * max(found.rms, _ROUGH))
     known = found.spec.efficiencies
     at_speed = Efficiencies(
         t0_s=known.t0_s / faster,
-        eta_b=known.eta_b * faster,
-        eta_c=known.eta_c * faster,
-        eta_p=known.eta_p * faster,
+        eta_b=min(1.0, known.eta_b * faster),
+        eta_c=min(1.0, known.eta_c * faster),
+        eta_p=min(1.0, known.eta_p * faster),
     )
     return msgspec.structs.replace(found.spec, efficiencies=at_speed)
 

@@ -149,6 +149,19 @@ def test_an_engine_swept_with_other_lengths_has_to_have_room_to_spare() -> None:
     assert 1 / said(sweep_of(), trace(2.0)).ratio.hi > 1.25
 
 
+def test_a_burst_inside_the_busiest_minute_is_not_told_to_fit() -> None:
+    """A request a second; and 100 in one second of them are no 20 a second for a minute."""
+    at_ms = [*range(0, 300_000, 1000), *(100_000 + 10 * one for one in range(100))]
+    swept = curve(input_tokens=1000, output_tokens=300)
+    line = '{"timestamp": %d, "input_length": 1000, "output_length": 300, "hash_ids": []}\n'
+    bursty, even = (b"".join((line % at).encode() for at in some) for some in (at_ms, at_ms[:300]))
+    assert said(swept, even).finding == "RIGHT_SIZED"
+    found = said(swept, bursty)
+    assert found.finding == "BORDERLINE"
+    assert "the busiest 5 s bring the tokens of 21 requests/s" in found.summary
+    assert found.confidence.level == "low"
+
+
 # ----------------------------------------------------------------------------------- as a command
 
 

@@ -28,6 +28,7 @@ from agent.sizing.replay import Replayed, capacity_ratio, replay
 from agent.sizing.simulate import closed_loop
 from agent.sizing.trial import (
     Trial,
+    _at_speed,
     _dense,
     _share,
     fitted,
@@ -196,3 +197,11 @@ def test_what_a_start_measures_of_its_memory_is_no_change(
     before: dict[str, str], now: dict[str, str], same: bool
 ) -> None:
     assert same_settings(before, now) == same
+
+
+def test_the_fast_end_of_an_engine_at_its_data_sheet_is_that() -> None:
+    found = fitted(sweep())
+    full = msgspec.structs.replace(found.spec.efficiencies, eta_b=0.99)
+    found.spec = msgspec.structs.replace(found.spec, efficiencies=full)
+    assert _at_speed(found, 1).efficiencies.eta_b == 1.0
+    assert _at_speed(found, -1).efficiencies.eta_b < 0.99

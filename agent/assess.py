@@ -32,7 +32,6 @@ from agent.sizing import curve as curves
 from agent.sizing import scene as scenes
 from agent.sizing.advice import advise
 from agent.sizing.case import Observed, Unit
-from agent.sizing.declared import Demand
 from agent.sizing.judge import judge
 from agent.sizing.kind import Known
 from agent.sizing.money import Prices, catalogue
@@ -240,36 +239,6 @@ def _scopes(recall: Recall) -> list[_Scope]:
         *(_Scope(name, None, name in replicas) for name in servers),
         *(_Scope(None, service) for service in several),
     ]
-
-
-def judge_file(
-    sweep: Sweep,
-    slo: Sequence[Slo],
-    demand: Demand | None = None,
-    *,
-    expect_concurrency: float | None = None,
-    expect_rps: float | None = None,
-) -> Verdict:
-    """The verdict on a curve alone, against a declared demand where there is one."""
-    limits: tuple[tuple[int, str], ...] = ()
-    if demand is not None:
-        expect_concurrency, expect_rps = demand.concurrency.high, demand.requests_per_s.high
-        if lengths_alike(sweep, demand.input_tokens.mean, demand.output_tokens.mean) is False:
-            limits = ((1, "the declared prompts or answers are not as long as the swept ones"),)
-    verdict = judge(
-        sweep.levels,
-        curves.analyse(sweep.levels, slo),
-        slo,
-        expect_concurrency=expect_concurrency,
-        expect_rps=expect_rps,
-        observed=Observed({}, {}, limits=limits),
-        simulated=sweep.run.simulated,
-        target=sweep.target.url,
-    )
-    prompt, answer = (demand.input_tokens.mean, demand.output_tokens.mean) if demand else (0, 0)
-    lengths = (prompt, answer) if prompt and answer else None
-    target = sweep.target.url or "URL"
-    return advise(verdict, Known(sweep.levels, tuple(slo), sweep, lengths=lengths, target=target))
 
 
 # By server, oldest first, as `Recall.fingerprints` tells them.
@@ -596,8 +565,8 @@ def lengths_alike(
 ) -> bool | None:
     """Are these mean lengths those that were swept? None where one of them is not known."""
     pairs = (
-        (_swept(sweep, "prompt_tokens", sweep.workload.input_tokens), prompt_tokens),
-        (_swept(sweep, "output_tokens", sweep.workload.output_tokens), output_tokens),
+        (swept(sweep, "prompt_tokens", sweep.workload.input_tokens), prompt_tokens),
+        (swept(sweep, "output_tokens", sweep.workload.output_tokens), output_tokens),
     )
     known = [mean / swept for swept, mean in pairs if swept and mean]
     if len(known) < len(pairs):
@@ -609,12 +578,12 @@ def _means(seen: Pattern) -> tuple[float | None, float | None]:
     return seen.prompt_tokens_per_request.mean, seen.output_tokens_per_request.mean
 
 
-def _swept(sweep: Sweep, name: str, asked: int | str) -> float | None:
+def swept(sweep: Sweep, name: str, asked: int | str) -> float | None:
     """Mean length over the sweep's levels, else the fixed one that was asked for."""
     means = [mean for one in sweep.levels if (mean := getattr(one, name).mean) is not None]
     if means:
         return float(np.mean(means))
-    return float(asked) if isinstance(asked, int) else None
+    return curves.mean_length(asked)
 
 
 def _is_uneven(window: Window) -> bool:

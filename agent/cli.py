@@ -177,11 +177,10 @@ def _assess_curve(
     expect_rps: float | None,
     form: str,
 ) -> None:
-    from agent.assess import judge_file
+    from agent.files import judge_files, read_demand
     from agent.forms import sheet
     from agent.model import UsageError
     from agent.sizing.curve import parse_slo
-    from agent.sizing.declared import parse_demand
 
     if demand is not None and (expect_concurrency or expect_rps):
         raise UsageError("--demand and --expect-… both declare the demand: give one of them")
@@ -190,13 +189,13 @@ def _assess_curve(
     except UsageError as error:
         raise UsageError(f"--curve {curve}: {error}") from error
     try:
-        declared = parse_demand(_bytes(demand)) if demand is not None else None
+        data = _bytes(demand) if demand is not None else None
     except UsageError as error:
         raise UsageError(f"--demand {demand}: {error}") from error
-    verdict = judge_file(
+    verdict = judge_files(
         sweep,
         parse_slo(slo) if slo else sweep.slo,
-        declared,
+        read_demand(data, str(demand)) if data is not None else None,
         expect_concurrency=expect_concurrency,
         expect_rps=expect_rps,
     )
@@ -227,7 +226,10 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @cli.command()
 @click.option("--gpu", "card", required=True, metavar="NAME", help="Such as h100-sxm, l40s, 4090.")
 @click.option(
-    "--gpus", type=_AT_LEAST_ONE, default=1, show_default=True, metavar="N", help="So many in all."
+    "--gpus",
+    type=_AT_LEAST_ONE,
+    metavar="N",
+    help="So many in all.  [default: --tp times --replicas, or 1]",
 )
 @click.option(
     "--model",
@@ -240,7 +242,7 @@ _AT_LEAST_ONE = click.IntRange(min=1)
     "--precision",
     metavar="P",
     help="Of the weights: bf16, fp16, fp8, int8, int4, fp4, mxfp4.  "
-    "[default: what the model's name tells, else bf16]",
+    "[default: what the model's name or config.json tells, else bf16]",
 )
 @click.option(
     "--kv-precision",
@@ -294,7 +296,7 @@ _AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--json", "file", metavar="FILE|-", help="For programs.")
 def predict(
     card: str,
-    gpus: int,
+    gpus: int | None,
     shape: str,
     precision: str | None,
     kv_precision: str,
@@ -326,7 +328,6 @@ def predict(
     from agent.sizing import hardware
     from agent.sizing import predict as sizing
     from agent.sizing.engine import EngineSpec
-    from agent.sizing.models import precision_in
 
     try:
         own = hardware.read_gpus(_bytes(gpus_file).decode()) if gpus_file else {}
@@ -334,12 +335,13 @@ def predict(
         raise UsageError(f"--gpus-file {gpus_file}: {error}") from error
     levels = _numbers(concurrency, "--concurrency")
     device = hardware.gpu(card, own)
+    described, told = _model_shape(shape)
     seats = max_num_seqs or sizing.usual_seats(engine, device)
     spec = EngineSpec(
         gpu=device,
-        model=_model_shape(shape),
-        precision=precision or precision_in(shape) or "bf16",
-        kv_precision=kv_precision,
+        model=described,
+        precision=hardware.precision(precision or told or "bf16"),
+        kv_precision=hardware.precision(kv_precision),
         max_num_seqs=seats,
         max_num_batched_tokens=max(8192, seats),
     )
@@ -353,7 +355,7 @@ def predict(
                 deployed.spec,
                 card=hardware.gpu(measured_gpu, own) if measured_gpu else None,
                 tp=measured_tp,
-                precision=measured_precision,
+                precision=hardware.precision(measured_precision) if measured_precision else None,
                 own=own,
             )
         except UsageError as error:
@@ -370,20 +372,21 @@ def predict(
         _write(file, encode(found))
 
 
-def _model_shape(name: str) -> ModelShape:
-    """A built-in model, or what a config.json (or its directory) describes. Raises UsageError."""
+def _model_shape(name: str) -> tuple[ModelShape, str | None]:
+    """A built-in model, or what a config.json (or its directory) describes, and the precision that
+    this tells. Raises UsageError."""
     import msgspec
 
     from agent.model import UsageError
-    from agent.sizing.models import from_config, model
+    from agent.sizing.models import from_config, model, precision_in, precision_of
 
     path = Path(name)
     if path.suffix != ".json" and not path.is_dir():
-        return model(name)
+        return model(name), precision_in(name)
     path = path / "config.json" if path.is_dir() else path
     try:
         config = msgspec.json.decode(_bytes(str(path)), type=dict[str, Any])
-        return from_config(config, name=path.resolve().parent.name)
+        return from_config(config, name=path.resolve().parent.name), precision_of(config)
     except (ValueError, RecursionError, UsageError) as error:
         raise UsageError(f"--model {path}: {error}") from error
 
@@ -605,9 +608,9 @@ def import_(file: str, server: str | None, db: Path | None) -> None:
 
 def _read_sweep(file: str) -> Sweep:
     """A sweep from a file, or `-` for standard input. Raises UsageError."""
-    from agent.model import decode_sweep
+    from agent.swept import read_sweep
 
-    return decode_sweep(_bytes(file))
+    return read_sweep(_bytes(file))
 
 
 def _bytes(file: str) -> bytes:

@@ -36,8 +36,10 @@ def sheet(title: str, verdict: Verdict, pattern: Pattern | None = None) -> Sheet
 
 
 def _observed(seen: Pattern) -> list[tuple[str, str]]:
+    from agent.sizing.scene import span as lasting
+
     return [
-        ("observed", f"{seen.covered_s / 86_400:.3g} of {seen.window_s / 86_400:.3g} days"),
+        ("observed", f"{lasting(seen.covered_s)} of {lasting(seen.window_s)}"),
         ("requests", "" if seen.requests is None else number(seen.requests)),
         ("in flight: mean, P95, P99, most", _spread(seen.concurrency)),
         ("waiting: mean, P95, P99, most", _spread(seen.waiting)),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA_VERSION = 1
+TOKENS_MAX = 10_000_000  # of one prompt or reply; more is no length
 
 # ---------------------------------------------------------------------------------------- errors
 
@@ -318,7 +319,7 @@ class Run(msgspec.Struct, frozen=True):
 
 class TargetGpu(msgspec.Struct, frozen=True):
     name: str
-    uuid: str
+    uuid: str = ""  # another tool may not tell it
     memory_total_bytes: int | None = None
 
 

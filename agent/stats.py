@@ -87,6 +87,16 @@ def lag(sample: Floats) -> Lag:
     return Lag(p50, p99, float(sample.max()))
 
 
+BATCHES = (4, 20)  # at least, at most
+
+
+def batches(window_ms: float, e2e_ms: float) -> int:
+    """Into how many batches a steady window is cut for `batch_means_ci95`: if possible of one E2E
+    time each, for requests that share a batch of the server share its speed."""
+    least, most = BATCHES
+    return int(min(max(window_ms / max(e2e_ms, 1e-3), least), most))
+
+
 def batch_means_ci95(batch_rates: Floats) -> tuple[float, float] | None:
     """95 % interval of a steady rate from the rates of consecutive equal batches.
 

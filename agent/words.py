@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
+def is_whole(word: str) -> bool:
+    """Plain digits, and not so many of them that int() refuses."""
+    return word.isascii() and word.isdigit() and len(word) <= 18
+
+
 def defect(error: Exception) -> str:
     """What is ours to mend, in one line: where, and never the error's text, which may hold an
     address."""

@@ -10,8 +10,10 @@ Where the error of a figure comes from, the first that there is:
 - requests: a bootstrap over blocks of time of the steady window, 4 to 10 of them and if possible
   no shorter than two E2E times, because requests next to each other share batches and queues. Its
   error is taken with the blocks' degrees of freedom. What outlasts a block it does not see.
-- summary: where no requests are kept (a JSON file), `output_tokens_per_s_ci95`, and for means
-  std/√n, which takes requests as independent.
+- summary: where no requests are kept (a JSON file), `output_tokens_per_s_ci95`; and for means
+  std/√(n / in flight), never less than the relative error of tokens/s. Requests in flight at once
+  share batches and queues, so they count as one: the design effect is as large as it can be where
+  each is as long as the next. By Little's law E2E times vary at least as tokens/s do.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.model import SCHEMA_VERSION, Level, Stats, Sweep, UsageError
+from agent.sizing.curve import in_flight
 from agent.sizing.trial import same_settings
-from agent.stats import holm, t975, t_two_sided
+from agent.stats import batches, holm, t975, t_two_sided
 from loadgen.kept import Floats, Kept, arrivals, meets, pooled_gaps
 
 ALPHA = 0.05
@@ -215,8 +218,9 @@ def limits(comparison: Comparison) -> list[str]:
         )
     if any("summary" in noise for noise in noises):
         lines.append(
-            "A file has no requests: means are tested as if requests were independent, quantiles "
-            "are not tested. Runs from the store have them."
+            "A file has no requests: for its means, those in flight at once count as one request, "
+            "so that only large changes are told; quantiles are not tested. Runs from the store "
+            "have them."
         )
     return lines
 
@@ -471,15 +475,29 @@ def _of_level(name: str, side: Side, index: int, rng: np.random.Generator) -> Es
 
 
 def _from_summary(name: str, level: Level, value: float) -> Estimate:
-    """What a JSON file allows: the interval of tokens/s, and means of independent requests."""
-    interval = level.output_tokens_per_s_ci95
-    if name == "output_tokens_per_s" and interval is not None:
-        return Estimate(value, (interval[1] - interval[0]) / 2 / 1.96, math.inf, "summary")
+    """What a JSON file allows: the interval of tokens/s, and means."""
+    if name == "output_tokens_per_s" and level.output_tokens_per_s_ci95 is not None:
+        return Estimate(value, value * _rate_error(level), _batches(level) - 1, "summary")
     group, _, statistic = name.partition(".")
     stats = getattr(level, group)
-    if statistic == "mean" and group != "itl_ms" and stats.std is not None and stats.n > 1:
-        return Estimate(value, stats.std / math.sqrt(stats.n), stats.n - 1, "summary")
-    return Estimate(value, why="not tested: its requests are not kept")
+    if statistic != "mean" or group == "itl_ms" or stats.std is None or stats.n < 2:
+        return Estimate(value, why="not tested: its requests are not kept")
+    apart = max(2.0, stats.n / max(1.0, in_flight(level) or 1.0))
+    error = max(stats.std / math.sqrt(apart), value * _rate_error(level))
+    return Estimate(value, error, apart - 1, "summary")
+
+
+def _rate_error(level: Level) -> float:
+    """Relative standard error of tokens/s, by its interval; 0 where there is none."""
+    interval, rate = level.output_tokens_per_s_ci95, level.output_tokens_per_s
+    if not interval or not rate:
+        return 0.0
+    return (interval[1] - interval[0]) / 2 / t975(_batches(level) - 1) / rate
+
+
+def _batches(level: Level) -> int:
+    """How many batches the interval is of; of another tool's the fewest that there could be."""
+    return batches(1e3 * (level.window_s or 0.0), level.e2e_ms.mean or math.inf)
 
 
 # ------------------------------------------------------------------------------------ the bootstrap

@@ -16,18 +16,19 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from agent.model import Slo, UsageError
+from agent.model import TOKENS_MAX, Slo, UsageError
 from agent.terms import FINDINGS
+from agent.words import is_whole
 from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages, parse_arrival, stages
-from loadgen.lengths import TOKENS_MAX, AnyLength, Fixed
+from loadgen.lengths import AnyLength, Fixed
 from loadgen.level import TRACE, Plan
-from loadgen.units import is_whole, parse_number
 from loadgen.units import parse_duration as parse_duration
+from loadgen.units import parse_number
 
 if TYPE_CHECKING:
     from agent.sizing.money import Prices
-    from loadgen.trace import Trace
+    from agent.trace import Trace
 
 T = TypeVar("T", int, float)
 Mode = Literal["concurrency", "rate"]

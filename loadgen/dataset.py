@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.datafile import Skipped, Unusable, check_length, entries
+from agent.datafile import Skipped, Unusable, check_length, entries
 
 # What English text has in common tokenizers; other languages and code have fewer.
 CHARS_PER_TOKEN = 4

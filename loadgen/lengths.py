@@ -16,10 +16,10 @@ from random import Random
 
 import msgspec
 
-from agent.model import UsageError
-from loadgen.units import is_whole, parse_number, plain
+from agent.model import TOKENS_MAX, UsageError
+from agent.words import is_whole
+from loadgen.units import parse_number, plain
 
-TOKENS_MAX = 10_000_000
 Z999 = 3.0902  # 99.9 % point of the standard normal distribution
 
 Floats = tuple[float, ...]

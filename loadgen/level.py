@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agent.model import GpuView, Lag, Level, Measurement, Requests, ServerView, Slo, Stats, Tokens
 from agent.sizing.curve import slo_met
-from agent.stats import batch_means_ci95, lag, summary
+from agent.stats import batch_means_ci95, batches, lag, summary
 from loadgen.api import ENDPOINTS
 from loadgen.arrival import Stages
 from loadgen.recorder import CANCELLED, FAILED, OK, Recording
@@ -216,11 +216,11 @@ def _interval(
     window: Window,
     mean_e2e_ms: float,
 ) -> tuple[float, float] | None:
-    """95 % interval of a rate by batch means; 4 to 20 batches, if possible of one E2E."""
+    """95 % interval of a rate by batch means."""
     if window.seconds <= 0 or not window.steady:
         return None
-    batches = int(np.clip(window.seconds * 1e3 / max(mean_e2e_ms, 1e-3), 4, 20))
-    edges = np.linspace(window.start_ns, window.end_ns, batches + 1).astype(np.int64)
+    count = batches(window.seconds * 1e3, mean_e2e_ms)
+    edges = np.linspace(window.start_ns, window.end_ns, count + 1).astype(np.int64)
     return batch_means_ci95(np.array([rate(rec, int(a), int(b)) for a, b in pairwise(edges)]))
 
 

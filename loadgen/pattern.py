@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 
-from agent.model import UsageError
+from agent.model import TOKENS_MAX, UsageError
 from loadgen.arrival import RATE_RPS_MAX
-from loadgen.lengths import TOKENS_MAX, Empirical, Fixed, Length, LogNormal
+from loadgen.lengths import Empirical, Fixed, Length, LogNormal
 
 # Where only a mean is known. Deviation over mean was 0.96 to 1.31 for prompts and 0.73 to 2.15 for
 # replies in the Azure 2023 and Mooncake traces.

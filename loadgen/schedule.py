@@ -16,7 +16,7 @@ from loadgen.level import Plan
 from loadgen.search import HALF_MAX, Done, Sample, Settings, Standing, Step, next_step, standing
 
 if TYPE_CHECKING:
-    from loadgen.trace import Trace
+    from agent.trace import Trace
 
 RATE_MAX = 100_000.0
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import numpy as np
 
-from agent import __version__
+from agent import __version__, trace
 from agent.join import gpu_views, server_view
 from agent.model import (
     Level,
@@ -40,7 +40,7 @@ from agent.model import (
 )
 from agent.sizing.curve import load_of
 from agent.store import State, Store
-from loadgen import api, calibrate, dataset, limits, moment, probe, tokenizer, trace, worker
+from loadgen import api, calibrate, dataset, limits, moment, probe, tokenizer, worker
 from loadgen.client import Address, Dialer, parse_url, request_head, tls_context
 from loadgen.config import DEFAULT_OUTPUT_TOKENS, Options, agent_token, read_prices
 from loadgen.crew import Crew, CrewLevel

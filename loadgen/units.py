@@ -22,11 +22,6 @@ def parse_duration(text: str, option: str) -> float:
     return seconds
 
 
-def is_whole(word: str) -> bool:
-    """Plain digits, and not so many of them that int() refuses."""
-    return word.isascii() and word.isdigit() and len(word) <= 18
-
-
 def parse_number(word: str) -> float | None:
     """Plain digits with at most a point, `12` or `0.5`; None for anything else, signs included."""
     found = re.fullmatch(r"[0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18}", word)

@@ -22,8 +22,8 @@ from loadgen.lengths import Length
 from loadgen.prompts import NONCES, Costs, Maker, Piece, Texts, TokenIds, nonce_letters
 
 if TYPE_CHECKING:
+    from agent.trace import Arrival, Trace
     from loadgen.dataset import Dataset, Entry
-    from loadgen.trace import Arrival, Trace
 
 TRACE_BLOCK_TOKENS = 512  # what one of Mooncake's hash_ids stands for
 NONCE_STEP = 12_934_567_890_121  # odd, and of no factor of 16!: all nonces come before one repeats

@@ -49,6 +49,7 @@ _STEPS = {
     "parallelism": "another split over GPUs",
     "replicas": "another number of engines",
     "model": "another model",
+    "engine": "another engine",
     "published": "published benchmarks, for no sweep of this box is known",
 }
 
@@ -148,14 +149,22 @@ def _need(verdict: Verdict, known: Known, *, busiest: bool = False) -> Need | No
 
 
 def _asked(known: Known, at_once: float) -> tuple[Slo, ...]:
-    """The SLO, and where it leaves out how fast an answer is written, or all, what is assumed."""
-    if not known.slo:
-        return ASSUMED
+    """The SLO, and where it leaves out how fast an answer is written, or all, what is assumed.
+
+    Of a curve that has means alone, the means.
+    """
     if {"itl", "tpot", "e2e"} & {one.metric for one in known.slo}:
         return known.slo
-    measured = others.tails(FLUENT, known.levels, at_once)
-    fluent = [one for one in FLUENT if format_slo([one]) in measured]
-    return (*known.slo, (fluent or list(FLUENT))[0])
+    means = [msgspec.structs.replace(one, statistic="mean") for one in (*FLUENT, ASSUMED[0])]
+    measured = others.tails((*FLUENT, ASSUMED[0], *means), known.levels, at_once)
+
+    def first(*targets: Slo) -> Slo:
+        return next((one for one in targets if format_slo([one]) in measured), targets[0])
+
+    fluent = first(*FLUENT, *means[:2])
+    if known.slo:
+        return (*known.slo, fluent)
+    return (first(ASSUMED[0], means[2]), fluent)
 
 
 # --------------------------------------------------------------------------------- energy and money

@@ -229,6 +229,22 @@ def interpolate(
     return float(np.interp(at, xs, [py for _, py in known]))
 
 
+_LENGTH = re.compile(r"(?:(?:log)?normal:([\d.]+):[\d.]+|uniform:([\d.]+):([\d.]+)|([\d.]+))")
+
+
+def mean_length(asked: int | str) -> float | None:
+    """Mean tokens of a length as a workload writes it: 512, `normal:512:100`, `uniform:256:768`.
+
+    Null for what tells no mean.
+    """
+    found = _LENGTH.fullmatch(str(asked).strip())
+    try:
+        known = [float(one) for one in found.groups() if one is not None] if found else []
+    except ValueError:  # digits with two points
+        return None
+    return sum(known) / len(known) if known and sum(known) > 0 else None
+
+
 def load(point: Point) -> float:
     return point.load
 

@@ -5,16 +5,12 @@ Pure. Of each quantity the figure nearest to the peak counts, because the peak i
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
-
 import msgspec
 
-from agent.model import UsageError
+from agent.model import TOKENS_MAX, UsageError
 
+MOST = 1e9  # at once or a second; more is no load
 FORM = '{"requests_per_s": {"mean": …, "peak": …}, "concurrency": {"mean": …, "p99": …, "max": …}}'
-TRACE = "a trace, a line of {timestamp (ms), input_length, output_length} for each request"
-PEAK_S = 60.0  # the busiest of which has to fit
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -32,6 +28,12 @@ class Load(msgspec.Struct, frozen=True):
 
 class Lengths(msgspec.Struct, frozen=True):
     mean: float | None = None
+    p50: float | None = None
+
+    @property
+    def typical(self) -> float | None:
+        """The mean, or the middle where no more is told."""
+        return self.mean if self.mean is not None else self.p50
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -44,48 +46,28 @@ class Demand(msgspec.Struct, frozen=True):
     output_tokens: Lengths = Lengths()
 
 
-class _Request(msgspec.Struct):
-    """A line of a trace, as Mooncake's are; in ms and tokens."""
-
-    timestamp: float
-    input_length: int
-    output_length: int
-
-
 def parse_demand(data: bytes) -> Demand:
-    """Reads a demand, or a trace of requests as one. Raises UsageError for what is neither."""
-    if b'"timestamp"' in data.partition(b"\n")[0]:
-        return _traced(data)
+    """Reads a demand. Raises UsageError for what is none."""
     try:
-        found = msgspec.json.decode(data, type=Demand)
+        told = msgspec.json.decode(data)
+        if isinstance(told, dict):
+            told = {name: one for name, one in told.items() if one is not None}
+        found = msgspec.convert(told, Demand)
     except (ValueError, RecursionError) as error:  # the former is msgspec's, and bad UTF-8
-        raise UsageError(f"not a demand ({error}): write {FORM}, or give {TRACE}") from error
+        raise UsageError(f"not a demand ({error}): write {FORM}, or give a trace") from error
     highs = [found.concurrency.high, found.requests_per_s.high]
     if highs == [None, None]:
         raise UsageError(f"neither concurrency nor requests_per_s: write {FORM}")
-    if not all(high is None or (math.isfinite(high) and high > 0) for high in highs):
-        raise UsageError("concurrency and requests_per_s: write finite numbers above 0")
+    if not all(high is None or 0 < high <= MOST for high in highs):
+        raise UsageError(f"concurrency and requests_per_s: write numbers above 0, up to {MOST:g}")
+    for name in ("concurrency", "requests_per_s"):
+        load: Load = getattr(found, name)
+        if load.mean is not None and load.high is not None and load.mean > load.high:
+            raise UsageError(
+                f"{name}: its mean, {load.mean:g}, is more than its peak, {load.high:g}"
+            )
+    for name in ("input_tokens", "output_tokens"):
+        lengths: Lengths = getattr(found, name)
+        if (known := lengths.typical) is not None and not 1 <= known <= TOKENS_MAX:
+            raise UsageError(f"{name}: write a number of tokens from 1 to {TOKENS_MAX:,}")
     return found
-
-
-def _traced(data: bytes) -> Demand:
-    """What recorded requests ask: their mean lengths, and at most so many a second for a minute.
-
-    The mean rate is of the gaps (n requests have n - 1), as `loadgen` takes it of a trace.
-    """
-    try:
-        rows = msgspec.json.Decoder(_Request).decode_lines(data)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not a trace ({error}): give {TRACE}") from error
-    at_s = sorted(row.timestamp / 1e3 for row in rows)
-    if len(at_s) < 2 or not (math.isfinite(at_s[0]) and at_s[-1] - at_s[0] >= PEAK_S):
-        raise UsageError(f"a trace of {len(rows)} requests in under {PEAK_S:.0f} s has no rate")
-    window_s = at_s[-1] - at_s[0]
-    mean = (len(at_s) - 1) / window_s
-    busiest = max(bisect_left(at_s, one + PEAK_S) - index for index, one in enumerate(at_s))
-    return Demand(
-        window_s=window_s,
-        requests_per_s=Load(mean=mean, peak=max(mean, busiest / PEAK_S)),
-        input_tokens=Lengths(math.fsum(row.input_length for row in rows) / len(rows)),
-        output_tokens=Lengths(math.fsum(row.output_length for row in rows) / len(rows)),
-    )

@@ -52,6 +52,7 @@ SPREADS = {
     "model": (0.59, 1.48),
     "parallelism": (0.63, 1.48),
     "GPU": (0.69, 1.40),
+    "engine": (0.50, 1.49),
     "everything": (0.50, 1.49),  # nothing of the kind was measured: another GPU, model and engine
 }
 
@@ -363,6 +364,17 @@ def points_of(
     return points
 
 
+def tells_lengths(
+    levels: Iterable[Level], input_tokens: float | None, output_tokens: float | None
+) -> bool:
+    """Do the valid levels, or what was asked of all of them, tell how long requests were?"""
+    return all(
+        (level.prompt_tokens.mean or input_tokens) and (level.output_tokens.mean or output_tokens)
+        for level in levels
+        if curve.is_valid(level)
+    )
+
+
 class Carried:
     """Efficiencies taken to where they were not measured: `spec` has them, `steps` says how far.
 
@@ -404,8 +416,8 @@ def prior(spec: EngineSpec) -> Carried:
     return Carried(msgspec.structs.replace(spec, efficiencies=TYPICAL[vendor]), ["everything"])
 
 
-def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
-    """The fitted efficiencies on other hardware, another model, precision or other flags.
+def transfer(fitted: Fit, spec: EngineSpec, *, same_engine: bool = True) -> Carried:
+    """The fitted efficiencies on other hardware, another model, precision, engine or other flags.
 
     Raises UsageError where the fit failed, and for the hardware of another vendor.
     """
@@ -422,6 +434,7 @@ def transfer(fitted: Fit, spec: EngineSpec) -> Carried:
         "model": spec.model != known.model,
         "precision": (spec.precision, spec.kv_precision) != (known.precision, known.kv_precision),
         "parallelism": spec.tp != known.tp,
+        "engine": not same_engine,
     }
     to = msgspec.structs.replace(spec, efficiencies=known.efficiencies)
     return Carried(to, [step for step, is_changed in changed.items() if is_changed], fitted)

@@ -37,6 +37,23 @@ _RATES = {
 }
 
 
+# What tables and engines call the same.
+_CALLED = {
+    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "bf16/fp16": "bf16", "fp16/bf16": "bf16",
+    "float8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "nvfp4": "fp4", "w8a8": "int8",
+    "w4a16": "int4", "awq": "int4", "gptq": "int4",
+}  # fmt: skip
+
+
+def precision(name: str) -> str:
+    """A precision by the name that everything here knows it by: bf16 of `BFloat16`.
+
+    A name that nothing is known of is left as it is, for whoever has the table to refuse it.
+    """
+    key = name.strip().lower()
+    return _CALLED.get(key, key)
+
+
 class Gpu(msgspec.Struct, frozen=True):
     """One device of the catalogue. A figure that is not known is None."""
 
@@ -88,16 +105,21 @@ def pick(what: str, name: str, known: Iterable[str]) -> str:
     H100-SXM-80GB, `4090` is RTX-4090; `l4` is L4 and never L40. Raises UsageError that lists the
     candidates where it fits several, and the nearest names where it fits none.
     """
-    by_key = {_key(entry): entry for entry in known}
-    key = _key(name)
-    if key in by_key:
-        return by_key[key]
-    found = [entry for full, entry in by_key.items() if _is_short_for(key, full)]
+    found = _meant(name, known)
     if len(found) == 1:
         return found[0]
     if found:
         raise UsageError(f"{what} {name!r} could be {' or '.join(sorted(found))}: say which")
-    raise UsageError(unknown(what, name, by_key.values()))
+    raise UsageError(unknown(what, name, known))
+
+
+def _meant(name: str, known: Iterable[str]) -> list[str]:
+    """Every entry that a name may be of."""
+    by_key = {_key(entry): entry for entry in known}
+    key = _key(name)
+    if key in by_key:
+        return [by_key[key]]
+    return [entry for full, entry in by_key.items() if _is_short_for(key, full)]
 
 
 def _key(name: str) -> str:
@@ -222,10 +244,25 @@ def gpus() -> dict[str, Gpu]:
 def gpu(name: str, own: Mapping[str, Gpu] | None = None) -> Gpu:
     """The device that `name` means; see `pick` for short forms. Raises UsageError.
 
+    Drivers' and shops' names will do too: `NVIDIA GeForce RTX 4090`, `H100 SXM5`, `rtx4090`.
     `own` are a user's devices; one that is called as one of the catalogue takes its place.
     """
     known = {**gpus(), **(own or {})}
-    return known[pick("GPU", name, known)]
+    driven = _driven(name, known)
+    forms = (form for form in (driven, name, _bare(name)) if form and _meant(form, known))
+    return known[pick("GPU", next(forms, name), known)]
+
+
+# What is no part of a name in the catalogue; the generation of a socket is, of a few.
+_MAKER = re.compile(r"(?i)\b(nvidia|tesla|geforce|amd|instinct|radeon|oam)\b|\?")
+_SOCKET = re.compile(r"(?i)[\s_-]*(sxm|pcie|nvl)\d?\b")
+_SERIES = re.compile(r"(?i)\b(rtx|mi|gaudi|jetson)[\s_-]*(?=\d)")
+
+
+def _bare(name: str) -> str:
+    """A name without its maker's, and divided as those of the catalogue are."""
+    bare = _SOCKET.sub(r"-\1", _MAKER.sub(" ", name))
+    return _SERIES.sub(lambda m: f"{m[1]}-" if m[1].lower() == "rtx" else m[1], bare).strip(" -")
 
 
 # What a driver calls a device (NVML, amd-smi), where the catalogue calls it otherwise.
@@ -255,8 +292,15 @@ def device(name: str, own: Mapping[str, Gpu] | None = None) -> Gpu | None:
 
     None where the catalogue does not have exactly that one: a near one would be another.
     """
-    known = {_key(entry): entry for entry in (*gpus(), *(own or {}))}
+    known = {**gpus(), **(own or {})}
+    entry = _driven(name, known)
+    return known[entry] if entry else None
+
+
+def _driven(name: str, known: Iterable[str]) -> str | None:
+    """The entry that a driver calls `name`, with or without the maker's name before it."""
+    by_key = {_key(entry): entry for entry in known}
     named = {_key(driver): entry for driver, entry in _DRIVER_NAMES.items()}
-    bare = re.sub(r"(?i)\b(nvidia|tesla|geforce|amd|instinct|radeon|oam)\b", "", name)
-    entry = named.get(_key(name)) or known.get(_key(bare).strip("-"))
-    return gpu(entry, own) if entry else None
+    key = _key(name)
+    entry = named.get(key) or named.get(f"nvidia-{key}")
+    return entry or by_key.get(_key(_MAKER.sub("", name)).strip("-"))

@@ -121,18 +121,14 @@ def swept_lengths(sweep: Sweep | None) -> tuple[float, float] | None:
         return None
     prompt = _mean(one.prompt_tokens.mean for one in sweep.levels)
     answer = _mean(one.output_tokens.mean for one in sweep.levels)
-    prompt = prompt or _fixed(sweep.workload.input_tokens)
-    answer = answer or _fixed(sweep.workload.output_tokens)
+    prompt = prompt or curves.mean_length(sweep.workload.input_tokens)
+    answer = answer or curves.mean_length(sweep.workload.output_tokens)
     return (prompt, answer) if prompt and answer else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _fixed(tokens: int | str) -> float | None:
-    return float(tokens) if isinstance(tokens, int) and tokens > 0 else None
 
 
 # -------------------------------------------------------------------------- the wrong kind of it
@@ -272,6 +268,8 @@ def _class(known: Known, place: Place | None) -> str:
 
 def _users(verdict: Verdict, known: Known) -> str:
     p99 = p99_of(verdict, known)
+    if p99 is None and verdict.demand.get("rps") is not None:
+        return "One user or a service? Not known: of the demand, requests/s alone are declared."
     if p99 is None:
         return "One user or a service? Not known: no demand was observed or declared."
     who = "One user" if p99 <= known.t.single_user else "A service"

@@ -125,6 +125,20 @@ def precision_in(name: str) -> str | None:
     return next((precision for word, precision in _PRECISIONS if word in name.lower()), None)
 
 
+def precision_of(config: Mapping[str, Any]) -> str | None:
+    """The precision that a config.json tells by its `quantization_config`; None where it does not.
+
+    compressed-tensors and others of many schemes are not read: --precision says it.
+    """
+    told = config.get("quantization_config")
+    if not isinstance(told, Mapping):
+        return None
+    method, bits = str(told.get("quant_method", "")).lower(), told.get("bits")
+    if method in ("awq", "gptq"):
+        return {4: "int4", 8: "int8"}.get(bits) if isinstance(bits, int) else None
+    return {"fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4"}.get(method)
+
+
 def _stem(name: str) -> str:
     """`llama-3.1-8b` of `nvidia/Llama-3.1-8B-Instruct-FP8`, and of Ollama's `llama3.1:8b`."""
     short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-").replace(":", "-")
@@ -148,7 +162,11 @@ def from_config(
     layers, hidden = _int(config, "num_hidden_layers"), _int(config, "hidden_size")
     heads, vocab = _int(config, "num_attention_heads"), _int(config, "vocab_size")
     kv_heads = _int(config, "num_key_value_heads", heads)
+    if kv_heads > heads:
+        raise UsageError(f"config.json: {kv_heads} num_key_value_heads of {heads} heads in all")
     head_dim = _int(config, "head_dim", hidden // heads)
+    if not head_dim:
+        raise UsageError(f"config.json: hidden_size {hidden} leaves {heads} heads no dimension")
     kv_rank, rope_dim = _int(config, "kv_lora_rank", 0), 0
     if kv_rank:
         rope_dim = _int(config, "qk_rope_head_dim")
@@ -261,6 +279,9 @@ def _mlp_params(config: Mapping[str, Any], layers: int, hidden: int) -> _Mlp:
     )  # fmt: skip
     if experts < 2:
         return _Mlp(layers * 3 * hidden * intermediate, 0, 0, 0)
+    active = _int(config, "num_experts_per_tok")
+    if active > experts:
+        raise UsageError(f"config.json: num_experts_per_tok is {active} of {experts} experts")
     expert_width = _int(config, "moe_intermediate_size", intermediate)
     # Dense first, then experts in every layer or, in Llama 4, in every second.
     step = _int(config, "interleave_moe_layer_step", 1)
@@ -276,7 +297,7 @@ def _mlp_params(config: Mapping[str, Any], layers: int, hidden: int) -> _Mlp:
         + moe_layers * (3 * hidden * shared_width + hidden * experts),
         routed=moe_layers * experts * (3 * hidden * expert_width + bias),
         experts=experts,
-        active=_int(config, "num_experts_per_tok"),
+        active=active,
     )
 
 

@@ -9,6 +9,7 @@ like any other.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from agent.sizing.fit import Expected, Load, Point
 
 ENGINES = ("vllm", "sglang", "tensorrt-llm")
+_CALLED = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "tensorrt": "tensorrt-llm"}
 _RESERVES = ("tensorrt-llm",)  # admit a request only with all the KV cache it will ever need
 
 # Of 512 published closed-loop rows (vLLM, SGLang, TensorRT-LLM on H100 and H200; in each the
@@ -115,12 +117,22 @@ class Deployment(msgspec.Struct, frozen=True):
         return self.engine in _RESERVES
 
 
+def engine_named(name: str) -> str:
+    """The engine that a name means, with or without its version: `trtllm 1.0.0rc3`, `vLLM 0.8.5`.
+
+    Raises UsageError for one that nothing is known of.
+    """
+    found = re.match(r"[a-z][a-z-]*", name.strip().lower())
+    word = found[0].rstrip("-") if found else name
+    return pick("engine", _CALLED.get(word, word), ENGINES)
+
+
 def usual_seats(engine: str, card: Gpu) -> int:
     """Requests an engine takes into its batch where no flag says how many.
 
     vLLM's (0.10 and newer) depends on the GPU; SGLang's and TensorRT-LLM's is 2,048.
     """
-    if pick("engine", engine, ENGINES) != "vllm":
+    if engine_named(engine) != "vllm":
         return 2048
     is_large = card.memory_bytes >= 70 * GIB and not card.name.startswith("A100")
     return 1024 if is_large else 256
@@ -128,7 +140,7 @@ def usual_seats(engine: str, card: Gpu) -> int:
 
 def deployment(
     spec: EngineSpec,
-    gpus: int,
+    gpus: int | None = None,
     *,
     tp: int | None = None,
     replicas: int | None = None,
@@ -136,10 +148,13 @@ def deployment(
 ) -> Deployment:
     """`gpus` GPUs as replicas of tensor parallelism: by default one engine over all of them.
 
+    Where `gpus` is not given, it is what the others come to.
+
     Raises UsageError where that does not come to `gpus`, or the engine could not split the model.
     """
-    engine = pick("engine", engine, ENGINES)
-    tp = tp or gpus // (replicas or 1)
+    engine = engine_named(engine)
+    gpus = gpus or (tp or 1) * (replicas or 1)
+    tp = tp or max(1, gpus // (replicas or 1))
     replicas = replicas or max(1, gpus // max(1, tp))
     if tp < 1 or tp * replicas != gpus:
         raise UsageError(
@@ -180,30 +195,33 @@ def measured_spec(
 ) -> EngineSpec:
     """The engine that a sweep measured.
 
-    What is given here comes first, then what the sweep tells of its target: a known model without
-    a precision in its name is in bf16. What neither tells is as asked, and the answer's `basis`
-    says what it was taken for. Raises UsageError for
-    a GPU that the catalogue does not have.
+    What is given here comes first, then what the sweep tells of its target: `loadgen` has the
+    checkpoint's own name, so that a known model without a precision in it is in bf16. What neither
+    tells is as asked, and the answer's `basis` says what it was taken for. Raises UsageError for a
+    GPU that the catalogue does not have.
     """
     names = [one.name for one in sweep.target.gpus]
     simulated = sweep.target.url.startswith("sim:")
     if card is None and simulated:
         card = gpu(sweep.target.url.removeprefix("sim:").partition("/")[0], own)
     elif card is None and names:
-        card = device(names[0], own)
-        if card is None:
+        try:
+            card = device(names[0], own) or gpu(names[0], own)
+        except UsageError as error:
             raise UsageError(
                 f"the sweep was measured on {names[0]!r}, which the catalogue of GPUs does not "
                 "have: say which it is with --measured-gpu, or describe it in --gpus-file"
-            )
+            ) from error
     elif card is None:
         card = asked.gpu
     tp = tp or len(names) or (1 if simulated else asked.tp)
     try:
-        shape, told = model(sweep.target.model), precision_in(sweep.target.model) or "bf16"
+        shape = model(sweep.target.model)
+        untold = "bf16" if sweep.run.tool_version else asked.precision
     except UsageError:  # a name of the operator's own
-        shape, told = asked.model, asked.precision
-    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=precision or told, tp=tp)
+        shape, untold = asked.model, asked.precision
+    told = precision or precision_in(sweep.target.model) or untold
+    return msgspec.structs.replace(asked, gpu=card, model=shape, precision=told, tp=tp)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -335,7 +353,8 @@ def answer(
         check(spec)
         capacity = kv_capacity_tokens(spec)
         _check_length(spec, input_tokens + output_tokens)
-        basis, ttft, source = _basis(spec, sweep, measured or spec)
+        asked = (input_tokens, output_tokens)
+        basis, ttft, source = _basis(deployed, sweep, measured or spec, asked)
         levels = predict(basis, deployed, concurrency, input_tokens, output_tokens, ttft)
     except UsageError as error:
         refused = str(error)
@@ -369,30 +388,42 @@ def _check_length(spec: EngineSpec, tokens: float) -> None:
 
 
 def _basis(
-    spec: EngineSpec, sweep: Sweep | None, measured: EngineSpec
+    deployed: Deployment, sweep: Sweep | None, measured: EngineSpec, asked: tuple[float, float]
 ) -> tuple[Basis, TtftScale, str]:
-    """What to work with, and in words where it is from. Raises UsageError where nothing will do."""
-    from agent.sizing import fit
+    """What to work with, and in words where it is from. Raises UsageError where nothing will do.
 
+    A sweep that does not tell its lengths is taken to be of those that are `asked` for.
+    """
+    from agent.sizing import curve, fit
+
+    spec = deployed.spec
     if sweep is None:
         return fit.prior(spec), TtftScale(), "published benchmarks of the vendor's GPUs"
+    prompt, answer = (curve.mean_length(one) for one in
+                      (sweep.workload.input_tokens, sweep.workload.output_tokens))  # fmt: skip
     fitted = fit.fit(
-        sweep.levels,
-        measured,
-        input_tokens=_fixed(sweep.workload.input_tokens),
-        output_tokens=_fixed(sweep.workload.output_tokens),
+        sweep.levels, measured, input_tokens=prompt or asked[0], output_tokens=answer or asked[1]
     )
     if not fitted.ok:
         raise UsageError(f"the sweep cannot be used to calibrate: {fitted.why_not}")
     kind = "simulated sweep" if sweep.run.simulated else "sweep"
     on = f"a {kind} of {measured.model.name} in {measured.precision} on "
     on += f"{measured.tp} x {measured.gpu.name}"
-    basis = fitted if measured == spec else fit.transfer(fitted, spec)
+    if not fit.tells_lengths(sweep.levels, prompt, answer):
+        on += f", taken to be of {asked[0]:,.0f} + {asked[1]:,.0f} tokens, for it does not tell"
+    same = _same_engine(sweep.target.engine, deployed.engine)
+    if not same:
+        on += f", served by {sweep.target.engine}"
+    basis = fitted if same and measured == spec else fit.transfer(fitted, spec, same_engine=same)
     return basis, ttft_scale(fitted.points, fitted.spec), on
 
 
-def _fixed(tokens: int | str) -> float | None:
-    return float(tokens) if isinstance(tokens, int) else None
+def _same_engine(measured: str | None, asked: str) -> bool:
+    """Is it the same engine, whatever its version? A sweep that does not tell it is of the same."""
+    try:
+        return not measured or engine_named(measured) == asked
+    except UsageError:  # one that nothing is known of
+        return False
 
 
 def lines(prediction: Prediction) -> list[str]:

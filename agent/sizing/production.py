@@ -25,6 +25,7 @@ from agent.sizing import circumstances
 from agent.sizing.case import UNIT_NAMES, Unit
 from agent.sizing.curve import format_slo
 from agent.sizing.scene import DAY_S, HOUR_S, WEEK_S, Hour, Said, Scene, percent, span
+from agent.sizing.sentences import ACTIONS
 from agent.words import ms
 
 Rule = Callable[[Scene, Verdict | None], Verdict | None]
@@ -245,15 +246,20 @@ def _broke_in_production(
         reasons=[*reasons, *base.reasons],
         ratio=scene.trial.ratio if scene.trial else None,
         recommendation=Recommendation(
-            action=(
-                base.recommendation.action
-                if judged is not None and judged.finding == "UNDER_SIZED" and base.recommendation
-                else "more capacity; how much, and of what, a sweep tells"
-            ),
+            action=_action(judged),
             confirm_with=_sweep(scene),
             overturned_by="hours as busy as these that keep the SLO",
         ),
     )
+
+
+def _action(judged: Verdict | None) -> str:
+    """What to do about what broke: for the limit that the curve shows, whatever it found itself."""
+    if judged is not None and judged.capacity.get("limit") in ACTIONS:
+        return ACTIONS[judged.capacity["limit"]]
+    if judged is not None and judged.finding == "UNDER_SIZED" and judged.recommendation:
+        return judged.recommendation.action
+    return "more capacity; how much, and of what, a sweep tells"
 
 
 def _over(scene: Scene, judged: Verdict | None) -> Verdict | None:

@@ -294,7 +294,11 @@ def kv_memory(evidence: Evidence) -> Reason | None:
 
 
 def _plateau(evidence: Evidence) -> tuple[int, float] | None:
-    """Number of queued levels at the end whose batch stands at one maximum, and that maximum."""
+    """Number of queued levels at the end whose batch stands at one maximum, and that maximum.
+
+    It begins where the batch stands: just above a cap requests wait now and then, while the batch
+    reaches the cap and falls from it again.
+    """
     t = evidence.thresholds
     count, cap = 0, 0.0
     for level in reversed(evidence.levels):
@@ -305,7 +309,7 @@ def _plateau(evidence: Evidence) -> tuple[int, float] | None:
         if abs(server.running_max / cap - 1) > t.running_same:
             return None  # the batch still moved while requests waited: nothing caps it
         if (server.running_mean or 0.0) < t.running_pinned * cap:
-            return None
+            break
         count += 1
     return (count, cap) if count else None
 

@@ -63,8 +63,8 @@ def fitted(sweep: Sweep) -> fit.Fit:
     found = fit.fit(
         sweep.levels,
         _spec(sweep),
-        input_tokens=_fixed(sweep.workload.input_tokens),
-        output_tokens=_fixed(sweep.workload.output_tokens),
+        input_tokens=curves.mean_length(sweep.workload.input_tokens),
+        output_tokens=curves.mean_length(sweep.workload.output_tokens),
     )
     if found.why_not:
         raise UsageError(found.why_not)
@@ -97,10 +97,6 @@ def _spec(sweep: Sweep) -> EngineSpec:
         num_gpu_blocks=tokens // _BLOCK if tokens else None,
         max_num_seqs=max(1, round(cap)) if is_capped else 256,
     )
-
-
-def _fixed(length: int | str) -> float | None:
-    return float(length) if isinstance(length, int) else None
 
 
 def half(spec: EngineSpec) -> EngineSpec:
@@ -176,11 +172,12 @@ def trial(
 
 
 def _share(arrivals: Arrivals, replicas: int, rng: np.random.Generator) -> Arrivals:
-    """What one of so many replicas gets, without the busiest hour in a hundred."""
+    """What one of so many replicas gets, without the busiest hour in a hundred; of fewer hours
+    none is left out."""
     mine = arrivals.only(rng.random(len(arrivals)) < 1 / replicas)
     tokens = np.bincount(mine.hours, mine.prompt_tokens + mine.output_tokens)
-    least = np.quantile(tokens, 1 - HOURS_LEFT_OUT) if tokens.size else 0.0
-    return mine.only(tokens[mine.hours] <= least)
+    most = np.quantile(tokens, 1 - HOURS_LEFT_OUT, method="higher") if tokens.size else 0.0
+    return mine.only(tokens[mine.hours] <= most)
 
 
 def _dense(arrivals: Arrivals, most: int) -> Arrivals:
@@ -201,14 +198,17 @@ def _dense(arrivals: Arrivals, most: int) -> Arrivals:
 
 
 def _at_speed(found: fit.Fit, side: int) -> EngineSpec:
-    """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %)."""
+    """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %).
+
+    No faster than its data sheet.
+    """
     faster = math.exp(side * _Z90 * max(found.rms, _ROUGH))
     known = found.spec.efficiencies
     at_speed = Efficiencies(
         t0_s=known.t0_s / faster,
-        eta_b=known.eta_b * faster,
-        eta_c=known.eta_c * faster,
-        eta_p=known.eta_p * faster,
+        eta_b=min(1.0, known.eta_b * faster),
+        eta_c=min(1.0, known.eta_c * faster),
+        eta_p=min(1.0, known.eta_p * faster),
     )
     return msgspec.structs.replace(found.spec, efficiencies=at_speed)
 

@@ -27,8 +27,9 @@ from agent.config import host_port, is_loopback
 from agent.exporters import prometheus
 from agent.live import Live, Status
 from agent.minutes import Minute
-from agent.model import ServefitError, UsageError, decode_sweep, encode
+from agent.model import ServefitError, UsageError, encode
 from agent.recall import Recall
+from agent.swept import read_sweep
 from agent.terms import script
 from agent.web import answers
 from agent.when import utc
@@ -512,7 +513,7 @@ class _Pages:
             asked, now = answers.Asked(server), self._now()
             await self._ask(lambda recall: answers.whose(recall, now, asked))
         body = await _body(request)
-        sweep = await self._within(self._run(lambda: decode_sweep(body)))
+        sweep = await self._within(self._run(lambda: read_sweep(body)))
         history = self._live.history
         kept = history.add_curve(sweep, server)
         await self._within(self._run(lambda: history.flush(FLUSH_S)))

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from agent import forms
-from agent.assess import assess_each, judge_file
+from agent.assess import assess_each
 from agent.config import parse as parse_config
+from agent.files import judge_files, read_demand
 from agent.minutes import Minute, MinuteHistogram
 from agent.model import ServerView, Sweep, TargetGpu, UsageError, encode
 from agent.recall import Recall
 from agent.sizing.curve import parse_slo
-from agent.sizing.declared import parse_demand
 from agent.sizing.scene import Needs
 from tests.agent.recorded import NOON, counter, minute
 from tests.agent.sizing.swept import H100, sweep_of
@@ -170,7 +170,7 @@ def test_what_was_predicted_is_scored_after_the_change(box: Box) -> None:
 def test_from_a_file_with_declared_lengths() -> None:
     demand = {"concurrency": {"p99": 2}, "input_tokens": {"mean": 900},
               "output_tokens": {"mean": 250}}  # fmt: skip
-    found = judge_file(sweep_of(), SLO, parse_demand(json.dumps(demand).encode()))
+    found = judge_files(sweep_of(), SLO, read_demand(json.dumps(demand).encode(), "d.json"))
     assert found.finding == "RIGHT_SIZED"
     assert found.recommendation is not None
     assert "--input-tokens 900 --output-tokens 250" in str(found.recommendation.confirm_with)
@@ -213,7 +213,7 @@ def test_every_form_has_the_cost_and_the_questions(
 
 
 def test_what_might_be_cheaper_is_told_where_nothing_is_recommended() -> None:
-    found = judge_file(sweep_of(), SLO, expect_concurrency=24)
+    found = judge_files(sweep_of(), SLO, expect_concurrency=24)
     (row,) = [value for name, value in forms.sheet("x", found).evidence if "cheapest" in name]
     assert row.endswith(" USD a month")
 

@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from agent import trace
 from agent.sizing.arrivals import Arrivals, recorded
 from agent.sizing.engine import EngineSpec
 from agent.sizing.hardware import gpu
 from agent.sizing.models import model
 from agent.sizing.replay import headroom, replay, with_margin
-from loadgen import trace
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = EngineSpec(gpu("h100-sxm"), model("llama-3.1-8b"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,37 @@ def test_a_file_has_intervals_and_means_only() -> None:
     # beyond its bound and not testable: neither held nor missed
     assert result.gate[0].missed is None
     assert comparison_exit_code(result) == 3
+
+
+def test_of_a_file_requests_in_flight_at_once_count_as_one() -> None:
+    """8 streams whose means wander together by more than requests alone would make them."""
+    rng = np.random.default_rng(0)
+    wrong = {True: 0, False: 0}
+    for _ in range(RUNS):
+        sides = []
+        for _ in range(2):
+            generations = rng.normal(100, 15, 8)  # one fate for all that are in flight
+            sample = np.repeat(generations, 8) + rng.normal(0, 5, 64)
+            stats = Stats(mean=float(sample.mean()), std=float(sample.std(ddof=1)), n=64)
+            sides.append([with_level(without_requests(side(0)), concurrency=streams, ttft_ms=stats)
+                          for streams in (1, 8)])  # fmt: skip
+        for at, streams in enumerate((1, 8)):
+            told = change(compare(sides[0][at], sides[1][at]), "ttft_ms.mean")
+            assert told.p is not None
+            wrong[streams == 8] += told.p < 0.05
+    assert wrong[True] <= 0.08 * RUNS < 0.3 * RUNS <= wrong[False]
+
+
+def test_the_rate_of_a_file_is_tested_with_the_batches_of_its_interval() -> None:
+    a, b = (with_level(without_requests(side(0)), output_tokens_per_s=rate,
+                       output_tokens_per_s_ci95=(rate - 4, rate + 4), window_s=10.0)
+            for rate in (100.0, 90.0))  # fmt: skip
+    told = change(compare(a, b), "output_tokens_per_s")
+    assert told.ci95_percent is not None
+    assert told.p is not None
+    # Each ± 4 %, of 20 batches: √2 · 4 % · t(38) / t(19), and B 10 % less.
+    assert told.ci95_percent[1] - told.ci95_percent[0] == pytest.approx(2 * 5.2, rel=0.1)
+    assert told.p < 0.01
 
 
 def test_a_quantile_needs_requests_beyond_it() -> None:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent import datafile
 from agent.model import UsageError
-from loadgen import datafile
 from loadgen.dataset import Entry, read
 
 any_file = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

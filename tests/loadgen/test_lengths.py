@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.model import UsageError
+from agent.model import TOKENS_MAX, UsageError
 from loadgen.lengths import (
-    TOKENS_MAX,
     Empirical,
     Fixed,
     Length,

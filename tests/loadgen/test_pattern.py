@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import trace
 from agent.model import UsageError
-from loadgen import trace
 from loadgen.lengths import Empirical, Fixed, LogNormal
 from loadgen.pattern import SHARES, Pattern, parse
 

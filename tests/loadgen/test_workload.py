@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent import trace
 from agent.model import UsageError
-from loadgen import trace
 from loadgen.lengths import Fixed, Uniform, parse
 from loadgen.prompts import DEFAULT_COSTS
 from loadgen.workload import Ask, Source, Spec, parse_mix

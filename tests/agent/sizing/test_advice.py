@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.model import Level, Recommendation, Sweep, Target, TargetGpu, Verdict, encode
+from agent.model import Level, Recommendation, Stats, Sweep, Target, TargetGpu, Verdict, encode
 from agent.sizing.advice import advise
 from agent.sizing.curve import analyse, parse_slo
 from agent.sizing.judge import judge
@@ -97,6 +97,17 @@ def test_an_slo_without_a_word_of_fluency_does_not_allow_a_crawl() -> None:
     none = advised(slo=())
     assert "ttft:p95<1000ms,tpot:p95<100ms was assumed" in str(offer(none).error_bar)
     assert "was assumed" not in str(offer(advised()).error_bar)
+
+
+def test_of_a_curve_with_means_alone_the_means_are_assumed() -> None:
+    of = known()
+    levels = [
+        msgspec.structs.replace(one, ttft_ms=Stats(mean=one.ttft_ms.mean),
+                                itl_ms=Stats(mean=one.itl_ms.mean), tpot_ms=Stats())
+        for one in of.levels
+    ]  # fmt: skip
+    none = advised(slo=(), levels=levels)
+    assert "ttft:mean<1000ms,itl:mean<100ms was assumed" in str(offer(none).error_bar)
 
 
 def test_a_shortened_window_is_enough_where_it_was_configured() -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from agent.model import UsageError
-from agent.sizing.hardware import _DRIVER_NAMES, GIB, device, gpu, gpus, read_gpus
+from agent.sizing.hardware import (
+    _DRIVER_NAMES,
+    GIB,
+    device,
+    gpu,
+    gpus,
+    precision,
+    read_gpus,
+)
 
 
 def test_every_row_is_complete() -> None:
@@ -51,6 +59,37 @@ def test_units() -> None:
 )
 def test_short_names(name: str, full: str) -> None:
     assert gpu(name).name == full
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
+        ("H100 SXM5", "H100-SXM-80GB"),
+        ("h100sxm", "H100-SXM-80GB"),
+        ("NVIDIA H100 PCIe", "H100-PCIe-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM-40GB"),
+        ("A100-SXM-40GB?", "A100-SXM-40GB"),
+        ("V100-SXM2-32GB", "V100-SXM2-32GB"),
+        ("rtx4090", "RTX-4090"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("Gaudi 3", "Gaudi3"),
+        ("Tesla T4", "T4"),
+        ("GB10", "DGX-Spark-GB10"),
+    ],
+)
+def test_the_names_of_drivers_and_shops(name: str, full: str) -> None:
+    assert gpu(name).name == full
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("BFloat16", "bf16"), ("bf16/fp16", "bf16"), ("half", "fp16"), (" FP8 ", "fp8"),
+     ("nvfp4", "fp4"), ("AWQ", "int4"), ("fp9", "fp9")],
+)  # fmt: skip
+def test_precisions_as_tables_call_them(name: str, short: str) -> None:
+    assert precision(name) == short
 
 
 def test_every_full_name_means_itself() -> None:

@@ -81,6 +81,8 @@ def test_a_declared_demand_is_told_as_such() -> None:
     of = known(pattern=None)
     found = said(questions(verdict(demand={"concurrency": 24.0}), of, place_of(of, [])))
     assert "A service: 24 requests at once (declared)." in found
+    rate = said(questions(verdict(demand={"rps": 3.0}), of, place_of(of, [])))
+    assert "Not known: of the demand, requests/s alone are declared." in rate
     trained = said(questions(verdict(), known(trains=True), None))
     assert "Training is declared." in trained
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agent.model import UsageError
-from agent.sizing.models import from_config, model, models, precision_in
+from agent.sizing.models import from_config, model, models, precision_in, precision_of
 
 # Total parameters as the hub counts them in the checkpoint (vision towers and layers that predict
 # further tokens taken off), and active ones as the model card states them.
@@ -284,3 +284,29 @@ def test_a_moe_of_experts_and_shared_experts() -> None:
 def test_a_bad_field_is_named(value: object) -> None:
     with pytest.raises(UsageError, match="num_hidden_layers"):
         from_config(_config(num_hidden_layers=value))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"num_key_value_heads": 64}, "64 num_key_value_heads of 32 heads"),
+        ({"hidden_size": 16}, "hidden_size 16 leaves 32 heads no dimension"),
+        ({"num_experts": 8, "num_experts_per_tok": 16}, "16 of 8 experts"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(more: dict[str, Any], named: str) -> None:
+    config = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+              "intermediate_size": 14336, "vocab_size": 128256}  # fmt: skip
+    from_config(config)
+    with pytest.raises(UsageError, match=named):
+        from_config(config | more)
+
+
+@pytest.mark.parametrize(
+    ("told", "precision"),
+    [({"quant_method": "fp8"}, "fp8"), ({"quant_method": "awq", "bits": 4}, "int4"),
+     ({"quant_method": "gptq", "bits": 8}, "int8"), ({"quant_method": "mxfp4"}, "mxfp4"),
+     ({"quant_method": "compressed-tensors"}, None), ("fp8", None), (None, None)],
+)  # fmt: skip
+def test_the_precision_that_a_config_tells(told: object, precision: str | None) -> None:
+    assert precision_of({"quantization_config": told}) == precision

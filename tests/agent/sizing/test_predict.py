@@ -200,6 +200,7 @@ def sweep(
         ))  # fmt: skip
     gpus = [TargetGpu(gpu_name, f"GPU-{n}") for n in range(one.tp)] if gpu_name else []
     return Sweep(
+        run=Run(tool_version="1"),
         target=Target(model=model_name, gpus=gpus),
         workload=Workload(input_tokens=1000, output_tokens=300),
         levels=levels,
@@ -266,6 +267,49 @@ def test_what_a_sweep_tells_of_its_target() -> None:
     assert measured_spec(simulated, two).gpu.name == "L4"
     with pytest.raises(UsageError, match=r"'Unheard Of'.*--measured-gpu"):
         measured_spec(sweep(gpu_name="Unheard Of"), LLAMA)
+
+
+def test_a_curve_of_another_tool_is_of_what_is_asked_where_it_does_not_tell() -> None:
+    """Nobody knows what its name of a model says; where our own has no precision it is bf16."""
+    eight = msgspec.structs.replace(LLAMA, precision="fp8")
+    other = msgspec.structs.replace(sweep(), run=Run())
+    assert measured_spec(other, eight) == eight
+    assert measured_spec(sweep(gpu_name="H100 SXM5"), LLAMA) == LLAMA
+    levels = [msgspec.structs.replace(one, prompt_tokens=Stats(), output_tokens=Stats())
+              for one in other.levels]  # fmt: skip
+    bare = msgspec.structs.replace(other, levels=levels, workload=Workload())
+    found, told = calibrated(LLAMA, bare, 8, 32), calibrated(LLAMA, other, 8, 32)
+    assert found.levels == told.levels
+    assert "taken to be of 1,000 + 300 tokens" in found.assumed.basis
+    assert "taken" not in told.assumed.basis
+
+
+def test_another_engine_is_a_step_away() -> None:
+    def width(engine: str | None) -> float:
+        made = sweep()
+        target = msgspec.structs.replace(made.target, engine=engine)
+        said = calibrated(LLAMA, msgspec.structs.replace(made, target=target), 8)
+        one = said.levels[0].output_tokens_per_s
+        assert ("served by" in said.assumed.basis) == (one.hi90 / one.lo90 > 2)
+        return one.hi90 / one.lo90
+
+    assert width("vLLM 0.8.5") == width(None) < 2 < width("sglang 0.5.9") == width("llama.cpp")
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("vLLM (Splitwise 2023)", "vllm"), ("trtllm 1.0.0rc3", "tensorrt-llm"),
+     ("TensorRT-LLM 0.12.0", "tensorrt-llm"), ("sglang 0.5.1.post1", "sglang"), ("vllm ", "vllm")],
+)  # fmt: skip
+def test_an_engine_may_be_named_with_its_version(name: str, engine: str) -> None:
+    assert deployment(LLAMA, 1, engine=name).engine == engine
+
+
+def test_the_number_of_gpus_follows_from_how_they_are_split() -> None:
+    assert deployment(LLAMA, tp=2, replicas=3).spec.tp == 2
+    assert deployment(LLAMA, replicas=3).replicas == 3
+    with pytest.raises(UsageError, match="2 replicas of --tp 1 are 2 GPUs, not 1"):
+        deployment(LLAMA, 1, replicas=2)
 
 
 def test_a_simulated_sweep_is_called_so() -> None:

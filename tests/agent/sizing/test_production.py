@@ -28,7 +28,9 @@ from tests.agent.sizing.weeks import (
     codes,
     days,
     hour,
+    judged,
     measured,
+    scene,
 )
 
 # --------------------------------------------------------------------------------------- findings
@@ -108,6 +110,22 @@ def test_production_outweighs_a_sweep_that_says_it_fits() -> None:
     assert found.reasons[0].evidence["waiting"] == 4
     assert "in 3 of 72 observed hours" in found.summary
     assert "TTFT p95 at least 600 ms (bound 500 ms) of 100 requests" in found.summary
+
+
+@pytest.mark.parametrize("limit", ["KV_MEMORY", "ADMISSION_CAP", None])
+def test_what_broke_asks_for_what_its_limit_takes(limit: str | None) -> None:
+    one = scene([*BROKEN, *[hour(at, 9) for at in range(3, 72)]], curve="measured")
+    by_curve = judged(one)
+    by_curve = msgspec.structs.replace(by_curve, capacity={**by_curve.capacity, "limit": limit})
+    assert by_curve.finding == "RIGHT_SIZED"
+    found = conclude(one, by_curve)
+    assert found.finding == "UNDER_SIZED"
+    assert found.recommendation is not None
+    said = {
+        "KV_MEMORY": "more KV-cache memory", "ADMISSION_CAP": "raise --max-num-seqs",
+        None: "more capacity; how much",
+    }  # fmt: skip
+    assert found.recommendation.action.startswith(said[limit])
 
 
 # ------------------------------------------------------------------------------------------ words

@@ -165,6 +165,21 @@ def test_a_cap_beside_a_filling_cache_is_not_claimed() -> None:
     assert codes(changed(CAPPED, kv_usage_max=0.85)) == []
 
 
+def test_a_plateau_may_begin_above_the_first_level_that_queues() -> None:
+    """At 9 streams one request waits at times, and the batch is 7 in the mean."""
+    just_above = level(9, 600, itl=11, running=8)
+    (loose,) = changed([just_above], running_mean=7.0, waiting_mean=0.6)
+    found = rules.limits(evidence([*RISING, loose, *CAPPED[-2:]]))
+    assert [reason.code for reason in found] == ["ADMISSION_CAP"]
+    assert found[0].evidence["plateau_levels"] == 2
+    assert codes([*RISING, loose, *changed(CAPPED[-2:], running_mean=7.0)]) == []
+
+
+def test_a_batch_that_still_moved_while_requests_waited_is_no_plateau() -> None:
+    (moved,) = changed([level(9, 600, itl=11, running=8)], running_max=6.0, waiting_mean=3.0)
+    assert codes([*RISING, moved, *CAPPED[-2:]]) == []
+
+
 def test_a_plateau_at_which_the_batch_ceased_to_pay_is_no_admission_cap() -> None:
     # Half the batch gave the same throughput: a higher cap would queue inside instead of outside.
     flat = [level(1, 98), level(2, 192), level(4, 690), *CAPPED[3:]]

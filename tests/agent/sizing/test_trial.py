@@ -28,6 +28,7 @@ from agent.sizing.replay import Replayed, capacity_ratio, replay
 from agent.sizing.simulate import closed_loop
 from agent.sizing.trial import (
     Trial,
+    _at_speed,
     _dense,
     _share,
     fitted,
@@ -161,6 +162,15 @@ def test_no_request_or_an_slo_of_none_is_refused() -> None:
         tried(0.3, parse_slo("ttfo:p95<1s"))
 
 
+@pytest.mark.parametrize(("hours", "left_out"), [(3, 0), (24, 0), (300, 2)])
+def test_one_hour_in_a_hundred_is_left_out_and_of_fewer_none(hours: int, left_out: int) -> None:
+    """The n-th hour has n requests."""
+    at_s = [3600.0 * hour + n for hour in range(hours) for n in range(hour + 1)]
+    every = recorded(at_s, [10] * len(at_s), [10] * len(at_s))
+    kept = _share(every, 1, np.random.default_rng(0))
+    assert int(kept.hours.max()) == hours - 1 - left_out
+
+
 def test_of_a_busy_service_the_densest_quarter_of_an_hour_is_replayed() -> None:
     at_s = np.concatenate((np.linspace(0, 1800, 200), np.linspace(1800, 2700, 400)))
     lengths = np.full(600, 10)
@@ -187,3 +197,11 @@ def test_what_a_start_measures_of_its_memory_is_no_change(
     before: dict[str, str], now: dict[str, str], same: bool
 ) -> None:
     assert same_settings(before, now) == same
+
+
+def test_the_fast_end_of_an_engine_at_its_data_sheet_is_that() -> None:
+    found = fitted(sweep())
+    full = msgspec.structs.replace(found.spec.efficiencies, eta_b=0.99)
+    found.spec = msgspec.structs.replace(found.spec, efficiencies=full)
+    assert _at_speed(found, 1).efficiencies.eta_b == 1.0
+    assert _at_speed(found, -1).efficiencies.eta_b < 0.99

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.model import UsageError
-from loadgen import datafile, trace
-from loadgen.lengths import TOKENS_MAX
-from loadgen.trace import Arrival, demand, read
+from agent import datafile, trace
+from agent.model import TOKENS_MAX, UsageError
+from agent.trace import Arrival, demand, read
 
 GOLDEN = Path(__file__).parent.parent / "golden/traces"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"

@@ -27,9 +27,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.datafile import Skipped, Unusable, check_length, lines
 from agent.model import UsageError
-from loadgen.datafile import Skipped, Unusable, check_length, lines
-from loadgen.units import is_whole
+from agent.words import is_whole
 
 HASH_BLOCK_TOKENS = 512  # what one of Mooncake's hash ids stands for
 PEAK_WINDOW_S = 60.0
@@ -124,15 +124,15 @@ class Trace(msgspec.Struct, frozen=True):
         return int(np.searchsorted(self.rows.at_s, window_s))
 
 
-def read(path: str | Path, option: str = "--trace") -> Trace:
-    """The requests of a file, by instant.
+def read(path: str | Path, option: str = "--trace", data: bytes | None = None) -> Trace:
+    """The requests of a file, by instant; `data`: what it holds, where that was read already.
 
     Lines that cannot be used are counted in `skipped`; a reply of no tokens is one, because
     BurstGPT writes failures so. Raises UsageError where the file cannot be read, is of no known
     format, or has no line that can be used.
     """
     skipped = Skipped()
-    numbered = lines(path, option, skipped)
+    numbered = lines(path, option, skipped, data)
     number, first = next(numbered, (0, b""))
     parse: Parse
     if first.startswith(b"{"):

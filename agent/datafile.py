@@ -20,8 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.model import UsageError
-from loadgen.lengths import TOKENS_MAX
+from agent.model import TOKENS_MAX, UsageError
 
 LINE_BYTES_MAX = 16 * 2**20
 FILE_BYTES_MAX = 2 * 2**30  # of a file that must be held as a whole
@@ -60,13 +59,15 @@ class Skipped:
         return UsageError(f"{option} {path}: nothing in it can be used ({why}); {wanted}")
 
 
-def lines(path: str | Path, option: str, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
+def lines(
+    path: str | Path, option: str, skipped: Skipped, data: bytes | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank, without their ends, a BOM or gzip around them.
 
-    Lines above LINE_BYTES_MAX are skipped without being held. Raises UsageError where the file
-    cannot be read to its end.
+    `data`: what the file holds, where that was read already. Lines above LINE_BYTES_MAX are
+    skipped without being held. Raises UsageError where the file cannot be read to its end.
     """
-    with _opened(path, option) as file:
+    with _opened(path, option, data) as file:
         yield from _lines(file, skipped)
 
 
@@ -131,14 +132,20 @@ def _lines(file: io.BufferedReader, skipped: Skipped) -> Iterator[tuple[int, byt
 
 
 @contextmanager
-def _opened(path: str | Path, option: str) -> Iterator[io.BufferedReader]:
+def _opened(
+    path: str | Path, option: str, data: bytes | None = None
+) -> Iterator[io.BufferedReader]:
     """The file's bytes, unpacked where they begin as gzip does, behind the BOM. Raises UsageError,
     also for what goes wrong while it is read."""
     try:
-        if stat.S_ISCHR(os.stat(path).st_mode):
+        if data is None and stat.S_ISCHR(os.stat(path).st_mode):
             raise UsageError(f"{option} {path}: this is a device; name a file")
         with ExitStack() as open_files:
-            file = open_files.enter_context(open(path, "rb"))
+            file: io.BufferedReader
+            if data is None:
+                file = open_files.enter_context(open(path, "rb"))
+            else:
+                file = io.BufferedReader(io.BytesIO(data))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 unpacked = open_files.enter_context(gzip.GzipFile(fileobj=file))
                 file = open_files.enter_context(io.BufferedReader(unpacked))

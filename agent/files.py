@@ -1,0 +1,274 @@
+"""A verdict without a store: of a curve and a demand that stand in files.
+
+The demand is declared in figures, or recorded requests. Requests are not compared with others:
+
+- Where the curve tells its model and GPU, recorded requests are replayed through the engine that
+  is fitted to it, with their own lengths and instants.
+- Else requests a second count, and prompts or answers of other lengths than the swept ones prove
+  one thing only: longer ones that something is too small, shorter ones that it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from agent.assess import LENGTHS_FACTOR, swept
+from agent.model import Confidence, Level, Slo, Sweep, UsageError, Verdict
+from agent.sizing import curve as curves
+from agent.sizing.advice import advise
+from agent.sizing.arrivals import Arrivals, recorded
+from agent.sizing.case import Observed
+from agent.sizing.declared import Demand, parse_demand
+from agent.sizing.judge import judge
+from agent.sizing.kind import Known
+from agent.sizing.scene import percent
+from agent.sizing.trial import Trial, fitted, trial
+
+Side = Literal["alike", "longer", "shorter", "other", "unknown"]
+BURST_S = 5.0  # about as long as people wait for a first word: a queue of longer is a broken SLO
+SHORT_S = 60.0  # a trace that lasts no longer has no busiest minute
+
+
+class Asked(NamedTuple):
+    """A demand; `arrivals`: the requests themselves, where they were recorded."""
+
+    demand: Demand
+    arrivals: Arrivals | None = None
+    notes: tuple[str, ...] = ()  # what of the file was not used
+
+
+def read_demand(data: bytes, name: str) -> Asked:
+    """A demand, or a trace as `loadgen --trace` takes it. Raises UsageError for what is neither."""
+    first = data.lstrip().partition(b"\n")[0]
+    if first.startswith((b"{", b"[")) and b'"timestamp"' not in first:
+        try:
+            return Asked(parse_demand(data))
+        except UsageError as error:
+            raise UsageError(f"--demand {name}: {error}") from error
+    from agent import trace  # what reads CSV and gzip is not needed of anybody else
+
+    found = trace.read(name, "--demand", data)
+    rows = found.rows
+    told = msgspec.convert(trace.demand(found), Demand)
+    if told.requests_per_s.high is None:
+        raise UsageError(
+            f"--demand {name}: {len(rows)} request(s) at one instant have no rate; give a longer"
+            " trace"
+        )
+    notes = list(found.notes)
+    if found.window_s < SHORT_S:
+        notes.append(f"the trace lasts {found.window_s:.3g} s only: its busiest minute is its mean")
+    return Asked(told, recorded(rows.at_s, rows.input_tokens, rows.output_tokens), tuple(notes))
+
+
+def judge_files(
+    sweep: Sweep,
+    slo: Sequence[Slo],
+    asked: Asked | None = None,
+    *,
+    expect_concurrency: float | None = None,
+    expect_rps: float | None = None,
+) -> Verdict:
+    """The verdict on a curve, against a demand where there is one."""
+    demand = asked.demand if asked is not None else Demand()
+    side, levels = _side(sweep, demand), _with_requests(sweep, demand)
+    limits = [(1, note) for note in asked.notes] if asked is not None else []
+    if side in _PROVES:
+        limits.append((1, "the declared prompts or answers are not as long as the swept ones"))
+    elif demand.requests_per_s.high is not None and levels != sweep.levels and side == "unknown":
+        limits.append((1, "the sweep's answers are taken to be as long as the declared ones"))
+    if asked is not None:
+        expect_concurrency, expect_rps = demand.concurrency.high, demand.requests_per_s.high
+    verdict = judge(
+        levels,
+        curves.analyse(levels, slo),
+        slo,
+        expect_concurrency=expect_concurrency,
+        expect_rps=expect_rps,
+        observed=Observed({}, {}, limits=tuple(limits)),
+        simulated=sweep.run.simulated,
+        target=sweep.target.url or "URL",
+        endpoint=sweep.workload.endpoint,
+    )
+    verdict = _replayed(verdict, sweep, slo, asked, side) or _one_sided(
+        _bursts(verdict, asked), demand, side
+    )
+    prompt, answer = demand.input_tokens.typical, demand.output_tokens.typical
+    lengths = (prompt, answer) if prompt and answer else None
+    target = sweep.target.url or "URL"
+    return advise(verdict, Known(levels, tuple(slo), sweep, lengths=lengths, target=target))
+
+
+# ----------------------------------------------------------------------------------------- lengths
+
+
+def _side(sweep: Sweep, demand: Demand) -> Side:
+    """How the declared prompts and answers stand to the swept ones."""
+    pairs = (
+        (swept(sweep, "prompt_tokens", sweep.workload.input_tokens), demand.input_tokens.typical),
+        (swept(sweep, "output_tokens", sweep.workload.output_tokens), demand.output_tokens.typical),
+    )
+    ratios = [declared / known for known, declared in pairs if known and declared]
+    longer = any(ratio > LENGTHS_FACTOR for ratio in ratios)
+    shorter = any(ratio < 1 / LENGTHS_FACTOR for ratio in ratios)
+    if longer or shorter:
+        return "other" if longer and shorter else "longer" if longer else "shorter"
+    return "alike" if len(ratios) == len(pairs) else "unknown"
+
+
+def _with_requests(sweep: Sweep, demand: Demand) -> list[Level]:
+    """The levels, with the requests/s that follow from their tokens/s where they lack them.
+
+    By the length of the answers that were swept, else of those that are declared.
+    """
+    fixed = curves.mean_length(sweep.workload.output_tokens) or demand.output_tokens.typical
+
+    def whole(level: Level) -> Level:
+        answer = level.output_tokens.mean or fixed
+        if level.request_throughput is not None or not level.output_tokens_per_s or not answer:
+            return level
+        rate = level.output_tokens_per_s / answer
+        return msgspec.structs.replace(level, request_throughput=rate)
+
+    return [whole(level) for level in sweep.levels]
+
+
+def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
+    """What is left of one that fits by its busiest minute, where moments of it ask for more.
+
+    Requests that nothing replays have no queue: they fit where the tokens of their busiest moment
+    would, too, as requests of the mean length.
+    """
+    held = verdict.capacity.get("lo")
+    if asked is None or asked.arrivals is None or held is None:
+        return verdict
+    if verdict.finding != "RIGHT_SIZED" or (most := _busiest(asked.arrivals)) <= held:
+        return verdict
+    given = verdict.recommendation
+    words, action = _SAID["BORDERLINE"]
+    return msgspec.structs.replace(
+        verdict,
+        finding="BORDERLINE",
+        summary=(
+            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            + f"{words}: the busiest minute is held, but the busiest {BURST_S:g} s bring the tokens"
+            f" of {most:.3g} requests/s, and {held:.3g} are surely held."
+        ),
+        confidence=Confidence("low", "nothing was replayed: no model and GPU that are known"),
+        recommendation=None if given is None else msgspec.structs.replace(
+            given, action=action, overturned_by="a sweep of known model and GPU, with an SLO: the"
+            " requests are then replayed through it",
+        ),
+    )  # fmt: skip
+
+
+def _busiest(arrivals: Arrivals) -> float:
+    """Requests/s of the mean length that the busiest moment brings."""
+    import numpy as np
+
+    tokens = arrivals.prompt_tokens + arrivals.output_tokens
+    reached = np.concatenate([[0.0], np.cumsum(tokens / tokens.mean())])
+    ends = np.searchsorted(arrivals.at_s, arrivals.at_s + BURST_S)
+    return float((reached[ends] - reached[:-1]).max()) / BURST_S
+
+
+_PROVES: dict[Side, str] = {"longer": "UNDER_SIZED", "shorter": "RIGHT_SIZED", "other": ""}
+
+
+def _one_sided(verdict: Verdict, demand: Demand, side: Side) -> Verdict:
+    """What is left of a verdict where requests are longer, or shorter, than those of the sweep."""
+    proven = (_PROVES.get(side), "INSUFFICIENT_DATA")
+    if side not in _PROVES or verdict.finding not in _JUDGED or verdict.finding in proven:
+        return verdict
+    prompt, answer = demand.input_tokens.typical, demand.output_tokens.typical
+    lengths = f" --input-tokens {prompt:.0f}" if prompt else ""
+    lengths += f" --output-tokens {answer:.0f}" if answer else ""
+    words = {"other": "longer in one and shorter in the other"}.get(side, side)
+    recommendation = verdict.recommendation
+    if recommendation is not None:
+        confirm = str(recommendation.confirm_with)
+        recommendation = msgspec.structs.replace(
+            recommendation,
+            action="measure what is missing",
+            confirm_with=confirm.replace("loadgen sweep", f"loadgen sweep{lengths}", 1),
+            overturned_by="a valid measurement with these lengths",
+        )
+    return msgspec.structs.replace(
+        verdict,
+        finding="INSUFFICIENT_DATA",
+        summary=(
+            "Simulated: "
+            * verdict.summary.startswith("Simulated: ")
+            + f"The sweep cannot tell: the declared requests are {words} than the swept ones, and"
+            f" of those alone it would be {verdict.finding}."
+        ),
+        confidence=Confidence("none", "there is no verdict to be confident in"),
+        recommendation=recommendation,
+        missing=[f"a sweep with these lengths ({lengths.strip()})", *verdict.missing],
+    )
+
+
+# ------------------------------------------------------------------------------------------ replay
+
+_JUDGED = ("UNDER_SIZED", "RIGHT_SIZED", "BORDERLINE", "INSUFFICIENT_DATA")
+
+
+def _replayed(
+    verdict: Verdict, sweep: Sweep, slo: Sequence[Slo], asked: Asked | None, side: Side
+) -> Verdict | None:
+    """What the replay of recorded requests says; null where nothing can be replayed.
+
+    An engine that was fitted to other lengths has to have that factor to spare.
+    """
+    if asked is None or asked.arrivals is None or not slo or verdict.finding not in _JUDGED:
+        return None
+    import numpy as np
+
+    try:
+        rng = np.random.default_rng(0)
+        found = trial(fitted(sweep), asked.arrivals, slo, replicas=1, rng=rng)
+    except UsageError:
+        return None
+    spare = 1.0 if side == "alike" else LENGTHS_FACTOR
+    if found.hi * spare < 1:
+        return _by_replay(verdict, found, side, "UNDER_SIZED")
+    return _by_replay(verdict, found, side, "RIGHT_SIZED" if found.lo > spare else "BORDERLINE")
+
+
+_SAID = {
+    "UNDER_SIZED": ("Too small", "more capacity; how much, and of what, the sweep's limit tells"),
+    "RIGHT_SIZED": ("It fits", "keep it"),
+    "BORDERLINE": (
+        "Too close to call", "measure finer around the demand before buying or shrinking anything"
+    ),
+}  # fmt: skip
+
+
+def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str) -> Verdict:
+    words, action = _SAID[finding]
+    ratio, given = found.ratio, verdict.recommendation
+    agrees = verdict.finding == finding
+    grade: Literal["low", "medium"] = "low"
+    if side == "alike" and verdict.confidence.level not in ("none", "low"):
+        grade = "medium"
+    limited = "a replay through the fitted engine"
+    limited += "" if side == "alike" else ", which was swept with other lengths"
+    return msgspec.structs.replace(
+        verdict,
+        finding=finding,
+        summary=(
+            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            + f"{words}: replayed, the recorded requests take {percent(ratio.value)} of what it"
+            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)})."
+        ),
+        confidence=verdict.confidence if agrees else Confidence(grade, limited),
+        ratio=ratio,
+        rests_on=[*verdict.rests_on, found.note.replace("observed", "recorded")],
+        recommendation=given if agrees or given is None else msgspec.structs.replace(
+            given, action=action, overturned_by="a sweep with these lengths that shows the other"
+        ),
+        missing=[line for line in verdict.missing if not line.startswith("levels up to")],
+    )  # fmt: skip

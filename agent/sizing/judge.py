@@ -473,7 +473,7 @@ _GRADES: tuple[Literal["none", "low", "medium", "high"], ...] = ("none", "low", 
 def _confidence(case: Case, finding: str, operating: Point | None) -> Confidence:
     """The least of what the evidence allows, with everything that holds it there."""
     if finding in ("INVALID_MEASUREMENT", "INSUFFICIENT_DATA"):
-        return Confidence("none", "there is no verdict to be confident in")
+        return Confidence("none", "missing evidence")
     caps = _caps(case, finding, operating)
     grade = min((cap for cap, _ in caps), default=3)
     limited = "; ".join(text for cap, text in caps if cap == grade)

@@ -127,7 +127,7 @@ def _invalid(scene: Scene, judged: Verdict | None, why: Reason, action: str) -> 
         judged or _bare(),
         finding="INVALID_MEASUREMENT",
         summary=f"The measurement does not count: {why.because}.",
-        confidence=Confidence("none", "there is no verdict to be confident in"),
+        confidence=Confidence("none", "missing evidence"),
         reasons=[why],
         ratio=None,
         recommendation=Recommendation(action=action, confirm_with=_sweep(scene)),
@@ -456,7 +456,7 @@ def _thin(scene: Scene, judged: Verdict | None, summary: str, missing: Sequence[
         judged or _bare(),
         finding="INSUFFICIENT_DATA",
         summary=summary,
-        confidence=Confidence("none", "there is no verdict to be confident in"),
+        confidence=Confidence("none", "missing evidence"),
         recommendation=Recommendation(
             action="keep it as it is, and get what is missing", confirm_with=_sweep(scene)
         ),

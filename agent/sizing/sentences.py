@@ -128,7 +128,7 @@ def _at_knee(case: Case, knee: Knee) -> str:
 def rests_on(case: Case) -> list[str]:
     lines = []
     if case.points:
-        loads = ", ".join(f"{p.load:g}" for p in case.points)
+        loads = ", ".join(_n(p.load) for p in case.points)
         unit = "requests/s" if curves.is_open(case.points[0].level) else "concurrency"
         what = "load(s) seen in production" if case.observed.from_production else "valid level(s)"
         lines.append(f"{len(case.points)} {what}, {unit} {loads}")
@@ -179,7 +179,10 @@ def _missing_for_finding(case: Case, finding: str, cap: Capacity) -> list[str]:
     found, unit = case.curve.slo_capacity, UNIT_NAMES[cap.unit]
     if found is not None and found.lo is None:
         was = "already broken" if found.concurrency is None else "too close to call"
-        return [f"a level under {_n(case.points[0].load)}, where the SLO was {was}"]
+        lowest = case.points[0]
+        if not curves.is_open(lowest.level) and lowest.load <= 1:  # fewer there are not
+            return [f"more requests at {_n(lowest.load)} (--duration), where the SLO was {was}"]
+        return [f"a level under {_n(lowest.load)}, where the SLO was {was}"]
     if cap.value is None:
         return [f"the levels' {unit}, which were not measured"]
     return [
@@ -235,8 +238,14 @@ def _confirm_with(case: Case, finding: str, cap: Capacity) -> str:
     if case.slo:
         parts.append(f"--slo '{curves.format_slo(case.slo)}'")
     names: dict[Unit, str] = {"concurrency": "--expect-concurrency", "rps": "--expect-rps"}
-    parts += [f"{names[unit]} {demand:g}" for unit, demand in case.demand.items()]
+    parts += [f"{names[unit]} {_asked(case, unit):g}" for unit in case.demand]
     return " ".join([*parts, "--repeats 3"])
+
+
+def _asked(case: Case, unit: Unit) -> float:
+    """A demand to be typed again: what was observed is no finer than three digits."""
+    demand = case.demand[unit]
+    return demand if case.is_declared(unit) else float(f"{demand:.3g}")
 
 
 def _next_loads(case: Case, cap: Capacity, opened: bool) -> list[float]:
@@ -253,8 +262,8 @@ def _next_loads(case: Case, cap: Capacity, opened: bool) -> list[float]:
         loads = [low, (low + high) / 2, high]
     else:
         loads = [low, top] if case.curve.saturated else [top, 2 * top]
-    demand = case.demand.get("rps" if opened else "concurrency")
-    loads += [demand] if demand else []
+    unit: Unit = "rps" if opened else "concurrency"
+    loads += [_asked(case, unit)] if case.demand.get(unit) else []
     if not opened:
         loads = [float(max(1, round(load))) for load in loads]
     return sorted(set(loads))

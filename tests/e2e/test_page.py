@@ -183,7 +183,7 @@ def test_what_to_do_stands_beside_the_verdict(show: Any, month: Month) -> None:
 def test_of_many_verdicts_the_worst_stand_open(show: Any, month: Month) -> None:
     """So that the curve stays in sight; what the others found is said."""
     with Recall(month.history.path) as recall:
-        verdict = recall.assessments("chat", 1)[0]["verdict"]
+        kept = recall.assessments("chat", 1)[0] | {"advice": []}
     script = """(all) => servefitParts.verdicts(all).map((card) => [
         card.localName,
         card.querySelector(":scope > summary")?.textContent,
@@ -193,7 +193,7 @@ def test_of_many_verdicts_the_worst_stand_open(show: Any, month: Month) -> None:
     def told(count: int, bad: int) -> Any:
         findings = ["RIGHT_SIZED"] * (count - bad) + ["UNDER_SIZED"] * bad
         scopes = [
-            {"scope": f"server-{n}", "at_unix_s": 0, "verdict": verdict | {"finding": finding}}
+            kept | {"scope": f"server-{n}", "verdict": kept["verdict"] | {"finding": finding}}
             for n, finding in enumerate(findings)
         ]
         return page.evaluate(script, scopes)

@@ -44,11 +44,11 @@ def test_what_predict_prints_is_what_the_readme_says() -> None:
     """It asks nothing of this machine, so that it says the same everywhere."""
     text = (ROOT / "README.md").read_text("utf-8")
     found = re.search(
-        r"^\$ (agent predict (?:.*\\\n)*.*\n)(.*?)^```", text, re.MULTILINE | re.DOTALL
+        r"^\$ (agent predict (?:[^\n]*\\\n)*[^\n]*\n)(.*?)^```", text, re.MULTILINE | re.DOTALL
     )
     assert found is not None
     asked = subprocess.run(
-        [sys.executable, "-m", "agent.cli", *shlex.split(found[1])[1:]],
+        [sys.executable, "-m", "agent.cli", *shlex.split(found[1].replace("\\\n", ""))[1:]],
         capture_output=True,
         encoding="utf-8",
         timeout=60,

@@ -216,8 +216,9 @@
     byId("version").textContent = version;
     byId("unwell").textContent = parts.unwell(view.status);
     refill(byId("health"), parts.health(view.status));
-    unlessSame("whose", [view.who, known.map(({ name, service }) => [name, service])],
-      () => offer(known));
+    unlessSame("whose", known.map(({ name, service }) => [name, service]), () => offer(known));
+    const who = String(new URLSearchParams(view.who));
+    if (byId("whose").value !== who) byId("whose").value = who;
   }
 
   async function status() {
@@ -310,11 +311,8 @@
   /** The servers and services that can be chosen. */
   function offer(known) {
     const services = [...new Set(known.map((one) => one.service).filter(Boolean))];
-    const option = (who, label) => {
-      const node = charts.element("option", { value: new URLSearchParams(who) }, label);
-      node.selected = JSON.stringify(who) === JSON.stringify(view.who);
-      return node;
-    };
+    const option = (who, label) =>
+      charts.element("option", { value: new URLSearchParams(who) }, label);
     byId("whose").replaceChildren(option({}, "all"),
       ...services.map((name) => option({ service: name }, `service ${name}`)),
       ...known.map(({ name }) => option({ server: name }, name)));

@@ -205,7 +205,7 @@ def _one_sided(verdict: Verdict, demand: Demand, side: Side) -> Verdict:
             + f"The sweep cannot tell: the declared requests are {words} than the swept ones, and"
             f" of those alone it would be {verdict.finding}."
         ),
-        confidence=Confidence("none", "there is no verdict to be confident in"),
+        confidence=Confidence("none", "missing evidence"),
         recommendation=recommendation,
         missing=[f"a sweep with these lengths ({lengths.strip()})", *verdict.missing],
     )

@@ -123,7 +123,10 @@ def test_a_curve_is_imported_once(capsys: Command, tmp_path: Path, curve: Path) 
         (b"\xff", "not a sweep"),
         (b'{"levels": []}', "no level has both a load"),
         (b'{"levels": [{"concurrency": 3}]}', "no level has both a load"),
-        (b'{"levels": [{"concurrency": 3, "output_tokens_per_s": -1}]}', "levels[0]: output_tokens_per_s is -1"),
+        (
+            b'{"levels": [{"concurrency": 3, "output_tokens_per_s": -1}]}',
+            "levels[0]: output_tokens_per_s is -1",
+        ),
         (b'{"levels": [{"concurrency": 3, "output_tokens_per_s": NaN}]}', "not a sweep"),
     ],
 )

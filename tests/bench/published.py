@@ -263,13 +263,37 @@ def _held_out(group: Group, folds: list[list[int]], start: Efficiencies) -> Iter
         if len({point.load for point in rest}) < fit.LEAST_POINTS:
             continue
         fitted = fit.fit_points(rest, group.spec, start)
-        for index in fold:
-            point = group.points[index]
-            rate = fitted.expect(point.load).output_tokens_per_s
-            truth = point.output_tokens_per_s
-            yield Scored(
-                group, math.log(rate.value / truth), rate.lo <= truth <= rate.hi, fitted.ok
-            )
+        yield from _scored_by(fitted, group, (group.points[index] for index in fold))
+
+
+def _scored_by(fitted: fit.Fit, group: Group, points: Iterable[Point]) -> Iterator[Scored]:
+    for point in points:
+        rate = fitted.expect(point.load).output_tokens_per_s
+        truth = point.output_tokens_per_s
+        yield Scored(group, math.log(rate.value / truth), rate.lo <= truth <= rate.hi, fitted.ok)
+
+
+def one_sweep(groups: Sequence[Group]) -> dict[str, list[Scored]]:
+    """What a sweep of one length says: every second load of it is fitted, as a user would have it.
+
+    Scored are the loads between, and the other lengths of the group.
+    """
+    scored: dict[str, list[Scored]] = {"loads between": [], "other lengths": []}
+    for group in groups:
+        lengths = _folds(group.points, "lengths")
+        for fold in lengths:
+            sweep = sorted((group.points[index] for index in fold), key=_concurrency)
+            if len(sweep[::2]) < fit.LEAST_POINTS:
+                continue
+            fitted = fit.fit_points(sweep[::2], group.spec)
+            others = (p for index, p in enumerate(group.points) if index not in fold)
+            scored["loads between"] += _scored_by(fitted, group, sweep[1::2])
+            scored["other lengths"] += _scored_by(fitted, group, others)
+    return {what: [one for one in some if one.used] for what, some in scored.items()}
+
+
+def _concurrency(point: Point) -> float:
+    return point.load.concurrency
 
 
 def typical(
@@ -500,6 +524,7 @@ def outcome(*paths: Path) -> tuple[list[Figure], list[str]]:
         _error("same GPU, each length and load in turn", [one.error for one in used], 0.10),
         _interval("same GPU", _share(sum(one.held for one in used), len(used)), len(used)),
         _error("same GPU, failed fits too", [one.error for one in same]),
+        *(figure for what, some in one_sweep(groups).items() for figure in _of_a_sweep(what, some)),
         _error("another GPU, all rows", _best(groups), 0.20),
         *_carried("another GPU, model and engine known", steps["GPU"]),
         *_carried("another GPU, any model and engine", steps["everything"]),
@@ -522,6 +547,12 @@ def _best(groups: Sequence[Group]) -> list[float]:
     for step in (VENDOR, GPU):
         known |= {id(group): errors for group, errors in carried(groups, step)}
     return [error for errors in known.values() for error in errors]
+
+
+def _of_a_sweep(what: str, some: Sequence[Scored]) -> tuple[Figure, Figure]:
+    what = f"same GPU, a sweep of one length, {what}"
+    held = _share(sum(one.held for one in some), len(some))
+    return _error(what, [one.error for one in some], 0.10), _interval(what, held, len(some))
 
 
 def _carried(what: str, step: Carry) -> tuple[Figure, Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,17 @@ def test_the_scripts_for_vllm_need_nothing_but_its_interpreter() -> None:
     scripts = (name for name in SOURCES if name.startswith("loadgen.targets.in_vllm."))
     allowed = {"tokenizers"} | sys.stdlib_module_names
     assert not violations(scripts, lambda module: module.split(".")[0] in allowed)
+
+
+def test_nothing_strange_is_kept_at_the_top() -> None:
+    """What a download or a run leaves there is easily committed with the rest."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} == {
+        ".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
+        "agent", "config", "dashboards", "loadgen", "pyproject.toml", "tests",
+    }  # fmt: skip
 
 
 def test_the_walk_sees_what_it_must(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from agent.model import (
 )
 from loadgen.kept import Kept, kept
 from loadgen.report.others import FORMATS, documents
-from tests.ahead import real_dir
+from tests.bench import peers
 from tests.loadgen.levels import row
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden" / "exports"
@@ -251,10 +251,10 @@ def test_files_are_named_as_the_tools_name_them() -> None:
 
 def peer(package: str) -> str:
     """The interpreter that has another tool; skips where it is not installed."""
-    python = real_dir() / package / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"needs {package} in a virtual environment at {python.parent.parent}")
-    return str(python)
+    for found in peers.find():
+        if package in found.peer.distributions:
+            return str(found.python)
+    pytest.skip(f"needs {package}: make peers")
 
 
 def ask(python: str, script: str, document: Any, tmp_path: Path) -> str:

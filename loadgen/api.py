@@ -6,6 +6,7 @@ chunk of vLLM's, a sixth of what looking for its members in the bytes costs in P
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -372,11 +373,21 @@ def decode_whole(data: bytes) -> Whole:
     return value if isinstance(value, Whole) else Whole(results=value)
 
 
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(rb"<[^>]*>?")
+
+
 def error_message(data: bytes) -> str:
-    """What a refusing server says, in one line; the start of the body where it is no JSON."""
+    """What a refusing server says, in one line; the start of the body where it is no JSON.
+
+    A proxy's page is HTML: its title, or its words without the tags.
+    """
     try:
         value = msgspec.json.decode(data)
     except (ValueError, RecursionError):
+        if data.lstrip()[:1] == b"<":
+            title = _TITLE.search(data[:4000])
+            data = title[1] if title else _TAG.sub(b" ", data[:4000])
         return " ".join(data[:200].decode("utf-8", "replace").split())
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(key):

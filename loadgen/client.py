@@ -32,6 +32,9 @@ OUR_LIMITS = {
     errno.ENFILE: "no_descriptor",
     errno.EADDRNOTAVAIL: "no_port",
 }
+# A server that ends a used connection without a word within this time never read the request: the
+# two crossed on their way. One that ends it later took the request, and dropped it.
+TAKEN_S = 1.0
 GRACE_AFTER_DONE_S = 1.0  # a stream said [DONE]; the end of its body may take this long
 
 
@@ -98,7 +101,7 @@ class Exchange:
     """One request and what came back. Instants in ns of the monotonic clock; 0 is 'never'."""
 
     __slots__ = (
-        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
+        "again", "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
         "error_text", "finished", "follow", "index", "output_tokens", "prompt_tokens",
         "reasoning_chunks", "reasoning_tokens", "sent_ns", "stamps", "status", "texts",
         "token_counts", "warmup",
@@ -115,6 +118,7 @@ class Exchange:
         self.status = 0
         self.error: str | None = None  # None: complete
         self.error_text = ""
+        self.again: bytes | None = None  # what was sent, where it met a connection that was closed
         self.finished = False  # [DONE] or a finish_reason was seen
         self.prompt_tokens = -1  # −1: the server did not say
         self.counted_here = -1  # prompt tokens as we count them, where we do
@@ -139,6 +143,8 @@ class Connection(asyncio.Protocol):
         self._ended: Exchange | None = None  # ended inside the parser, not handed over yet
         self._timer: asyncio.TimerHandle | None = None
         self._stream_asked = False
+        self._data = b""  # the request that is under way
+        self._used = False  # by a request before this one
         self.idle_since_ns = 0
         self._reset_reply()
 
@@ -174,6 +180,7 @@ class Connection(asyncio.Protocol):
         """Sends a request. One at a time; a connection that is gone ends it as `reset`."""
         assert self._exchange is None
         self._exchange = exchange
+        self._data = data
         self._stream_asked = stream
         self._reset_reply()
         transport = self._transport
@@ -209,6 +216,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._now_ns = monotonic_ns()
+        self._heard = True
         if self._exchange is None:
             self.close()  # bytes that nobody asked for: the stream of replies is out of step
             return
@@ -228,6 +236,7 @@ class Connection(asyncio.Protocol):
 
     def _reset_reply(self) -> None:
         self._now_ns = 0
+        self._heard = False
         self._parsing = False
         self._pending_send = False
         self._done_said = False
@@ -245,6 +254,7 @@ class Connection(asyncio.Protocol):
         self._content_type = b""
         self._event_stream = False
         self._undeclared = False  # a stream was asked for, and the reply does not say what it is
+        self._coding = b""
         self._inflate: Any = None
         self._retry_after = ""  # said to the user, never obeyed: a failed request is data
 
@@ -261,12 +271,10 @@ class Connection(asyncio.Protocol):
             self._framed = True
         elif key == b"content-type":
             self._content_type = value.strip().lower()
-        elif key == b"content-encoding" and value.strip().lower() in (
-            b"gzip",
-            b"x-gzip",
-            b"deflate",
-        ):
-            self._inflate = zlib.decompressobj(wbits=47)
+        elif key == b"content-encoding":
+            self._coding = value.strip().lower()
+            if self._coding in (b"gzip", b"x-gzip", b"deflate"):
+                self._inflate = zlib.decompressobj(wbits=47)
         elif key == b"retry-after":
             self._retry_after = f" (Retry-After: {value[:40].decode('latin-1')})"
 
@@ -290,6 +298,10 @@ class Connection(asyncio.Protocol):
             except zlib.error as error:
                 self._finish("bad_http", f"broken gzip: {error}")
                 return
+        elif self._coding not in (b"", b"identity"):
+            coding = self._coding[:20].decode("latin-1")
+            self._finish("bad_http", f"a reply compressed as {coding}, which is not read here")
+            return
         if self._undeclared and body:
             self._undeclared = False
             self._event_stream = body.lstrip()[:1] not in (b"{", b"[", b"<")
@@ -476,6 +488,11 @@ class Connection(asyncio.Protocol):
         exchange.error = error
         exchange.error_text = text
         exchange.end_ns = self._now_ns or monotonic_ns()
+        if error == "reset" and self._used and not self._heard:
+            took_ns = exchange.end_ns - (exchange.sent_ns or exchange.end_ns)
+            if took_ns < TAKEN_S * 1e9:
+                exchange.again = self._data
+        self._used = True
         self.idle_since_ns = exchange.end_ns
         self._exchange = None
         if not reusable:

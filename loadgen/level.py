@@ -41,6 +41,7 @@ class Bounds(msgspec.Struct, frozen=True):
     in_flight_over_concurrency: float = 0.9
     littles_law_error: float = 0.1  # and the share that the window's two edges may make up
     failed_share: float = 0.1
+    bunched_share: float = 0.3  # only told: who asks through this proxy sees it just so
     foreign_share: float = 0.01  # and at least two requests
 
 
@@ -343,6 +344,13 @@ def _measurement(
             f"stalled: the client itself stood still for {stalled * rec.wall_s * 1e3:.0f} ms, "
             f"{stalled:.2%} of the level; the bound is {bounds.stalled_share:.2%}"
         )
+    bunched = _bunched_share(rec)
+    if bunched is not None and bunched > bounds.bunched_share:
+        notes.append(
+            f"bunched: {bunched:.0%} of the chunks came in one read with the one before: something "
+            "on the way holds the stream back (nginx: proxy_buffering off), or the engine writes "
+            "several chunks a step; TTFT, TPOT and ITL are those of the bunches"
+        )
     if not window.steady:
         notes.append(
             "window: the steady window is shorter than twice the mean E2E time; "
@@ -376,6 +384,13 @@ def _ran_out(rec: Recording, kind: str, what: str) -> str | None:
         return None
     failed = (rec.outcome == FAILED) & (rec.error == rec.error_kinds.index(kind))
     return f"client_limited: {int(failed.sum())} requests found no free {what}, the bound is 0"
+
+
+def _bunched_share(rec: Recording) -> float | None:
+    """Of the chunks behind a reply's first, the share that arrived together with the one before."""
+    owner = np.repeat(np.arange(rec.n), rec.chunks)
+    same = owner[1:] == owner[:-1]
+    return float((np.diff(rec.stamps_ns)[same] == 0).mean()) if same.any() else None
 
 
 def _stalled_share(rec: Recording) -> float | None:

@@ -145,9 +145,26 @@ class Level:
         if connection is None:
             self._fail_unsent(exchange, kind, text)
             return None
-        exchange.connect_ns = monotonic_ns() - began_ns
+        exchange.connect_ns += monotonic_ns() - began_ns
         self._send(connection, exchange, data)
         return connection
+
+    def _take_again(self, exchange: Exchange) -> bytes | None:
+        """The request's bytes where it must go out once more, over a new connection; else None.
+
+        A server or proxy may end an idle connection at any moment, llama.cpp's after every streamed
+        reply: a request that was on its way to it then has met nobody, and has not failed.
+        """
+        data = exchange.again
+        if data is None or self._stopping:
+            return None
+        if exchange.sent_ns:
+            exchange.connect_ns = exchange.end_ns - exchange.sent_ns
+        exchange.error, exchange.error_text, exchange.again = None, "", None
+        exchange.sent_ns = exchange.end_ns = 0
+        self.recorder.sent_again += 1
+        self._unsent.add(exchange)
+        return data
 
     def _fail_unsent(self, exchange: Exchange, kind: str, text: str) -> None:
         self._unsent.discard(exchange)
@@ -318,6 +335,12 @@ class Level:
         raise NotImplementedError
 
 
+def _fresh(connection: Connection) -> bool:
+    """Can be used, and was not idle for so long that its server may be about to close it."""
+    idle_ns = monotonic_ns() - connection.idle_since_ns
+    return connection.usable and idle_ns <= IDLE_S_MAX * 1e9
+
+
 class ClosedLoop(Level):
     """A fixed number of streams: a slot sends its next request when its last reply has ended."""
 
@@ -370,7 +393,7 @@ class _Slot:
             level.slot_retired(due_ns)
             return
         exchange, data = level._issue_next(due_ns, turn)
-        if self._connection is not None and self._connection.usable:
+        if self._connection is not None and _fresh(self._connection):
             level._send(self._connection, exchange, data)
             self._sent(exchange)
         else:
@@ -398,6 +421,10 @@ class _Slot:
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         level = self._level
         level.in_flight -= 1
+        if (data := level._take_again(exchange)) is not None:
+            level._drop(connection)
+            level._later(self._reconnect(exchange, data))
+            return
         level._record(exchange)
         if exchange.error == "reset" and exchange.connect_ns and not exchange.status:
             self._pause()
@@ -482,10 +509,9 @@ class OpenLoop(Level):
             self._later(self._open_spare())
 
     def _take(self) -> Connection | None:
-        fresh_ns = monotonic_ns() - int(IDLE_S_MAX * 1e9)
         while self._free:
             connection = self._free.pop()  # the last used: the others may idle out
-            if connection.usable and connection.idle_since_ns >= fresh_ns:
+            if _fresh(connection):
                 return connection
             self._drop(connection)
         return None
@@ -497,6 +523,10 @@ class OpenLoop(Level):
 
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         self.in_flight -= 1
+        if (data := self._take_again(exchange)) is not None:
+            self._drop(connection)
+            self._later(self._send_over_new(exchange, data))
+            return
         self._outstanding -= 1
         self._record(exchange)
         if connection.usable:

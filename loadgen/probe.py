@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -32,6 +33,7 @@ CONNECT_TIMEOUT_S = 10.0
 COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.25, 4.0), "nonce_letter": (0.25, 4.0)}
 REFUSED = ("http_400", "http_413", "http_422")
 BUSY = ("http_429", "http_500", "http_502", "http_503", "http_504")  # may well pass
+GATEWAY = (502, 504)  # said by a proxy, never by an engine
 PAUSES_S = (0.2, 0.8)  # before a probe that met a busy server is sent again
 LENGTH_TOLERANCE = 0.02
 PROBE_TOKEN_IDS = 32
@@ -76,9 +78,12 @@ async def models(
     try:
         async with (
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
-            session.get(url, ssl=tls if tls is not None else True) as reply,
+            # Not followed: the key would go with it, perhaps to somebody else's server.
+            session.get(url, ssl=tls if tls is not None else True, allow_redirects=False) as reply,
         ):
             body = await reply.read()
+            if 300 <= reply.status < 400:
+                raise TargetError(_redirected(url, reply.status, reply.headers.get("Location")))
             return _known(url, reply.status, body)
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
         raise TargetError(_tls_advice(address, error)) from error
@@ -100,6 +105,15 @@ async def models(
             f"{url}: {str(error) or type(error).__name__}; is this an OpenAI-compatible server, "
             f"and is it not {other}://?"
         ) from error
+
+
+def _redirected(url: str, status: int, location: str | None = None) -> str:
+    to = urljoin(url, location).partition("?")[0].removesuffix("/models") if location else ""
+    where = to if to.startswith(("http://", "https://")) and "@" not in to else "the address there"
+    return (
+        f"{url} answered {status}, a redirect, which no request here follows: give {where[:200]} "
+        "(https:// instead of http://, or another path?)"
+    )
 
 
 def _why(error: OSError) -> str:
@@ -130,10 +144,15 @@ def _known(url: str, status: int, body: bytes) -> Known:
     _refuse_status(url, status, body, missing_is_fatal=False)
     if status == 404:
         return Known([])
+    if status in GATEWAY:
+        raise TargetError(
+            f"{url} answered {_with_words(status, body)}: that is a proxy whose server does not "
+            "answer; is the server behind it up, and does the proxy know where it is?"
+        )
     if status != 200:
         raise TargetError(
-            f"{url} answered {status} ({api.error_message(body)}): is this the right address? if "
-            "it is, see the server's log"
+            f"{url} answered {_with_words(status, body)}: is this the right address? if it is, see "
+            "the server's log"
         )
     try:
         reply = msgspec.json.decode(body)
@@ -143,41 +162,47 @@ def _known(url: str, status: int, body: bytes) -> Known:
         raise TargetError(_not_an_api(url, body)) from error
     if not ids:
         raise TargetError(f"{url} lists no models: load one on the server first")
-    lengths = {
-        str(entry["id"]): entry["max_model_len"]
-        for entry in reply["data"]
-        if isinstance(entry.get("max_model_len"), int)
-    }
-    return Known(ids, lengths, simulated)
+    lengths = {str(entry["id"]): _longest(entry) for entry in reply["data"]}
+    told = {model: longest for model, longest in lengths.items() if longest is not None}
+    return Known(ids, told, simulated)
+
+
+def _longest(entry: dict[str, Any]) -> int | None:
+    """vLLM's and SGLang's word for it, or llama.cpp's: the context of one of its slots."""
+    meta = entry.get("meta")
+    longest = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _not_an_api(url: str, body: bytes) -> str:
     what = "HTML" if body.lstrip()[:1] == b"<" else "something else than JSON of this API"
+    if not body:
+        what = "nothing at all"
     return f"{url} answers {what}: this is not an OpenAI-compatible API; check host, port and path"
 
 
-def _refuse_status(url: str, status: int, body: bytes, *, missing_is_fatal: bool) -> None:
+def _with_words(status: int, body: bytes) -> str:
+    """`503 (loading)`, or the status alone where nothing was said beside it."""
     said = api.error_message(body)
+    return f"{status} ({said})" if said else str(status)
+
+
+def _refuse_status(url: str, status: int, body: bytes, *, missing_is_fatal: bool) -> None:
+    answered = f"{url} answered {_with_words(status, body)}"
     if status == 401:
-        raise TargetError(
-            f"{url} answered 401 ({said}): give a key by --api-key-file or OPENAI_API_KEY"
-        )
+        raise TargetError(f"{answered}: give a key by --api-key-file or OPENAI_API_KEY")
     if status == 403:
-        raise TargetError(f"{url} answered 403 ({said}): this key or address may not use it")
+        raise TargetError(f"{answered}: this key or address may not use it")
     if status == 404 and missing_is_fatal:
         raise TargetError(
-            f"{url} answered 404 ({said}): has this server that --endpoint and that --model, and "
+            f"{answered}: has this server that --endpoint and that --model, and "
             "is the path before /v1 right?"
         )
     if 300 <= status < 400:
-        raise TargetError(
-            f"{url} answered {status}, a redirect, which no request here follows: give the address "
-            "it leads to (https:// instead of http://, or another path?)"
-        )
+        raise TargetError(_redirected(url, status))
     if status == 405:
         raise TargetError(
-            f"{url} answered 405 ({said}): this is not an OpenAI-compatible API; check host, port "
-            "and path"
+            f"{answered}: this is not an OpenAI-compatible API; check host, port and path"
         )
 
 

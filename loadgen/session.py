@@ -118,6 +118,7 @@ class Session:
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
+        self._told: set[str] = set()  # kinds of what is said once a run
         self._dataset = dataset.read(options.dataset) if options.dataset else None
         self._trace = trace.read(options.trace) if options.trace else None
         self._prices = read_prices(options.prices) if options.prices else None
@@ -536,6 +537,10 @@ class Session:
         for kind, text in recording.error_texts.items():
             if text:
                 self._watcher.note(f"{kind}: {text}")
+        for kind, text in _on_the_way(level, recording):
+            if kind not in self._told:
+                self._told.add(kind)
+                self._watcher.note(text)
         for note in chain(self._observer.notes, self._agent.notes if self._agent else ()):
             self._watcher.note(note)
         await self._export(plan, recording, ids)
@@ -780,6 +785,19 @@ def _refuse_another(resumed: Sweep, target: Target) -> None:
         f"--resume {resumed.run.id}: this is not the server that it measured: {words(before)} then,"
         f" {words(target)} now; start a new sweep"
     )
+
+
+def _on_the_way(level: Level, recording: Recording) -> Iterator[tuple[str, str]]:
+    """What lies between client and engine, as far as it shows: each by its kind."""
+    if n := recording.sent_again:
+        yield (
+            "again",
+            f"{n} requests met a connection that the server had closed after its last reply, "
+            "without a word; they were sent again over a new one",
+        )
+    for reason in level.measurement.reasons if level.measurement else ():
+        if reason.startswith("bunched:"):
+            yield "bunched", reason
 
 
 def _fingerprint(*parts: str | None) -> str:

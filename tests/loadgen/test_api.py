@@ -171,7 +171,12 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         (b'{"error":{"type":"x"}}', "{'type': 'x'}"),
         (b'{"error":null,"message":"m"}', "m"),
         (b'"just words"', "just words"),
-        (b"<html>\r\n <h1>502   Bad</h1>\n</html>", "<html> <h1>502 Bad</h1> </html>"),
+        (b"<html>\r\n <h1>502   Bad</h1>\n</html>", "502 Bad"),
+        (b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad "
+         b"Gateway</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n",
+         "502 Bad Gateway"),
+        (b"<html><body><h1>504 Gateway Time-out</h1>\nThe server didn't respond in time.\n</body>",
+         "504 Gateway Time-out The server didn't respond in time."),
         (b"", ""),
         (b'{"message":"two\\nlines"}', "two lines"),
         (b'"\xff\xfe"', '"\ufffd\ufffd"'),

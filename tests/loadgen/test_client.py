@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ from tests.loadgen.scripted import (
     usage_chunk,
     whole,
 )
+
+STREAMS_DIR = Path(__file__).parents[1] / "golden" / "streams"
 
 Play = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -318,6 +321,10 @@ REPLIES: dict[str, tuple[bytes, bool, Seen]] = {
     "deflate in chunks": (
         streamed(deflated(BODY), first=head("200 OK", "Content-Encoding: deflate")), False, Seen()
     ),
+    "br that nobody asked for": (
+        with_length(b"\x0b\x02\x80", "Content-Encoding: br"), False,
+        NOTHING._replace(error="bad_http", reused=False),
+    ),
     "broken gzip": (
         with_length(b"no gzip at all", "Content-Encoding: gzip"), False,
         NOTHING._replace(error="bad_http", reused=False),
@@ -413,6 +420,27 @@ def test_a_reply_over_a_real_socket(name: str, play: Play) -> None:
             assert seen(exchange, line.connection) == expected
             assert ordered(exchange)
             assert exchange.sent_ns > 0
+            line.close()
+
+    play(main())
+
+
+# Replies of real servers, as they came over the wire → what must be seen.
+RECORDED = {
+    "llama.cpp-b11434-chat.http": Seen(prompt=4),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_reply(name: str, play: Play) -> None:
+    data = (STREAMS_DIR / name).read_bytes()
+
+    async def main() -> None:
+        async with serving([data]) as server:
+            line = Line(server)
+            exchange = await line.ask()
+            assert line.connection is not None
+            assert seen(exchange, line.connection) == RECORDED[name]
             line.close()
 
     play(main())
@@ -707,7 +735,7 @@ def test_an_answer_before_the_request_was_whole_is_refused(play: Play) -> None:
     ("reply", "said"),
     [
         (REPLIES["429"][0], "slow down (Retry-After: 2)"),
-        (REPLIES["503 in HTML"][0], "<h1>busy</h1> (Retry-After: 1)"),
+        (REPLIES["503 in HTML"][0], "busy (Retry-After: 1)"),
         (whole("503 Busy", b"", "Retry-After: 9"), "(Retry-After: 9)"),
         (REPLIES["responses that failed"][0], "no memory"),
         (REPLIES["responses with an error"][0], "no memory"),

@@ -691,3 +691,22 @@ def test_four_workers_merged_are_one(dealt: list[tuple[Ask, int]], is_open: bool
 def reasons_without_numbers(level: Level) -> list[str]:
     assert level.measurement is not None
     return [reason.split(":")[0] for reason in level.measurement.reasons]
+
+
+# ------------------------------------------------------------------------- held back on the way
+
+
+def test_a_stream_that_comes_in_bunches_is_told_and_valid() -> None:
+    """nginx with its default buffering: 4 kB of chunks in one read, then the next."""
+    bunches = Ask(0, (100, 100, 100, 100, 200, 200, 200, 200))
+    level = level_of(recorded([bunches, bunches]))
+    assert level.measurement is not None
+    assert level.measurement.valid
+    told = [reason for reason in level.measurement.reasons if reason.startswith("bunched:")]
+    assert len(told) == 1
+    assert "86%" in told[0]  # 6 of the 7 behind the first
+    assert level.itl_ms.p50 == 0  # what arrived is not made prettier
+
+    single = level_of(recorded([stream(0), Ask(0, (10,))]))
+    assert single.measurement is not None
+    assert not any("bunched" in reason for reason in single.measurement.reasons)

@@ -83,6 +83,39 @@ async def test_what_is_no_list_of_models(reply: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+async def test_a_redirect_is_named_and_no_key_goes_there() -> None:
+    async with scripted.serving([scripted.stream(1)]) as elsewhere:
+        to = f"location: {elsewhere.url}/v1/models?key=secret\r\n"
+        with pytest.raises(TargetError, match=f"give {elsewhere.url}/v1 ") as caught:
+            await known({"/v1/models": message(308, b"", extra=to)})
+        assert "secret" not in str(caught.value)
+        assert elsewhere.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (message(502, b"<html><head><title>502 Bad Gateway</title></head>"),
+         r"502 \(502 Bad Gateway\): that is a proxy whose server does not answer"),
+        (message(502, b""), "answered 502: that is a proxy"),
+        (message(503, b""), "answered 503: is this the right address"),
+        (message(200, b""), "answers nothing at all"),
+    ],
+)  # fmt: skip
+async def test_a_proxy_says_what_it_is(reply: bytes, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        await known({"/v1/models": reply})
+
+
+async def test_the_context_of_a_llama_cpp_slot_is_the_longest_request() -> None:
+    meta = {"vocab_type": 2, "n_vocab": 8000, "n_ctx": 2048, "n_ctx_train": 32768}
+    entry = {"id": "tiny.gguf", "object": "model", "owned_by": "llamacpp", "meta": meta}
+    found = await known({"/v1/models": message(200, {"object": "list", "data": [entry]})})
+    assert found.lengths == {"tiny.gguf": 2048}
+    entry = {"id": "m", "meta": None, "max_model_len": None}
+    assert (await known({"/v1/models": message(200, {"data": [entry]})})).lengths == {}
+
+
 def test_choose_model() -> None:
     assert choose_model(None, ["a", "b"]) == "a"
     assert choose_model("b", ["a", "b"]) == "b"

@@ -32,9 +32,6 @@ OUR_LIMITS = {
     errno.ENFILE: "no_descriptor",
     errno.EADDRNOTAVAIL: "no_port",
 }
-# A server that ends a used connection without a word within this time never read the request: the
-# two crossed on their way. One that ends it later took the request, and dropped it.
-TAKEN_S = 1.0
 GRACE_AFTER_DONE_S = 1.0  # a stream said [DONE]; the end of its body may take this long
 
 
@@ -101,7 +98,7 @@ class Exchange:
     """One request and what came back. Instants in ns of the monotonic clock; 0 is 'never'."""
 
     __slots__ = (
-        "again", "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
+        "answer_ns", "connect_ns", "counted_here", "due_ns", "end_ns", "error",
         "error_text", "finished", "follow", "index", "output_tokens", "prompt_tokens",
         "reasoning_chunks", "reasoning_tokens", "sent_ns", "stamps", "status", "texts",
         "token_counts", "warmup",
@@ -118,7 +115,6 @@ class Exchange:
         self.status = 0
         self.error: str | None = None  # None: complete
         self.error_text = ""
-        self.again: bytes | None = None  # what was sent, where it met a connection that was closed
         self.finished = False  # [DONE] or a finish_reason was seen
         self.prompt_tokens = -1  # −1: the server did not say
         self.counted_here = -1  # prompt tokens as we count them, where we do
@@ -134,8 +130,11 @@ class Exchange:
 class Connection(asyncio.Protocol):
     """One connection to the target; `done(connection, exchange)` is called when a reply ended."""
 
-    def __init__(self, done: Callable[[Connection, Exchange], None]) -> None:
+    def __init__(
+        self, done: Callable[[Connection, Exchange], None], *, keep_alive: bool = True
+    ) -> None:
         self._done = done
+        self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._fd = -1  # plain TCP: written to directly, so that `sent` is the system call
@@ -143,8 +142,6 @@ class Connection(asyncio.Protocol):
         self._ended: Exchange | None = None  # ended inside the parser, not handed over yet
         self._timer: asyncio.TimerHandle | None = None
         self._stream_asked = False
-        self._data = b""  # the request that is under way
-        self._used = False  # by a request before this one
         self.idle_since_ns = 0
         self._reset_reply()
 
@@ -180,7 +177,6 @@ class Connection(asyncio.Protocol):
         """Sends a request. One at a time; a connection that is gone ends it as `reset`."""
         assert self._exchange is None
         self._exchange = exchange
-        self._data = data
         self._stream_asked = stream
         self._reset_reply()
         transport = self._transport
@@ -216,7 +212,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._now_ns = monotonic_ns()
-        self._heard = True
         if self._exchange is None:
             self.close()  # bytes that nobody asked for: the stream of replies is out of step
             return
@@ -236,7 +231,6 @@ class Connection(asyncio.Protocol):
 
     def _reset_reply(self) -> None:
         self._now_ns = 0
-        self._heard = False
         self._parsing = False
         self._pending_send = False
         self._done_said = False
@@ -488,14 +482,9 @@ class Connection(asyncio.Protocol):
         exchange.error = error
         exchange.error_text = text
         exchange.end_ns = self._now_ns or monotonic_ns()
-        if error == "reset" and self._used and not self._heard:
-            took_ns = exchange.end_ns - (exchange.sent_ns or exchange.end_ns)
-            if took_ns < TAKEN_S * 1e9:
-                exchange.again = self._data
-        self._used = True
         self.idle_since_ns = exchange.end_ns
         self._exchange = None
-        if not reusable:
+        if not (reusable and self._keep_alive):
             self.close()
         if self._parsing:
             self._ended = exchange
@@ -514,7 +503,17 @@ def _reset_kind(error: Exception) -> str:
 class Dialer:
     """Opens connections to one address. Raises OSError or ssl.SSLError as the system gives them."""
 
-    def __init__(self, address: Address, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        timeout_s: float,
+        *,
+        keep_alive: bool = True,
+    ) -> None:
+        """Without `keep_alive` a connection serves one request: of a server that closes it after
+        its reply without saying so, the next request would be lost."""
+        self.keep_alive = keep_alive
         self._address = address
         self._tls = tls
         self._timeout_s = timeout_s
@@ -523,7 +522,7 @@ class Dialer:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._timeout_s):
             _, protocol = await loop.create_connection(
-                lambda: Connection(done),
+                lambda: Connection(done, keep_alive=self.keep_alive),
                 self._address.host,
                 self._address.port,
                 ssl=self._tls,

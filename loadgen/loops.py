@@ -145,26 +145,9 @@ class Level:
         if connection is None:
             self._fail_unsent(exchange, kind, text)
             return None
-        exchange.connect_ns += monotonic_ns() - began_ns
+        exchange.connect_ns = monotonic_ns() - began_ns
         self._send(connection, exchange, data)
         return connection
-
-    def _take_again(self, exchange: Exchange) -> bytes | None:
-        """The request's bytes where it must go out once more, over a new connection; else None.
-
-        A server or proxy may end an idle connection at any moment, llama.cpp's after every streamed
-        reply: a request that was on its way to it then has met nobody, and has not failed.
-        """
-        data = exchange.again
-        if data is None or self._stopping:
-            return None
-        if exchange.sent_ns:
-            exchange.connect_ns = exchange.end_ns - exchange.sent_ns
-        exchange.error, exchange.error_text, exchange.again = None, "", None
-        exchange.sent_ns = exchange.end_ns = 0
-        self.recorder.sent_again += 1
-        self._unsent.add(exchange)
-        return data
 
     def _fail_unsent(self, exchange: Exchange, kind: str, text: str) -> None:
         self._unsent.discard(exchange)
@@ -421,10 +404,6 @@ class _Slot:
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         level = self._level
         level.in_flight -= 1
-        if (data := level._take_again(exchange)) is not None:
-            level._drop(connection)
-            level._later(self._reconnect(exchange, data))
-            return
         level._record(exchange)
         if exchange.error == "reset" and exchange.connect_ns and not exchange.status:
             self._pause()
@@ -523,10 +502,6 @@ class OpenLoop(Level):
 
     def _done(self, connection: Connection, exchange: Exchange) -> None:
         self.in_flight -= 1
-        if (data := self._take_again(exchange)) is not None:
-            self._drop(connection)
-            self._later(self._send_over_new(exchange, data))
-            return
         self._outstanding -= 1
         self._record(exchange)
         if connection.usable:

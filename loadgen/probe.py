@@ -34,6 +34,7 @@ COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.25, 4.0), "nonce_letter": (0.25
 REFUSED = ("http_400", "http_413", "http_422")
 BUSY = ("http_429", "http_500", "http_502", "http_503", "http_504")  # may well pass
 GATEWAY = (502, 504)  # said by a proxy, never by an engine
+CLOSING_S = 0.1  # after a reply: a server that closes without saying so has done so by then
 PAUSES_S = (0.2, 0.8)  # before a probe that met a busy server is sent again
 LENGTH_TOLERANCE = 0.02
 PROBE_TOKEN_IDS = 32
@@ -57,6 +58,7 @@ class Probed(msgspec.Struct):
     requests: int = 0
     tokens: int = 0
     fastest_s: float | None = None  # the quickest reply of one token
+    keeps_open: bool = True  # the connection, after a reply that does not say it will be closed
     notes: list[str] = []
 
 
@@ -282,6 +284,11 @@ class Prober:
         if first.error is not None:
             self._note_failed(first)
             return self.found
+        if not self.found.keeps_open:
+            self.found.notes.append(
+                "the server closes each connection after its reply without saying so; every "
+                "request gets one of its own"
+            )
         if try_token_ids and api.TOKEN_IDS in self._api.takes:
             ids = rng.choices(SAFE_TOKEN_IDS, k=PROBE_TOKEN_IDS)
             self.found.token_ids = (await self._ask(ids)).prompt_tokens == PROBE_TOKEN_IDS
@@ -383,8 +390,7 @@ class Prober:
     async def _ask_once(self, prompt: api.Prompt) -> Exchange:
         ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
 
-        def done(connection: Connection, exchange: Exchange) -> None:
-            connection.close()
+        def done(_: Connection, exchange: Exchange) -> None:
             if not ended.done():
                 ended.set_result(exchange)
 
@@ -403,6 +409,10 @@ class Prober:
         connection.start(Exchange(0, 0), wire(self._head, body), self._timeout_s,
                          stream=self._stream)  # fmt: skip
         exchange = await ended
+        if exchange.error is None and not self.found.requests and connection.usable:
+            await asyncio.sleep(CLOSING_S)
+            self.found.keeps_open = connection.usable
+        connection.close()
         self._count(exchange)
         self._refuse(exchange)
         return exchange

@@ -61,7 +61,6 @@ class Recording:
     loop_lag_ns: Ints
     cpu_s: float
     wall_s: float
-    sent_again: int = 0  # requests that met a connection which its server had just closed
 
     @property
     def n(self) -> int:
@@ -117,7 +116,6 @@ class Recorder:
         # Running counts for the progress display and for the decision to give up: see `Counts`.
         self.ok = 0
         self.failed = 0
-        self.sent_again = 0
         self.tokens = 0
         self.failures: dict[str, int] = {}
         self.ttft_sum_ns = 0
@@ -193,7 +191,6 @@ class Recorder:
             loop_lag_ns=_ints(self.loop_lag_ns),
             cpu_s=cpu_s,
             wall_s=wall_s,
-            sent_again=self.sent_again,
         )
 
     def _count_replies(
@@ -294,5 +291,4 @@ def merge(parts: Sequence[Recording]) -> Recording:
         refill_end_ns=min(refills, default=0),
         cpu_s=sum(part.cpu_s for part in parts),
         wall_s=max(part.wall_s for part in parts),
-        sent_again=sum(part.sent_again for part in parts),
     )

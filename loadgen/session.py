@@ -118,7 +118,7 @@ class Session:
         self._observer = Observer(())
         self._keeping = False  # a level was measured and is being joined and stored
         self._interrupted = False
-        self._told: set[str] = set()  # kinds of what is said once a run
+        self._told_bunched = False
         self._dataset = dataset.read(options.dataset) if options.dataset else None
         self._trace = trace.read(options.trace) if options.trace else None
         self._prices = read_prices(options.prices) if options.prices else None
@@ -339,6 +339,7 @@ class Session:
         )
         for note in probed.notes:
             self._watcher.note(note)
+        self._dial.keep_alive = probed.keeps_open
         if rate_rps := options.rate_rps_max(self._trace):
             # At least: a level's replies are longer than the probes'.
             limits.check_rate(rate_rps, probed.fastest_s or 0.0, self._address.port)
@@ -500,6 +501,7 @@ class Session:
             ca_file=options.ca_file,
             insecure=options.insecure,
             tokenizer=options.tokenizer,
+            keep_alive=self._dial.keep_alive,
             trace=ids if self._sink is not None else None,
         )
 
@@ -537,14 +539,19 @@ class Session:
         for kind, text in recording.error_texts.items():
             if text:
                 self._watcher.note(f"{kind}: {text}")
-        for kind, text in _on_the_way(level, recording):
-            if kind not in self._told:
-                self._told.add(kind)
-                self._watcher.note(text)
+        self._tell_bunched(level)
         for note in chain(self._observer.notes, self._agent.notes if self._agent else ()):
             self._watcher.note(note)
         await self._export(plan, recording, ids)
         return runner.gave_up
+
+    def _tell_bunched(self, level: Level) -> None:
+        """Once a run: what holds streams back on their way does so at every level."""
+        reasons = level.measurement.reasons if level.measurement else ()
+        for reason in reasons:
+            if reason.startswith("bunched:") and not self._told_bunched:
+                self._told_bunched = True
+                self._watcher.note(reason)
 
     async def _tick(self, number: int, runner: Running) -> None:
         after = self._schedule.after(number)
@@ -785,19 +792,6 @@ def _refuse_another(resumed: Sweep, target: Target) -> None:
         f"--resume {resumed.run.id}: this is not the server that it measured: {words(before)} then,"
         f" {words(target)} now; start a new sweep"
     )
-
-
-def _on_the_way(level: Level, recording: Recording) -> Iterator[tuple[str, str]]:
-    """What lies between client and engine, as far as it shows: each by its kind."""
-    if n := recording.sent_again:
-        yield (
-            "again",
-            f"{n} requests met a connection that the server had closed after its last reply, "
-            "without a word; they were sent again over a new one",
-        )
-    for reason in level.measurement.reasons if level.measurement else ():
-        if reason.startswith("bunched:"):
-            yield "bunched", reason
 
 
 def _fingerprint(*parts: str | None) -> str:

@@ -63,6 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     head: bytes
     ca_file: str | None = None
     insecure: bool = False
+    keep_alive: bool = True  # see `Dialer`
     tokenizer: str | None = None
     trace: TraceIds | None = None  # None: no traceparent is sent
 
@@ -81,7 +82,7 @@ def runner(job: Job, dial: Dialer | None = None) -> ClosedLoop | OpenLoop:
         tls = None
         if job.address.tls:
             tls = tls_context(ca_file=job.ca_file, insecure=job.insecure)
-        dial = Dialer(job.address, tls, CONNECT_TIMEOUT_S)
+        dial = Dialer(job.address, tls, CONNECT_TIMEOUT_S, keep_alive=job.keep_alive)
     plan = job.plan
     counts = tokenizer.counter(job.tokenizer) if job.tokenizer else None
     share = plan.load / plan.processes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from loadgen import arrival, client, loops
+from loadgen import arrival, loops
 from loadgen.client import Connection, Dialer, Exchange, parse_url, request_head, wire
 from loadgen.level import Plan, steady_window, summarise
 from loadgen.loops import ClosedLoop, OpenLoop, Wires
@@ -347,44 +347,29 @@ def test_a_server_that_closes_without_saying_so_is_met_again(play: Play) -> None
     async def main() -> None:
         async with serving([*stream(2), CLOSE]) as server:
             rec = await closed(server, 2, requests=12).run()
-            assert kinds(rec) == {"ok": 12}
-            assert len(server.requests) == 12
+            seen = kinds(rec)
+            assert rec.n == 12
+            assert set(seen) <= {"ok", "reset"}
+            assert seen["ok"] == len(server.requests) >= 6
 
     play(main())
 
 
 @pytest.mark.parametrize("mode", ["closed", "open"])
-def test_a_request_that_crosses_with_the_end_of_its_connection_is_sent_again(
-    play: Play, mode: str
-) -> None:
-    """llama.cpp ends a connection after a streamed reply, a proxy an idle one at any time."""
+def test_a_connection_that_its_server_closes_serves_one_request(play: Play, mode: str) -> None:
+    """llama.cpp ends a connection after a streamed reply, and nothing of the reply tells."""
 
     async def main() -> None:
-        async with serving(lambda r: [CLOSE] if r.on_connection else stream(2)) as server:
+        async with serving([*stream(2), CLOSE]) as server:
+            dial = Dialer(parse_url(server.url), None, 2.0, keep_alive=False)
             level: Runner = closed(server, 2, requests=10)
             if mode == "open":
                 level = opened(server, 100, requests=10)
+            level._dial = dial
             rec = await level.run()
             assert kinds(rec) == {"ok": 10}
-            assert rec.sent_again > 0
-            assert len(server.requests) == 10 + rec.sent_again
-            again = rec.connect_ns > 0
-            assert again.sum() >= rec.sent_again
-            assert (rec.sent_ns - rec.due_ns - rec.connect_ns).min() >= 0
-
-    play(main())
-
-
-def test_a_request_that_was_taken_and_dropped_has_failed(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "TAKEN_S", 0.01)
-
-    async def main() -> None:
-        async with serving(lambda r: [0.03, CLOSE] if r.on_connection else stream(2)) as server:
-            rec = await closed(server, 1, requests=4).run()
-            assert kinds(rec) == {"ok": 2, "reset": 2}
-            assert (rec.sent_again, len(server.requests)) == (0, 4)
+            assert len(server.requests) == 10
+            assert max(request.on_connection for request in server.requests) == 0
 
     play(main())
 

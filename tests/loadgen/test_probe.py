@@ -116,6 +116,17 @@ async def test_the_context_of_a_llama_cpp_slot_is_the_longest_request() -> None:
     assert (await known({"/v1/models": message(200, {"data": [entry]})})).lengths == {}
 
 
+@pytest.mark.parametrize("closes", [True, False])
+async def test_a_server_that_closes_without_a_word_is_noticed(closes: bool) -> None:
+    reply = [*scripted.stream(1), *([scripted.CLOSE] if closes else [])]
+    async with scripted.serving(reply) as server:
+        address = parse_url(server.url)
+        prober = Prober(address, Dialer(address, None, 2.0), {}, "chat", MODEL, stream=True)
+        found = await prober.run(64, Random(1))
+    assert found.keeps_open is not closes
+    assert any("closes each connection" in note for note in found.notes) is closes
+
+
 def test_choose_model() -> None:
     assert choose_model(None, ["a", "b"]) == "a"
     assert choose_model("b", ["a", "b"]) == "b"

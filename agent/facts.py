@@ -332,7 +332,8 @@ async def _server(server: Server) -> ServerFacts:
         trusted = ssl.create_default_context(cafile=server.ca_file) if server.ca_file else True
     except (UsageError, OSError) as error:
         return msgspec.structs.replace(facts, problem=str(error))
-    sampler = ServerSampler(server.metrics_url, headers=headers, ssl=trusted)
+    # All of it, as the agent asks: llama.cpp tells of its KV cache on a page beside.
+    sampler = ServerSampler(server.metrics_url, headers=headers, ssl=trusted, full=True)
     began = time.monotonic()
     try:
         found = await sampler.sample()

@@ -46,6 +46,8 @@ _ADVICE = {
     403: "the credentials given are not allowed to read the page",
     404: "there is no metrics page at this address",
     501: "the server was started without its metrics page",
+    502: "a proxy answers, but no server behind it",
+    504: "a proxy answers, but no server behind it",
 }
 
 

@@ -102,8 +102,9 @@ def pick(what: str, name: str, known: Iterable[str]) -> str:
     """The entry of `known` that `name` means: the same name, or a short form of only one.
 
     Case does not matter. A short form is some of the name's parts in their order: `h100-sxm` is
-    H100-SXM-80GB, `4090` is RTX-4090; `l4` is L4 and never L40. Raises UsageError that lists the
-    candidates where it fits several, and the nearest names where it fits none.
+    H100-SXM-80GB, `4090` is RTX-4090; `l4` is L4 and never L40. Of several the one that all others
+    only add to is meant: `qwen3-30b` is Qwen3-30B-A3B, not Qwen3-Coder-30B-A3B. Raises UsageError
+    that lists the candidates where none is, and the nearest names where it fits none.
     """
     found = _meant(name, known)
     if len(found) == 1:
@@ -119,7 +120,9 @@ def _meant(name: str, known: Iterable[str]) -> list[str]:
     key = _key(name)
     if key in by_key:
         return [by_key[key]]
-    return [entry for full, entry in by_key.items() if _is_short_for(key, full)]
+    fit = [full for full in by_key if _is_short_for(key, full)]
+    plain = [full for full in fit if all(_is_short_for(full, other) for other in fit)]
+    return [by_key[full] for full in plain or fit]
 
 
 def _key(name: str) -> str:

@@ -49,54 +49,105 @@ class ModelShape(msgspec.Struct, frozen=True):
         return self.layers - self.sliding_layers
 
 
+# What configs spell differently: the name that is read here, and the others for the same number.
+_ALIASES = {
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num"),
+    "head_dim": ("kv_channels",),
+    "intermediate_size": ("ffn_dim", "ffn_hidden_size", "n_inner"),
+    "vocab_size": ("padded_vocab_size",),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": ("moe_topk", "moe_top_k", "moe_k"),
+    "n_shared_experts": ("num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
+    "first_k_dense_replace": ("moe_layer_start_index",),
+}
 # What transformers takes for granted where a config of this `model_type` says nothing.
+_TIED = (
+    "bloom", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "falcon", "gemma", "gemma2",
+    "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "minicpm3", "mpt", "opt",
+    "smollm3", "starcoder2",
+)  # fmt: skip
 _SILENT: dict[str, dict[str, Any]] = {
+    "bloom": {"max_position_embeddings": 2048},
+    "cohere2": {"sliding_window_pattern": 4},
+    "falcon": {"multi_query": True, "max_position_embeddings": 2048},
+    "gpt_bigcode": {"multi_query": True},
     "gpt_oss": {"sliding_window_pattern": 2},
-    "gemma2": {"sliding_window_pattern": 2, "tie_word_embeddings": True},
+    "gemma2": {"sliding_window_pattern": 2},
     "gemma3_text": {
-        "sliding_window_pattern": 6, "tie_word_embeddings": True, "vocab_size": 262208,
+        "sliding_window_pattern": 6, "vocab_size": 262208,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "sliding_window": 4096, "max_position_embeddings": 131072,
     },
     "llama4_text": {"sliding_window_pattern": 4, "interleave_moe_layer_step": 1},
+    "mpt": {"max_position_embeddings": 2048},
+    "starcoder2": {"num_key_value_heads": 2, "max_position_embeddings": 4096},
 }  # fmt: skip
+_SILENT |= {kind: {"tie_word_embeddings": True, **_SILENT.get(kind, {})} for kind in _TIED}
+# MLPs of two matrices; all others are gated and have three.
+_PLAIN_MLP = (
+    "apertus", "arcee", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gpt_neox_japanese", "gptj", "jais2", "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi",
+    "starcoder2",
+)  # fmt: skip
+_LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")  # a table, beside the tokens'
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
-# Plain MLPs, or layers with a state instead of a KV cache.
+# Layers with a state instead of a KV cache, or of two attentions (LongCat).
 _NO_FORMULA = (
-    "bloom", "opt", "gpt2", "gptj", "gpt_neox", "falcon", "mpt", "phi", "mamba", "mamba2", "jamba",
-    "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv", "falcon_h1", "bamba",
-    "granitemoehybrid", "kimi_linear",
+    "mamba", "mamba2", "jamba", "nemotron_h", "minimax", "minimax_text_01", "minimax_m1", "rwkv",
+    "falcon_h1", "bamba", "granitemoehybrid", "kimi_linear", "lfm2", "lfm2_moe", "longcat_flash",
+    "recurrent_gemma", "xlstm", "zamba", "zamba2",
 )  # fmt: skip
 # Keys of models whose layers differ in ways that are not counted here.
 _NO_FORMULA_KEYS = (
     "block_configs", "hybrid_layer_pattern", "hybrid_override_pattern", "compress_ratios",
-    "global_head_dim", "num_kv_shared_layers", "sparse_attention_config",
+    "global_head_dim", "num_kv_shared_layers", "sparse_attention_config", "full_attention_interval",
+    "num_key_value_heads_per_layer",
 )  # fmt: skip
-_QKV_BIAS = ("qwen2", "qwen2_moe")  # have it and say so nowhere
+_QKV_BIAS = ("qwen", "qwen2", "qwen2_moe", "chatglm")  # have it and say so nowhere
 _FOUR_NORMS = ("gemma2", "gemma3_text", "glm4")  # a layer, where the others have two
 
 # Endings of a checkpoint's name that do not change the shape.
 _ENDING = re.compile(
-    r"-(hf|instruct|base|chat|it|thinking|reasoning|preview|\d{4}|v0\.\d|"
-    r"(nv|mx)?fp[48]|dynamic|bf16|int[48]|w\da\d+|awq|gptq)$"
+    r"[-.](hf|instruct|base|chat|it|thinking|reasoning|preview|\d{4}|v[01]([._]\d+)?|\d+k|1m|"
+    r"(nv|mx)?fp[48](a16)?(-v2)?|kv|dynamic|bf16|fp16|int[48]|w\da\d+|awq|gptq|quantized|"
+    r"gguf|q\d(_\w+)?|(bnb-)?[48]bit|99(\.9)?)$"
 )
 
 
 @cache
 def models() -> dict[str, ModelShape]:
     """The built-in models by short name, in the order of the file."""
+    return {name: _shape(name) for name in _rows()}
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
     text = resources.files("agent.sizing").joinpath("data/models.json").read_bytes()
     table: dict[str, dict[str, Any]] = msgspec.json.decode(text)
-    return {
-        name: from_config(_whole(table, row), name=name, hf_id=row["hf_id"])
-        for name, row in table.items()
-    }
+    return table
 
 
-def _whole(table: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+@cache
+def _shape(name: str) -> ModelShape:
+    return from_config(_whole(_rows()[name]), name=name, hf_id=_rows()[name]["hf_id"])
+
+
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with what it takes from the one it is `like`."""
     like = row.get("like")
-    return {**(_whole(table, table[like]) if like else {}), **row}
+    return {**(_whole(_rows()[like]) if like else {}), **row}
+
+
+@cache
+def _named() -> dict[str, str]:
+    """The short name of everything that a model is called: id, id without owner and endings, short."""
+    ids = {row["hf_id"].lower(): short for short, row in _rows().items()}
+    stems = {_stems(hf_id)[-1]: short for hf_id, short in ids.items()}
+    return stems | {short: short for short in _rows()} | ids
 
 
 def model(name: str) -> ModelShape:
@@ -104,19 +155,18 @@ def model(name: str) -> ModelShape:
 
     Raises UsageError naming the nearest where there is none, the candidates where there are two.
     """
-    by_id = {shape.hf_id.lower(): short for short, shape in models().items() if shape.hf_id}
-    named = {_stem(hf_id): short for hf_id, short in by_id.items()}
-    named |= {short: short for short in models()} | by_id
-    for form in (name.strip().lower(), _stem(name)):
-        if form in named:
-            return models()[named[form]]
-    return models()[pick("model", _stem(name), models())]
+    stems = _stems(name)
+    for form in (name.strip().lower(), *stems):
+        if form in _named():
+            return _shape(_named()[form])
+    return _shape(pick("model", stems[-1], _rows()))
 
 
 # What a checkpoint's name says of its weights: the first of these that is in it.
 _PRECISIONS = (
     ("nvfp4", "fp4"), ("mxfp4", "mxfp4"), ("gpt-oss", "mxfp4"), ("fp8", "fp8"), ("w8a8", "int8"),
     ("int8", "int8"), ("awq", "int4"), ("gptq", "int4"), ("int4", "int4"), ("w4a16", "int4"),
+    ("fp4", "fp4"), ("q4_", "int4"), ("q8_0", "int8"), ("4bit", "int4"), ("8bit", "int8"),
 )  # fmt: skip
 
 
@@ -139,13 +189,15 @@ def precision_of(config: Mapping[str, Any]) -> str | None:
     return {"fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4"}.get(method)
 
 
-def _stem(name: str) -> str:
-    """`llama-3.1-8b` of `nvidia/Llama-3.1-8B-Instruct-FP8`, and of Ollama's `llama3.1:8b`."""
+def _stems(name: str) -> list[str]:
+    """`llama-3.1-8b-instruct-fp8`, `llama-3.1-8b-instruct` and `llama-3.1-8b` of
+    `nvidia/Llama-3.1-8B-Instruct-FP8`, and the last of Ollama's `llama3.1:8b`."""
     short = name.strip().rsplit("/", 1)[-1].lower().removeprefix("meta-").replace(":", "-")
-    short = re.sub(r"^(llama|gemma|phi|glm)(?=\d)", r"\1-", short)
-    while ending := _ENDING.search(short):
-        short = short[: ending.start()]
-    return short
+    short = re.sub(r"-(\d)_(\d)-", r"-\1.\2-", short)
+    stems = [re.sub(r"^(llama|gemma|phi|glm|gpt|mistral-small)(?=\d|j\b)", r"\1-", short)]
+    while ending := _ENDING.search(stems[-1]):
+        stems.append(stems[-1][: ending.start()])
+    return stems
 
 
 def from_config(
@@ -154,14 +206,14 @@ def from_config(
     """The shape that a Hugging Face `config.json` describes.
 
     A multimodal config is read through its `text_config`. Parameters are counted from the shapes:
-    grouped-query or latent attention, gated MLP, routed and shared experts, embeddings; norms
+    grouped-query or latent attention, gated or plain MLP, routed and shared experts, embeddings; norms
     included, vision towers and extra prediction heads not. Raises UsageError naming the field
     that is missing or has no sense, or what there is no formula for.
     """
     config = _decoder(config)
     layers, hidden = _int(config, "num_hidden_layers"), _int(config, "hidden_size")
     heads, vocab = _int(config, "num_attention_heads"), _int(config, "vocab_size")
-    kv_heads = _int(config, "num_key_value_heads", heads)
+    kv_heads = _kv_heads(config, heads)
     if kv_heads > heads:
         raise UsageError(f"config.json: {kv_heads} num_key_value_heads of {heads} heads in all")
     head_dim = _int(config, "head_dim", hidden // heads)
@@ -176,6 +228,8 @@ def from_config(
         attention = _attention_params(config, hidden, heads, kv_heads, head_dim)
     mlp = _mlp_params(config, layers, hidden)
     embedding = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    if config.get("model_type") in _LEARNED_POSITIONS:
+        embedding += _int(config, "max_position_embeddings", 0) * hidden
     norms = ((4 if config.get("model_type") in _FOUR_NORMS else 2) * layers + 1) * hidden
     total = embedding + norms + layers * attention + mlp.dense + mlp.routed
     inactive = mlp.routed - mlp.routed * mlp.active // max(1, mlp.experts)
@@ -223,10 +277,25 @@ def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
         what = strange[0] if strange else f"a {kind} model"
         raise UsageError(
             f"config.json: there is no formula for {what}, only for decoders with softmax "
-            "attention and gated MLPs: measure it instead"
+            "attention in every layer: measure it instead"
         )
-    silent = _SILENT.get(str(kind), {})
-    return {**silent, **{key: value for key, value in config.items() if value is not None}}
+    return {**_SILENT.get(str(kind), {}), **_spelled_out(config)}
+
+
+def _spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the names that are read here: what it nests (MPT, DBRX) on its own level, what
+    it says layer by layer (Hunyuan) once where the layers agree, and no nulls."""
+    nested = (config.get(key) for key in ("attn_config", "ffn_config"))
+    parts = [part for part in nested if isinstance(part, Mapping)]
+    flat = {key: value for part in (*parts, config) for key, value in part.items()
+            if value is not None}  # fmt: skip
+    for key, others in _ALIASES.items():
+        said = next((flat[name] for name in (key, *others) if name in flat), None)
+        if isinstance(said, list) and said and said.count(said[0]) == len(said):
+            said = said[0]
+        if said is not None:
+            flat[key] = said
+    return flat
 
 
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -236,6 +305,14 @@ def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     if not isinstance(value, int) or isinstance(value, bool) or value < (default is None):
         raise UsageError(f"config.json: {key} should be a positive integer, not {value!r}")
     return value
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    """KV heads; Falcon and StarCoder have one by `multi_query`, whatever else is written, until
+    Falcon's new architecture."""
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    return _int(config, "num_key_value_heads", heads)
 
 
 def _attention_params(
@@ -271,14 +348,15 @@ class _Mlp(msgspec.Struct, frozen=True):
 
 
 def _mlp_params(config: Mapping[str, Any], layers: int, hidden: int) -> _Mlp:
-    """Parameters of all layers' gated MLPs (three matrices each) and experts."""
+    """Parameters of all layers' MLPs, of three matrices (gated) or two, and experts."""
+    kind = config.get("model_type")
+    matrices = 2 if kind in _PLAIN_MLP else 3
     intermediate = _int(config, "intermediate_size", 4 * hidden)
-    experts = next(
-        (_int(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")
-         if config.get(key)), 0,
-    )  # fmt: skip
+    if kind == "qwen":  # the first one: gate and up projection in one number
+        intermediate //= 2
+    experts = _int(config, "num_experts", 0)
     if experts < 2:
-        return _Mlp(layers * 3 * hidden * intermediate, 0, 0, 0)
+        return _Mlp(layers * matrices * hidden * intermediate, 0, 0, 0)
     active = _int(config, "num_experts_per_tok")
     if active > experts:
         raise UsageError(f"config.json: num_experts_per_tok is {active} of {experts} experts")
@@ -289,9 +367,9 @@ def _mlp_params(config: Mapping[str, Any], layers: int, hidden: int) -> _Mlp:
     dense_width = _int(config, "intermediate_size_mlp", intermediate)
     shared_width = expert_width * _int(config, "n_shared_experts", 0)
     shared_width += _int(config, "shared_expert_intermediate_size", 0)
-    if config.get("model_type") == "llama4_text":
+    if kind == "llama4_text":
         shared_width = intermediate
-    bias = 2 * expert_width + hidden if config.get("model_type") == "gpt_oss" else 0
+    bias = 2 * expert_width + hidden if kind == "gpt_oss" else 0
     return _Mlp(
         dense=(layers - moe_layers) * 3 * hidden * dense_width
         + moe_layers * (3 * hidden * shared_width + hidden * experts),

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.model import UsageError
-from agent.sizing.hardware import pick
+from agent.sizing.hardware import pick, unknown
 
 
 class ModelShape(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ _NO_FORMULA = (
 _NO_FORMULA_KEYS = (
     "block_configs", "hybrid_layer_pattern", "hybrid_override_pattern", "compress_ratios",
     "global_head_dim", "num_kv_shared_layers", "sparse_attention_config", "full_attention_interval",
-    "num_key_value_heads_per_layer",
+    "num_key_value_heads_per_layer", "inner_hidden_size",
 )  # fmt: skip
 _QKV_BIAS = ("qwen", "qwen2", "qwen2_moe", "chatglm")  # have it and say so nowhere
 _FOUR_NORMS = ("gemma2", "gemma3_text", "glm4")  # a layer, where the others have two
@@ -121,11 +121,12 @@ _ENDING = re.compile(
 @cache
 def models() -> dict[str, ModelShape]:
     """The built-in models by short name, in the order of the file."""
-    return {name: _shape(name) for name in _rows()}
+    return {name: _shape(name) for name in rows()}
 
 
 @cache
-def _rows() -> dict[str, dict[str, Any]]:
+def rows() -> dict[str, dict[str, Any]]:
+    """The file as it is: fields of published configs by short name."""
     text = resources.files("agent.sizing").joinpath("data/models.json").read_bytes()
     table: dict[str, dict[str, Any]] = msgspec.json.decode(text)
     return table
@@ -133,33 +134,49 @@ def _rows() -> dict[str, dict[str, Any]]:
 
 @cache
 def _shape(name: str) -> ModelShape:
-    return from_config(_whole(_rows()[name]), name=name, hf_id=_rows()[name]["hf_id"])
+    return from_config(_whole(rows()[name]), name=name, hf_id=rows()[name]["hf_id"])
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with what it takes from the one it is `like`."""
     like = row.get("like")
-    return {**(_whole(_rows()[like]) if like else {}), **row}
+    return {**(_whole(rows()[like]) if like else {}), **row}
 
 
 @cache
-def _named() -> dict[str, str]:
-    """The short name of everything that a model is called: id, id without owner and endings, short."""
-    ids = {row["hf_id"].lower(): short for short, row in _rows().items()}
-    stems = {_stems(hf_id)[-1]: short for hf_id, short in ids.items()}
-    return stems | {short: short for short in _rows()} | ids
+def _exact() -> dict[str, str]:
+    """The short name by itself, and by the id with its owner and without."""
+    ids = {row["hf_id"].lower(): short for short, row in rows().items()}
+    bare = {name.rpartition("/")[2]: short for name, short in ids.items()}
+    return bare | {short: short for short in rows()} | ids
+
+
+@cache
+def _stemmed() -> dict[str, str]:
+    """The short name by the id without owner and endings."""
+    return {_stems(row["hf_id"])[-1]: short for short, row in rows().items()}
 
 
 def model(name: str) -> ModelShape:
     """The built-in model of this short name or Hugging Face id; see `hardware.pick`.
 
-    Raises UsageError naming the nearest where there is none, the candidates where there are two.
+    Endings that do not change a shape are taken off one by one, so that Mistral-7B-v0.1-AWQ is
+    mistral-7b-v0.1. A word alone is no short form but of a family: servers are called `large`,
+    `chat` or `nano` by their operators. Raises UsageError naming the nearest where there is none,
+    the candidates where there are two.
     """
-    stems = _stems(name)
-    for form in (name.strip().lower(), *stems):
-        if form in _named():
-            return _shape(_named()[form])
-    return _shape(pick("model", stems[-1], _rows()))
+    forms = (name.strip().lower(), *_stems(name))
+    short = next((_exact()[form] for form in forms if form in _exact()), None)
+    short = short or _stemmed().get(forms[-1])
+    return _shape(short or _short_form(forms[-1]))
+
+
+def _short_form(name: str) -> str:
+    family = name.partition("-")[0]
+    says_more = any(sign.isdigit() for sign in name)
+    if not says_more and all(family != known.partition("-")[0] for known in rows()):
+        raise UsageError(unknown("model", name, rows()))
+    return pick("model", name, rows())
 
 
 # What a checkpoint's name says of its weights: the first of these that is in it.
@@ -206,9 +223,9 @@ def from_config(
     """The shape that a Hugging Face `config.json` describes.
 
     A multimodal config is read through its `text_config`. Parameters are counted from the shapes:
-    grouped-query or latent attention, gated or plain MLP, routed and shared experts, embeddings; norms
-    included, vision towers and extra prediction heads not. Raises UsageError naming the field
-    that is missing or has no sense, or what there is no formula for.
+    grouped-query or latent attention, gated or plain MLP, routed and shared experts, embeddings;
+    norms included, vision towers and extra prediction heads not. Raises UsageError naming the
+    field that is missing or has no sense, or what there is no formula for.
     """
     config = _decoder(config)
     layers, hidden = _int(config, "num_hidden_layers"), _int(config, "hidden_size")
@@ -227,9 +244,7 @@ def from_config(
     else:
         attention = _attention_params(config, hidden, heads, kv_heads, head_dim)
     mlp = _mlp_params(config, layers, hidden)
-    embedding = vocab * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    if config.get("model_type") in _LEARNED_POSITIONS:
-        embedding += _int(config, "max_position_embeddings", 0) * hidden
+    embedding = _embedding_params(config, vocab, hidden)
     norms = ((4 if config.get("model_type") in _FOUR_NORMS else 2) * layers + 1) * hidden
     total = embedding + norms + layers * attention + mlp.dense + mlp.routed
     inactive = mlp.routed - mlp.routed * mlp.active // max(1, mlp.experts)
@@ -290,11 +305,9 @@ def _spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: value for part in (*parts, config) for key, value in part.items()
             if value is not None}  # fmt: skip
     for key, others in _ALIASES.items():
-        said = next((flat[name] for name in (key, *others) if name in flat), None)
-        if isinstance(said, list) and said and said.count(said[0]) == len(said):
-            said = said[0]
-        if said is not None:
-            flat[key] = said
+        if said := next((flat[name] for name in (key, *others) if flat.get(name)), None):
+            alike = isinstance(said, list) and said.count(said[0]) == len(said)
+            flat[key] = said[0] if alike else said
     return flat
 
 
@@ -305,6 +318,15 @@ def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     if not isinstance(value, int) or isinstance(value, bool) or value < (default is None):
         raise UsageError(f"config.json: {key} should be a positive integer, not {value!r}")
     return value
+
+
+def _embedding_params(config: Mapping[str, Any], vocab: int, hidden: int) -> int:
+    """Parameters of input table and output head, and of the positions where they are learned."""
+    width = _int(config, "word_embed_proj_dim", hidden)  # OPT-350m: half of it, and projected
+    params = vocab * width * (1 if config.get("tie_word_embeddings") else 2)
+    if config.get("model_type") in _LEARNED_POSITIONS:
+        params += _int(config, "max_position_embeddings", 0) * hidden
+    return params + (2 * width * hidden if width != hidden else 0)
 
 
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:

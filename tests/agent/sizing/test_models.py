@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from agent.model import UsageError
-from agent.sizing.models import from_config, model, models, precision_in, precision_of
+from agent.sizing.models import (
+    from_config,
+    model,
+    models,
+    precision_in,
+    precision_of,
+    rows,
+)
 
 # Total parameters as the hub counts them in the checkpoint (vision towers and layers that predict
 # further tokens taken off), and active ones as the model card states them.
@@ -75,7 +84,38 @@ ROUNDED: dict[str, tuple[float, float | None]] = {
     "gemma-3-4b": (3.209e9 + 0.675e9, None),
     "gemma-3-12b": (10.759e9 + 1.012e9, None),
     "gemma-3-27b": (25.6e9 + 1.416e9, None),
+    "llama-65b": (65.3e9, None),
+    "codellama-34b": (33.7e9, None),
+    "tinyllama-1.1b": (1.1e9, None),
+    "solar-10.7b": (10.7e9, None),
+    "qwen-7b": (7.72e9, None),
+    "qwen-14b": (14.17e9, None),
+    "qwen-72b": (72.3e9, None),
+    "qwen1.5-72b": (72.3e9, None),
+    "chatglm3-6b": (6.24e9, None),
+    "glm-4-9b-2024": (9.4e9, None),
+    "aquila-7b": (7.3e9, None),
+    "yi-34b": (34.4e9, None),
+    "deepseek-llm-67b": (67.4e9, None),
+    "deepseek-v2": (236e9, 21e9),
+    "deepseek-v2-lite": (15.7e9, 2.4e9),
+    "opt-66b": (65.7e9, None),
+    "bloom-176b": (176.25e9, None),
+    "gpt-j-6b": (6.05e9, None),
+    "gpt-neox-20b": (20.55e9, None),
+    "mpt-7b": (6.65e9, None),
+    "falcon-7b": (6.92e9, None),
+    "falcon-40b": (41.3e9, None),
+    "phi-2": (2.78e9, None),
+    "dbrx": (131.6e9, 36e9),
+    "command-r-plus": (104e9, None),
+    "smollm2-1.7b": (1.71e9, None),
+    "nemotron-4-340b": (341e9, None),
 }
+# As transformers counts the model of the row's configuration, its parameters made on no device.
+COUNTED: dict[str, int] = json.loads(
+    (Path(__file__).parents[2] / "golden" / "transformers-params.json").read_bytes()
+)
 # Same shape as another row: like it in all but the longest context.
 LIKE = {
     "llama-3.3-70b": "llama-3.1-70b",
@@ -101,9 +141,16 @@ LIKE = {
 
 
 def test_the_table_is_covered() -> None:
-    assert set(PUBLISHED) | set(ROUNDED) | set(LIKE) == set(models())
+    siblings = {name for name, row in rows().items() if "like" in row}
+    assert set(PUBLISHED) | set(ROUNDED) | set(LIKE) | set(COUNTED) | siblings == set(models())
     ids = [shape.hf_id for shape in models().values()]
     assert len(set(ids)) == len(ids)
+
+
+def test_parameters_are_those_that_transformers_counts() -> None:
+    """But for biases of projections and norms, which no formula here has."""
+    counted = {name: model(name).params_total for name in COUNTED}
+    assert counted == {name: pytest.approx(total, rel=3e-3) for name, total in COUNTED.items()}
 
 
 @pytest.mark.parametrize("name", LIKE)
@@ -169,6 +216,17 @@ def test_gpt_oss_active_parameters(name: str, stated: float) -> None:
         ("gpt-oss:20b", "gpt-oss-20b"),
         ("qwen2.5:7b-instruct", "qwen2.5-7b"),
         ("llama2-70b", "llama-2-70b"),
+        ("lmsys/vicuna-13b-v1.5", "vicuna-13b"),
+        ("vicuna-7b-v1.5-16k", "vicuna-7b-16k"),
+        ("amd/Llama-3.1-405B-Instruct-FP8-KV", "llama-3.1-405b"),
+        ("TheBloke/Mistral-7B-v0.1-AWQ", "mistral-7b-v0.1"),
+        ("bartowski/Llama-3.2-3B-Instruct-GGUF", "llama-3.2-3b"),
+        ("Qwen2.5-7B-Instruct-Q4_K_M.gguf", "qwen2.5-7b"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "llama-3.1-8b"),
+        ("gptj-6b", "gpt-j-6b"),
+        ("llama-7b", "llama-7b"),
+        ("qwen3-30b", "qwen3-30b-a3b"),
+        ("Qwen/Qwen1.5-7B", "qwen1.5-7b"),
     ],
 )
 def test_names(name: str, short: str) -> None:
@@ -183,11 +241,19 @@ def test_names(name: str, short: str) -> None:
         ("openai/gpt-oss-120b", "mxfp4"),
         ("Qwen/Qwen2.5-7B-Instruct-AWQ", "int4"),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "int8"),
+        ("Qwen2.5-7B-Instruct-Q4_K_M.gguf", "int4"),
+        ("Qwen2.5-7B-Instruct-Q8_0.gguf", "int8"),
         ("Qwen/Qwen3-8B", None),
     ],
 )
 def test_the_precision_that_a_name_tells(name: str, precision: str | None) -> None:
     assert precision_in(name) == precision
+
+
+@pytest.mark.parametrize("name", ["chat", "large", "nano", "plus", "air", "r", "a", "moe", "lite"])
+def test_what_operators_call_their_servers_is_no_model(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown model"):
+        model(name)
 
 
 def test_unknown_and_ambiguous_names() -> None:
@@ -218,6 +284,35 @@ def test_from_config_counts_by_hand() -> None:
     assert (shape.kv_heads, shape.head_dim, shape.max_context) == (4, 32, 2048)
     tied = from_config(_config(tie_word_embeddings=True))
     assert shape.params_total - tied.params_total == 8000 * 256
+
+
+@pytest.mark.parametrize("kind", ["opt", "falcon", "starcoder2", "nemotron", "gpt_neox"])
+def test_a_plain_mlp_has_two_matrices(kind: str) -> None:
+    gated = from_config(_config(tie_word_embeddings=False))
+    plain = from_config(_config(tie_word_embeddings=False, model_type=kind))
+    positions = 2048 * 256 if kind == "opt" else 0
+    heads = 4 * 256 * 2 * 3 * 32 if kind == "falcon" else 0  # multi_query: one of four is left
+    assert plain.params_total == gated.params_total - 4 * 256 * 512 + positions - heads
+
+
+def test_other_spellings_of_the_same_numbers() -> None:
+    spelled = {
+        "n_layer": 4, "n_embd": 256, "n_head": 8, "num_kv_heads": 4, "ffn_dim": 512,
+        "vocab_size": 8000, "seq_length": 2048,
+    }  # fmt: skip
+    assert from_config(spelled) == from_config(_config())
+    nested = {
+        "d_model": 256, "n_heads": 8, "n_layers": 4, "max_seq_len": 2048, "vocab_size": 8000,
+        "attn_config": {"kv_n_heads": 4}, "ffn_config": {"ffn_hidden_size": 512},
+    }  # fmt: skip
+    assert from_config(nested) == from_config(_config())
+
+
+def test_the_attention_of_falcon() -> None:
+    """One KV head by `multi_query`, whatever else is written, until its new architecture."""
+    old = {"model_type": "falcon", "multi_query": True}
+    assert from_config(_config(**old)).kv_heads == 1
+    assert from_config(_config(**old, new_decoder_architecture=True)).kv_heads == 4
 
 
 def test_from_config_reads_the_text_part_of_a_multimodal_model() -> None:

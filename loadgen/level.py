@@ -388,9 +388,10 @@ def _ran_out(rec: Recording, kind: str, what: str) -> str | None:
 
 def _bunched_share(rec: Recording) -> float | None:
     """Of the chunks behind a reply's first, the share that arrived together with the one before."""
-    owner = np.repeat(np.arange(rec.n), rec.chunks)
-    same = owner[1:] == owner[:-1]
-    return float((np.diff(rec.stamps_ns)[same] == 0).mean()) if same.any() else None
+    together = rec.stamps_ns[1:] == rec.stamps_ns[:-1]
+    firsts = np.cumsum(rec.chunks[rec.chunks > 0])[:-1]  # of the replies after the first one
+    behind = together.size - firsts.size
+    return float(together.sum() - together[firsts - 1].sum()) / behind if behind > 0 else None
 
 
 def _stalled_share(rec: Recording) -> float | None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from agent import files
 from agent.files import judge_files, read_demand
 from agent.model import Level, Stats, Sweep, Target, UsageError, Workload
 from agent.sizing.curve import parse_slo
+from agent.sizing.trial import Trial
 from tests.agent.sizing.swept import sweep_of
 from tests.agent.test_cli import Command, agent
 
@@ -142,11 +144,26 @@ def test_recorded_requests_are_replayed_where_the_engine_is_known(
     assert "replayed" not in said(bare, trace(every_s)).summary
 
 
-def test_an_engine_swept_with_other_lengths_has_to_have_room_to_spare() -> None:
-    alike, other = (said(sweep_of(lengths=one), trace(2.0)) for one in ((1000, 300), (300, 100)))
-    assert (alike.finding, other.finding) == ("RIGHT_SIZED", "RIGHT_SIZED")
-    assert other.confidence.level == "low"
-    assert 1 / said(sweep_of(), trace(2.0)).ratio.hi > 1.25
+@pytest.mark.parametrize(
+    ("held", "alike", "other"),
+    [
+        ((0.5, 0.7), "UNDER_SIZED", "UNDER_SIZED"),
+        ((0.7, 0.9), "UNDER_SIZED", "BORDERLINE"),
+        ((0.9, 1.2), "BORDERLINE", "BORDERLINE"),
+        ((1.1, 2.0), "RIGHT_SIZED", "BORDERLINE"),
+        ((2.4, 6.0), "RIGHT_SIZED", "BORDERLINE"),
+        ((2.6, 6.0), "RIGHT_SIZED", "RIGHT_SIZED"),
+    ],
+)
+def test_an_engine_swept_with_other_lengths_has_to_have_room_to_spare(
+    monkeypatch: pytest.MonkeyPatch, held: tuple[float, float], alike: str, other: str
+) -> None:
+    """Whatever the replay holds of the recorded requests, at the slowest and the fastest."""
+    replayed = Trial(sum(held) / 2, *held, 0.5, None, 400, "of the observed requests")
+    monkeypatch.setattr(files, "trial", lambda *_, **__: replayed)
+    found = [said(sweep_of(lengths=one), trace(2.0)) for one in ((1000, 300), (300, 100))]
+    assert [one.finding for one in found] == [alike, other]
+    assert found[1].confidence.level == "low"
 
 
 def test_a_burst_inside_the_busiest_minute_is_not_told_to_fit() -> None:

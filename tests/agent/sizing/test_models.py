@@ -150,7 +150,7 @@ def test_the_table_is_covered() -> None:
 def test_parameters_are_those_that_transformers_counts() -> None:
     """But for biases of projections and norms, which no formula here has."""
     counted = {name: model(name).params_total for name in COUNTED}
-    assert counted == {name: pytest.approx(total, rel=3e-3) for name, total in COUNTED.items()}
+    assert counted == {name: pytest.approx(total, rel=1e-3) for name, total in COUNTED.items()}
 
 
 @pytest.mark.parametrize("name", LIKE)

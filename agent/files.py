@@ -21,6 +21,7 @@ from agent.sizing import curve as curves
 from agent.sizing.advice import advise
 from agent.sizing.arrivals import Arrivals, recorded
 from agent.sizing.case import Observed
+from agent.sizing.crowd import overload
 from agent.sizing.declared import Demand, parse_demand
 from agent.sizing.judge import judge
 from agent.sizing.kind import Known
@@ -33,6 +34,10 @@ BURST_S = 5.0  # about as long as people wait for a first word: a queue of longe
 # (a sweep of 512 + 128 tokens; public traces, bursts, a day; L4 and H100) it was said to hold up
 # to 2.4 times what it does, where the long prompts of a trace come close to the TTFT allowed.
 OTHER_LENGTHS_SPARE = 2.5
+_NO_ENGINE = "nothing was replayed: no model and GPU that are known"
+_REPLAYABLE = (
+    "a sweep of known model and GPU, with an SLO: the requests are then replayed through it"
+)
 SHORT_S = 60.0  # a trace that lasts no longer has no busiest minute
 
 
@@ -98,7 +103,7 @@ def judge_files(
         endpoint=sweep.workload.endpoint,
     )
     verdict = _replayed(verdict, sweep, slo, asked, side) or _one_sided(
-        _bursts(verdict, asked), demand, side
+        _bursts(_queues(verdict, levels, sweep, slo, asked, side), asked), demand, side
     )
     prompt, answer = demand.input_tokens.typical, demand.output_tokens.typical
     lengths = (prompt, answer) if prompt and answer else None
@@ -140,6 +145,78 @@ def _with_requests(sweep: Sweep, demand: Demand) -> list[Level]:
     return [whole(level) for level in sweep.levels]
 
 
+def _queues(
+    verdict: Verdict, levels: Sequence[Level], sweep: Sweep, slo: Sequence[Slo],
+    asked: Asked | None, side: Side,
+) -> Verdict:  # fmt: skip
+    """What is left of one that is too small for its busiest minute, where queues may drain.
+
+    An SLO is about all requests. It is proven broken where more of them than it allows surely met
+    a load that was measured to break it.
+    """
+    if asked is None or asked.arrivals is None or verdict.finding not in _JUDGED:
+        return verdict
+    proven = side not in ("shorter", "other") and overload(
+        curves.points(levels), slo, asked.arrivals, _weights(sweep, side),
+        saturated=bool(verdict.capacity.get("saturated")),
+    )  # fmt: skip
+    if proven and proven >= 1:
+        return _proven(verdict, proven)
+    return _open(verdict, asked.arrivals) if verdict.finding == "UNDER_SIZED" else verdict
+
+
+def _weights(sweep: Sweep, side: Side) -> tuple[float | None, float | None]:
+    """Prompt and reply of a request of weight 1: the swept ones, where the others are like them."""
+    if side != "alike":
+        return None, None
+    return (
+        swept(sweep, "prompt_tokens", sweep.workload.input_tokens),
+        swept(sweep, "output_tokens", sweep.workload.output_tokens),
+    )
+
+
+def _proven(verdict: Verdict, times: float) -> Verdict:
+    """Too small, by what the requests surely met."""
+    words, action = _SAID["UNDER_SIZED"]
+    agrees, given = verdict.finding == "UNDER_SIZED", verdict.recommendation
+    line = f"at least {times:.3g} times as many of the requests as the SLO allows"
+    return msgspec.structs.replace(
+        verdict,
+        finding="UNDER_SIZED",
+        summary=verdict.summary if agrees else (
+            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            + f"{words}: {line} came to a load that was measured to break it."
+        ),
+        confidence=verdict.confidence if agrees else Confidence("low", _NO_ENGINE),
+        rests_on=[*verdict.rests_on, f"{line} came to a load that was measured to break it"],
+        recommendation=given if agrees or given is None else msgspec.structs.replace(
+            given, action=action, overturned_by=_REPLAYABLE
+        ),
+    )  # fmt: skip
+
+
+def _open(verdict: Verdict, arrivals: Arrivals) -> Verdict:
+    """Too close to call: the busiest minute is too much, of all requests that is not proven."""
+    given, ratio, most = verdict.recommendation, verdict.ratio, verdict.capacity.get("hi")
+    low = min(1.0, arrivals.mean_rps / most) if most else None
+    return msgspec.structs.replace(
+        verdict,
+        finding="BORDERLINE",
+        summary=(
+            "Simulated: " * verdict.summary.startswith("Simulated: ")
+            + f"{_SAID['BORDERLINE'][0]}: the busiest minute brings {verdict.demand['rps']:.3g}"
+            f" requests/s, and {most:.3g} are surely not held; but what waits may be served in"
+            f" time, and {arrivals.mean_rps:.3g} come on average."
+        ),
+        confidence=Confidence("low", _NO_ENGINE),
+        ratio=None if ratio is None else msgspec.structs.replace(ratio, lo=low),
+        missing=[_REPLAYABLE, *verdict.missing],
+        recommendation=None if given is None else msgspec.structs.replace(
+            given, action=_SAID["BORDERLINE"][1], overturned_by=_REPLAYABLE
+        ),
+    )  # fmt: skip
+
+
 def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
     """What is left of one that fits by its busiest minute, where moments of it ask for more.
 
@@ -161,10 +238,9 @@ def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
             + f"{words}: the busiest minute is held, but the busiest {BURST_S:g} s bring the tokens"
             f" of {most:.3g} requests/s, and {held:.3g} are surely held."
         ),
-        confidence=Confidence("low", "nothing was replayed: no model and GPU that are known"),
+        confidence=Confidence("low", _NO_ENGINE),
         recommendation=None if given is None else msgspec.structs.replace(
-            given, action=action, overturned_by="a sweep of known model and GPU, with an SLO: the"
-            " requests are then replayed through it",
+            given, action=action, overturned_by=_REPLAYABLE
         ),
     )  # fmt: skip
 

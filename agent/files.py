@@ -5,7 +5,9 @@ The demand is declared in figures, or recorded requests. Requests are not compar
 - Where the curve tells its model and GPU, recorded requests are replayed through the engine that
   is fitted to it, with their own lengths and instants.
 - Else requests a second count, and prompts or answers of other lengths than the swept ones prove
-  one thing only: longer ones that something is too small, shorter ones that it fits.
+  one thing only: longer ones that something is too small, shorter ones that it fits. Recorded ones
+  fit by their busiest minute and seconds, and are too many only where more of them than an SLO
+  allows surely met a load that was measured to break it (`agent.sizing.crowd`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from agent.sizing.declared import Demand, parse_demand
 from agent.sizing.judge import judge
 from agent.sizing.kind import Known
 from agent.sizing.scene import percent
-from agent.sizing.trial import Trial, fitted, trial
+from agent.sizing.trial import Trial, fitted, trial, whole
 
 Side = Literal["alike", "longer", "shorter", "other", "unknown"]
 BURST_S = 5.0  # about as long as people wait for a first word: a queue of longer is a broken SLO
@@ -301,7 +303,8 @@ def _replayed(
 ) -> Verdict | None:
     """What the replay of recorded requests says; null where nothing can be replayed.
 
-    An engine that was fitted to other lengths has to have much to spare.
+    An SLO is about all requests: the busiest part, which the trial tells of, has to agree with the
+    whole. An engine that was fitted to other lengths has to have much to spare.
     """
     if asked is None or asked.arrivals is None or not slo or verdict.finding not in _JUDGED:
         return None
@@ -309,13 +312,21 @@ def _replayed(
 
     try:
         rng = np.random.default_rng(0)
-        found = trial(fitted(sweep), asked.arrivals, slo, replicas=1, rng=rng)
+        engine = fitted(sweep)
+        found = trial(engine, asked.arrivals, slo, replicas=1, rng=rng)
+        short, spare = (1.0, 1.0) if side == "alike" else (LENGTHS_FACTOR, OTHER_LENGTHS_SPARE)
+        finding, behind = "BORDERLINE", ""
+        if found.hi * short < 1:
+            broken = whole(engine, asked.arrivals, slo, +1, 1 / short) > 1
+            finding = "UNDER_SIZED" if broken else finding
+            behind = "" if broken else " in their busiest part, and over all of them it may be kept"
+        elif found.lo > spare:
+            kept = whole(engine, asked.arrivals, slo, -1, spare) <= 1
+            finding = "RIGHT_SIZED" if kept else finding
+            behind = "" if kept else " in their busiest part, and over all of them it may break"
     except UsageError:
         return None
-    short, spare = (1.0, 1.0) if side == "alike" else (LENGTHS_FACTOR, OTHER_LENGTHS_SPARE)
-    if found.hi * short < 1:
-        return _by_replay(verdict, found, side, "UNDER_SIZED")
-    return _by_replay(verdict, found, side, "RIGHT_SIZED" if found.lo > spare else "BORDERLINE")
+    return _by_replay(verdict, found, side, finding, behind)
 
 
 _SAID = {
@@ -327,7 +338,7 @@ _SAID = {
 }  # fmt: skip
 
 
-def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str) -> Verdict:
+def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str, behind: str) -> Verdict:
     words, action = _SAID[finding]
     ratio, given = found.ratio, verdict.recommendation
     agrees = verdict.finding == finding
@@ -342,7 +353,7 @@ def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str) -> Verd
         summary=(
             "Simulated: " * verdict.summary.startswith("Simulated: ")
             + f"{words}: replayed, the recorded requests take {percent(ratio.value)} of what it"
-            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)})."
+            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)}){behind}."
         ),
         confidence=verdict.confidence if agrees else Confidence(grade, limited),
         ratio=ratio,

@@ -1,8 +1,8 @@
 """Recorded requests against a curve alone: how many of them surely met too many others.
 
 Pure. Where neither model nor GPU is known there is no engine to replay them through, and a busiest
-minute proves nothing of an SLO that one in twenty requests may miss: a queue can drain. What a curve
-proves of queues is one-sided, and enough for UNDER_SIZED:
+minute proves nothing of an SLO that one in twenty requests may miss: a queue can drain. What a
+curve proves of queues is one-sided, and enough for UNDER_SIZED:
 
 - With no more than n requests in it a server finished no more than X(n) a second, for throughput
   grows with load. A bucket that takes n requests and leaks X(n) a second is then never fuller than

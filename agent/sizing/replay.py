@@ -211,6 +211,21 @@ def _tally(done: Replayed, target: Target, blocks: _Blocks) -> _Tally:
     return _Tally(over, of, share)
 
 
+def excess(done: Replayed, target: Target, requests: int) -> float:
+    """How many times what a target allows was missed (of a mean: it over its bound); broken over 1.
+
+    Of so many `requests` in all: those that were not replayed are taken to have met it.
+    """
+    _, values_ms, counts = _sample(done, target.metric)
+    of = float(counts.sum()) * requests / max(1, len(done.arrivals))
+    if not of:
+        return 0.0
+    if target.statistic == "mean":
+        return float((counts * values_ms).sum()) / of / target.bound_ms
+    allowed = 0.0 if target.statistic == "max" else 1 - float(target.statistic[1:]) / 100
+    return float((counts * (values_ms >= target.bound_ms)).sum()) / of / (allowed or 1e-9)
+
+
 def _sample(done: Replayed, metric: str) -> tuple[Floats, Floats, Floats]:
     """What a target is about: instants in s, values in ms, and how often each stands."""
     if metric == "itl":

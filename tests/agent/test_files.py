@@ -161,6 +161,7 @@ def test_an_engine_swept_with_other_lengths_has_to_have_room_to_spare(
     """Whatever the replay holds of the recorded requests, at the slowest and the fastest."""
     replayed = Trial(sum(held) / 2, *held, 0.5, None, 400, "of the observed requests")
     monkeypatch.setattr(files, "trial", lambda *_, **__: replayed)
+    monkeypatch.setattr(files, "whole", lambda *given: 2.0 if given[3] > 0 else 0.5)
     found = [said(sweep_of(lengths=one), trace(2.0)) for one in ((1000, 300), (300, 100))]
     assert [one.finding for one in found] == [alike, other]
     assert found[1].confidence.level == "low"
@@ -177,6 +178,47 @@ def test_a_burst_inside_the_busiest_minute_is_not_told_to_fit() -> None:
     assert found.finding == "BORDERLINE"
     assert "the busiest 5 s bring the tokens of 21 requests/s" in found.summary
     assert found.confidence.level == "low"
+
+
+def _of_instants(at_ms: list[float]) -> bytes:
+    line = '{"timestamp": %.0f, "input_length": 1000, "output_length": 300, "hash_ids": []}\n'
+    return b"".join((line % at).encode() for at in at_ms)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "finding"), [(60, "BORDERLINE"), (600, "UNDER_SIZED")], ids=["drains", "stays"]
+)
+def test_a_queue_that_drains_is_not_too_small(seconds: int, finding: str) -> None:
+    """A request a second for an hour; 7 a second are held, and 14 come for a minute, or for ten."""
+    at_ms = sorted(
+        [1000.0 * one for one in range(3600)]
+        + [1e6 + 1000 * one / 13 for one in range(13 * seconds)]
+    )
+    found = said(curve(input_tokens=1000, output_tokens=300), _of_instants(at_ms))
+    assert found.finding == finding
+    if finding == "BORDERLINE":
+        assert "the busiest minute brings 14" in found.summary
+        assert found.missing[0].startswith("a sweep of known model and GPU")
+        assert found.ratio.lo < 1 < found.ratio.value
+    else:
+        assert any("times as many of the requests as the SLO allows" in one
+                   for one in found.rests_on)  # fmt: skip
+
+
+def test_the_busiest_part_alone_proves_nothing_of_a_whole_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its busiest part has to agree with all of it, in either direction."""
+    for held, missed, finding in (
+        ((0.5, 0.7), 0.4, "BORDERLINE"), ((0.5, 0.7), 1.1, "UNDER_SIZED"),
+        ((1.5, 2.0), 0.4, "RIGHT_SIZED"), ((1.5, 2.0), 1.1, "BORDERLINE"),
+    ):  # fmt: skip
+        replayed = Trial(sum(held) / 2, *held, 0.5, None, 400, "of the observed requests")
+        monkeypatch.setattr(files, "trial", lambda *_, given=replayed, **__: given)
+        monkeypatch.setattr(files, "whole", lambda *_, given=missed: given)
+        found = said(sweep_of(), trace(2.0))
+        assert found.finding == finding
+        assert ("in their busiest part" in found.summary) == (finding == "BORDERLINE")
 
 
 # ----------------------------------------------------------------------------------- as a command

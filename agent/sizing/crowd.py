@@ -43,26 +43,28 @@ def overload(
 ) -> float:
     """How many times what an SLO allows is surely missed: proven broken from 1 on, else open.
 
-    `lengths`: prompt and reply that weigh one request, the trace's own where they are not known.
+    `lengths`: prompt and reply that the points are of, the trace's own where they are not known.
     """
-    columns = (arrivals.prompt_tokens, arrivals.output_tokens)
-    return min(
-        _overload(points, slo, arrivals.at_s, column / (length or column.mean()), saturated)
-        for column, length in zip(columns, lengths, strict=True)
-    )
+    known = [p for p in points if p.concurrency and p.rps]
+    fastest = np.maximum.accumulate([0.0, *((p.rps or 0.0) * (1 + p.half) for p in known)])[1:]
+    found = []
+    for column, length in zip(
+        (arrivals.prompt_tokens, arrivals.output_tokens), lengths, strict=True
+    ):
+        mean = float(column.mean())
+        rates = fastest * (length or mean) / mean  # in requests of the trace's mean length
+        found.append(_overload(known, rates, slo, arrivals.at_s, column / mean, saturated))
+    return min(found)
 
 
 def _overload(
-    points: Sequence[Point], slo: Sequence[Slo], at_s: Floats, work: Floats, saturated: bool
-) -> float:
-    known = [p for p in points if p.concurrency and p.rps]
-    rates = np.maximum.accumulate([0.0, *((p.rps or 0.0) * (1 + p.half) for p in known)])[1:]
-    met = [
-        full_share(at_s, work, max(1.0, p.concurrency or 0.0), rate)
-        for p, rate in zip(known, rates, strict=True)
-    ]
-    found = [_misses(known, met, target) for target in slo]
-    if saturated and known:
+    points: Sequence[Point], rates: Floats, slo: Sequence[Slo], at_s: Floats, work: Floats,
+    saturated: bool,
+) -> float:  # fmt: skip
+    sizes = [max(1.0, p.concurrency or 0.0) for p in points]
+    met = [full_share(at_s, work, *of) for of in zip(sizes, rates.tolist(), strict=True)]
+    found = [_misses(points, met, target) for target in slo]
+    if saturated and points:
         bound_s = max([QUEUE_S, *(t.bound_ms / 1e3 for t in slo if t.metric in ("ttft", "e2e"))])
         most = float(rates[-1])
         found.append(full_share(at_s, work, max(1.0, most * bound_s), most) / MISSES_MAX)

@@ -33,6 +33,7 @@ CONNECT_TIMEOUT_S = 10.0
 COST_BOUNDS = {"block": (8.0, 160.0), "unit": (0.25, 4.0), "nonce_letter": (0.25, 4.0)}
 REFUSED = ("http_400", "http_413", "http_422")
 BUSY = ("http_429", "http_500", "http_502", "http_503", "http_504")  # may well pass
+UNTOLD = (403, 405, 500, 501)  # where the requests themselves may well be answered
 GATEWAY = (502, 504)  # said by a proxy, never by an engine
 CLOSING_S = 0.1  # after a reply: a server that closes without saying so has done so by then
 PAUSES_S = (0.2, 0.8)  # before a probe that met a busy server is sent again
@@ -70,8 +71,13 @@ async def models(
     headers: dict[str, str],
     tls: ssl.SSLContext | None,
     timeout_s: float = PROBE_TIMEOUT_S,
+    *,
+    optional: bool = False,
 ) -> Known:
-    """What `/v1/models` lists; nothing where the server has no such page. Raises TargetError."""
+    """What `/v1/models` lists; nothing where the server has no such page. Raises TargetError.
+
+    `optional`: the model is named, so a page that is broken or refused is as good as none.
+    """
     import aiohttp
 
     url = f"{address.origin}/v1/models"
@@ -86,6 +92,8 @@ async def models(
             body = await reply.read()
             if 300 <= reply.status < 400:
                 raise TargetError(_redirected(url, reply.status, reply.headers.get("Location")))
+            if optional and reply.status in UNTOLD:
+                return Known([])
             return _known(url, reply.status, body)
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
         raise TargetError(_tls_advice(address, error)) from error

@@ -318,7 +318,10 @@ class Session:
             processes=options.processes or 1,
         )  # fmt: skip
         limit_s = min(options.timeout_s, probe.PROBE_TIMEOUT_S)
-        known = await probe.models(self._address, options.headers, self._tls, limit_s)
+        known = await probe.models(
+            self._address, options.headers, self._tls, limit_s,
+            optional=bool(options.model or options.mix),
+        )  # fmt: skip
         self._api = api.ENDPOINTS[options.endpoint]
         model = self._choose_model(known)
         prompt_tokens = self._check_length(model, known)

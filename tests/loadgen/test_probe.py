@@ -127,6 +127,21 @@ async def test_a_server_that_closes_without_a_word_is_noticed(closes: bool) -> N
     assert any("closes each connection" in note for note in found.notes) is closes
 
 
+async def test_a_models_page_that_is_broken_is_not_needed_where_the_model_is_named() -> None:
+    for status in (403, 405, 500):
+        pages: Pages = {"/v1/models": message(status, b"Internal Server Error")}
+        with serving(pages=pages) as where:
+            found = await probe.models(parse_url(where), {}, None, 2.0, optional=True)
+            assert found.ids == []
+            with pytest.raises(TargetError, match=f"answered {status}"):
+                await probe.models(parse_url(where), {}, None, 2.0)
+    with (
+        serving(pages={"/v1/models": message(401, b"")}) as where,
+        pytest.raises(TargetError, match="--api-key-file"),
+    ):
+        await probe.models(parse_url(where), {}, None, 2.0, optional=True)
+
+
 def test_choose_model() -> None:
     assert choose_model(None, ["a", "b"]) == "a"
     assert choose_model("b", ["a", "b"]) == "b"

@@ -76,7 +76,8 @@ async def models(
 ) -> Known:
     """What `/v1/models` lists; nothing where the server has no such page. Raises TargetError.
 
-    `optional`: the model is named, so a page that is broken or refused is as good as none.
+    `optional`: the model is named, so a page that is empty (of `transformers serve`, which loads
+    what it is asked for), broken or refused is as good as none.
     """
     import aiohttp
 
@@ -94,7 +95,7 @@ async def models(
                 raise TargetError(_redirected(url, reply.status, reply.headers.get("Location")))
             if optional and reply.status in UNTOLD:
                 return Known([])
-            return _known(url, reply.status, body)
+            return _known(url, reply.status, body, optional=optional)
     except (aiohttp.ClientSSLError, ssl.SSLError) as error:
         raise TargetError(_tls_advice(address, error)) from error
     except aiohttp.ClientConnectorError as error:
@@ -150,7 +151,7 @@ def _tls_advice(address: Address, error: BaseException) -> str:
     )
 
 
-def _known(url: str, status: int, body: bytes) -> Known:
+def _known(url: str, status: int, body: bytes, *, optional: bool) -> Known:
     _refuse_status(url, status, body, missing_is_fatal=False)
     if status == 404:
         return Known([])
@@ -170,8 +171,11 @@ def _known(url: str, status: int, body: bytes) -> Known:
         simulated = any(entry.get("owned_by") == "servefit-sim" for entry in reply["data"])
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise TargetError(_not_an_api(url, body)) from error
-    if not ids:
-        raise TargetError(f"{url} lists no models: load one on the server first")
+    if not ids and not optional:
+        raise TargetError(
+            f"{url} lists no models: load one on the server first, or name by --model one that it "
+            "loads when it is asked for it"
+        )
     lengths = {str(entry["id"]): _longest(entry) for entry in reply["data"]}
     told = {model: longest for model, longest in lengths.items() if longest is not None}
     return Known(ids, told, simulated)

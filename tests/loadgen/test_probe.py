@@ -135,6 +135,10 @@ async def test_a_models_page_that_is_broken_is_not_needed_where_the_model_is_nam
             assert found.ids == []
             with pytest.raises(TargetError, match=f"answered {status}"):
                 await probe.models(parse_url(where), {}, None, 2.0)
+    with serving(pages={"/v1/models": message(200, {"object": "list", "data": []})}) as where:
+        assert (await probe.models(parse_url(where), {}, None, 2.0, optional=True)).ids == []
+        with pytest.raises(TargetError, match="--model"):
+            await probe.models(parse_url(where), {}, None, 2.0)
     with (
         serving(pages={"/v1/models": message(401, b"")}) as where,
         pytest.raises(TargetError, match="--api-key-file"),

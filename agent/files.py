@@ -180,44 +180,27 @@ def _weights(sweep: Sweep, side: Side) -> tuple[float | None, float | None]:
 
 def _proven(verdict: Verdict, times: float) -> Verdict:
     """Too small, by what the requests surely met."""
-    words, action = _SAID["UNDER_SIZED"]
-    agrees, given = verdict.finding == "UNDER_SIZED", verdict.recommendation
     line = f"at least {times:.3g} times as many of the requests as the SLO allows"
-    return msgspec.structs.replace(
-        verdict,
-        finding="UNDER_SIZED",
-        summary=verdict.summary if agrees else (
-            "Simulated: " * verdict.summary.startswith("Simulated: ")
-            + f"{words}: {line} came to a load that was measured to break it."
-        ),
-        confidence=verdict.confidence if agrees else Confidence("low", _NO_ENGINE),
-        rests_on=[*verdict.rests_on, f"{line} came to a load that was measured to break it"],
-        recommendation=given if agrees or given is None else msgspec.structs.replace(
-            given, action=action, overturned_by=_REPLAYABLE
-        ),
-    )  # fmt: skip
+    line += " came to a load that was measured to break it"
+    if verdict.finding != "UNDER_SIZED":
+        verdict = _unreplayed(verdict, "UNDER_SIZED", line)
+    return msgspec.structs.replace(verdict, rests_on=[*verdict.rests_on, line])
 
 
 def _open(verdict: Verdict, arrivals: Arrivals) -> Verdict:
     """Too close to call: the busiest minute is too much, of all requests that is not proven."""
-    given, ratio, most = verdict.recommendation, verdict.ratio, verdict.capacity.get("hi")
+    ratio, most = verdict.ratio, verdict.capacity.get("hi")
     low = min(1.0, arrivals.mean_rps / most) if most else None
+    line = (
+        f"the busiest minute brings {verdict.demand['rps']:.3g} requests/s, and {most:.3g} are"
+        f" surely not held; but what waits may be served in time, and {arrivals.mean_rps:.3g} come"
+        " on average"
+    )
     return msgspec.structs.replace(
-        verdict,
-        finding="BORDERLINE",
-        summary=(
-            "Simulated: " * verdict.summary.startswith("Simulated: ")
-            + f"{_SAID['BORDERLINE'][0]}: the busiest minute brings {verdict.demand['rps']:.3g}"
-            f" requests/s, and {most:.3g} are surely not held; but what waits may be served in"
-            f" time, and {arrivals.mean_rps:.3g} come on average."
-        ),
-        confidence=Confidence("low", _NO_ENGINE),
+        _unreplayed(verdict, "BORDERLINE", line),
         ratio=None if ratio is None else msgspec.structs.replace(ratio, lo=low),
         missing=[_REPLAYABLE, *verdict.missing],
-        recommendation=None if given is None else msgspec.structs.replace(
-            given, action=_SAID["BORDERLINE"][1], overturned_by=_REPLAYABLE
-        ),
-    )  # fmt: skip
+    )
 
 
 def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
@@ -231,21 +214,31 @@ def _bursts(verdict: Verdict, asked: Asked | None) -> Verdict:
         return verdict
     if verdict.finding != "RIGHT_SIZED" or (most := _busiest(asked.arrivals)) <= held:
         return verdict
+    line = (
+        f"the busiest minute is held, but the busiest {BURST_S:g} s bring the tokens of"
+        f" {most:.3g} requests/s, and {held:.3g} are surely held"
+    )
+    return _unreplayed(verdict, "BORDERLINE", line)
+
+
+def _unreplayed(verdict: Verdict, finding: str, line: str) -> Verdict:
+    """Another finding by what the requests themselves show, which a replay might overturn."""
+    words, action = _SAID[finding]
     given = verdict.recommendation
-    words, action = _SAID["BORDERLINE"]
     return msgspec.structs.replace(
         verdict,
-        finding="BORDERLINE",
-        summary=(
-            "Simulated: " * verdict.summary.startswith("Simulated: ")
-            + f"{words}: the busiest minute is held, but the busiest {BURST_S:g} s bring the tokens"
-            f" of {most:.3g} requests/s, and {held:.3g} are surely held."
-        ),
+        finding=finding,
+        summary=f"{_simulated(verdict)}{words}: {line}.",
         confidence=Confidence("low", _NO_ENGINE),
         recommendation=None if given is None else msgspec.structs.replace(
             given, action=action, overturned_by=_REPLAYABLE
         ),
     )  # fmt: skip
+
+
+def _simulated(verdict: Verdict) -> str:
+    """What the summary of a simulated server begins with, for one that takes its place."""
+    return "Simulated: " * verdict.summary.startswith("Simulated: ")
 
 
 def _busiest(arrivals: Arrivals) -> float:
@@ -283,10 +276,8 @@ def _one_sided(verdict: Verdict, demand: Demand, side: Side) -> Verdict:
         verdict,
         finding="INSUFFICIENT_DATA",
         summary=(
-            "Simulated: "
-            * verdict.summary.startswith("Simulated: ")
-            + f"The sweep cannot tell: the declared requests are {words} than the swept ones, and"
-            f" of those alone it would be {verdict.finding}."
+            f"{_simulated(verdict)}The sweep cannot tell: the declared requests are {words} than"
+            f" the swept ones, and of those alone it would be {verdict.finding}."
         ),
         confidence=Confidence("none", "missing evidence"),
         recommendation=recommendation,
@@ -352,9 +343,9 @@ def _by_replay(verdict: Verdict, found: Trial, side: Side, finding: str, behind:
         verdict,
         finding=finding,
         summary=(
-            "Simulated: " * verdict.summary.startswith("Simulated: ")
-            + f"{words}: replayed, the recorded requests take {percent(ratio.value)} of what it"
-            f" holds within the SLO ({percent(ratio.lo)} to {percent(ratio.hi)}){behind}."
+            f"{_simulated(verdict)}{words}: replayed, the recorded requests take"
+            f" {percent(ratio.value)} of what it holds within the SLO ({percent(ratio.lo)} to"
+            f" {percent(ratio.hi)}){behind}."
         ),
         confidence=verdict.confidence if agrees else Confidence(grade, limited),
         ratio=ratio,

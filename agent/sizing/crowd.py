@@ -92,8 +92,7 @@ def _misses(points: Sequence[Point], met: Sequence[float], target: Slo) -> float
     )
     if target.statistic == "mean":
         return float(missed) / target.bound_ms
-    allowed = 0.0 if target.statistic == "max" else 1 - float(target.statistic[1:]) / 100
-    return float(missed) / max(allowed, 1e-6)
+    return float(missed) / max(curves.share_allowed(target.statistic), 1e-6)
 
 
 def _least(level: Level, target: Slo) -> float | None:

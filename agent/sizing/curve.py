@@ -35,6 +35,11 @@ _TARGET = re.compile(
 _FAILURES_MAX = {"mean": 0.05, "p50": 0.05, "p90": 0.05, "p95": 0.05, "p99": 0.01, "max": 0.0}
 
 
+def share_allowed(statistic: str) -> float:
+    """Of the requests, that may reach a bound on this quantile: 0.05 of `p95`, none of `max`."""
+    return 0.0 if statistic == "max" else 1 - float(statistic[1:]) / 100
+
+
 def parse_slo(text: str) -> list[Slo]:
     """`'ttft:p95<500ms,itl:p95<50ms'` → targets. Raises UsageError saying what to change."""
     targets = [_parse_target(part.strip()) for part in text.split(",") if part.strip()]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from agent.model import Ratio, Slo, UsageError
 from agent.sizing import simulate
 from agent.sizing.arrivals import HOUR_S, Arrivals, busiest, recorded, times
+from agent.sizing.curve import share_allowed
 from agent.sizing.engine import EngineSpec
 from agent.sizing.simulate import Record, Virtual, VirtualLevel
 from agent.stats import Floats, t975
@@ -207,8 +208,7 @@ def _tally(done: Replayed, target: Target, blocks: _Blocks) -> _Tally:
     if target.statistic == "mean":
         return _Tally(blocks.sums(at_s, counts * values_ms), of, target.bound_ms)
     over = blocks.sums(at_s, counts * (values_ms >= target.bound_ms))
-    share = 0.0 if target.statistic == "max" else 1 - float(target.statistic[1:]) / 100
-    return _Tally(over, of, share)
+    return _Tally(over, of, share_allowed(target.statistic))
 
 
 def excess(done: Replayed, target: Target, requests: int) -> float:
@@ -222,8 +222,8 @@ def excess(done: Replayed, target: Target, requests: int) -> float:
         return 0.0
     if target.statistic == "mean":
         return float((counts * values_ms).sum()) / of / target.bound_ms
-    allowed = 0.0 if target.statistic == "max" else 1 - float(target.statistic[1:]) / 100
-    return float((counts * (values_ms >= target.bound_ms)).sum()) / of / (allowed or 1e-9)
+    missed = float((counts * (values_ms >= target.bound_ms)).sum()) / of
+    return missed / (share_allowed(target.statistic) or 1e-9)
 
 
 def _sample(done: Replayed, metric: str) -> tuple[Floats, Floats, Floats]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,6 +61,7 @@ class Daemon:
         self._parts = Parts(config, self._history, self._started_unix_s)
         self._known: list[Known] = []
         self._stop = asyncio.Event()
+        self._is_ready = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # --------------------------------------------------------------------------------------- life
@@ -77,6 +78,7 @@ class Daemon:
             log.info("servefit %s: %s, store %s", __version__, url, self._history.path)
             await self._parts.reconcile()
             await self._until_ready()
+            self._is_ready = True
             notify(f"READY=1\nSTATUS={len(self.config.server)} servers, {url}")
             log.info("ready in %.1f s", time.monotonic() - self._began_s)
             self._tasks = [
@@ -240,6 +242,16 @@ class Daemon:
     def batches(self) -> Sequence[Batch]:
         known = known_batch(time.monotonic_ns(), self._known)
         return [*(one.batch() for one in self._parts.sources), known]
+
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    def newest_unix_s(self) -> Mapping[str, float]:
+        return {
+            one.name: at_s
+            for one in self._parts.sources
+            if (at_s := one.minutes.newest_unix_s) is not None
+        }
 
     def open_minutes(self) -> Sequence[Minute]:
         return [

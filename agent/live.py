@@ -6,7 +6,7 @@ The daemon is one `Live`; `agent.web` asks nothing else of it. The structs are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -91,6 +91,14 @@ class Live(Protocol):
 
     def batches(self) -> Sequence[Batch]:
         """The newest readings of every source, the agent itself included: what is exported."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether each source goes on from what the store knows, and was asked (or had time to)."""
+        ...
+
+    def newest_unix_s(self) -> Mapping[str, float]:
+        """When each source was sampled last, which may have been by an earlier agent."""
         ...
 
     def open_minutes(self) -> Sequence[Minute]:

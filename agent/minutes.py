@@ -429,6 +429,11 @@ class Minutes:
         self._resets = 0
         self._marks: set[str] = set()
 
+    @property
+    def newest_unix_s(self) -> float | None:
+        """When the newest sample was taken, an earlier agent's where that is loaded."""
+        return self._at_unix_s if self._at_ns >= 0 else None
+
     def current(self) -> Minute | None:
         """The unfinished minute up to the last sample; None before the first."""
         return self._record()

@@ -97,7 +97,7 @@ class Source:
         readings = await self.watched.sample()
         self._tell_health()
         at_ns = max((one.at_ns for one in readings), default=time.monotonic_ns())
-        at_unix_s = (at_ns + self._history.timeline.offset_ns) / 1e9
+        at_unix_s = self._history.timeline.unix_s(at_ns)
         done = self.minutes.add(readings, at_unix_s, at_ns, fingerprint=self._known_as())
         if readings and self._keeps_raw:
             self._history.add_readings(self.name, readings)

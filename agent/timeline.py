@@ -47,9 +47,9 @@ class Timeline:
     def now_s(self) -> float:
         return self._wall_ns() / 1e9
 
-    def unix_ms(self, at_ns: int) -> int:
+    def unix_s(self, at_ns: int) -> float:
         """A monotonic instant by the wall clock as it stood at the last look."""
-        return (at_ns + self.offset_ns) // 1_000_000
+        return (at_ns + self.offset_ns) / 1e9
 
     def steady_s(self) -> float:
         """How long the wall clock was not set, since it was first looked at."""

@@ -318,7 +318,8 @@ class _Pages:
 
     async def readyz(self, request: web.Request) -> web.Response:
         status = self._live.status()
-        reasons = _not_ready(status)
+        reasons = [] if self._live.is_ready() else ["its sources are asked for the first time"]
+        reasons += _not_ready(status)
         samplers = [{"name": one.name, "ok": one.ok, "age_s": one.age_s} for one in status.samplers]
         said = {
             "ready": not reasons,
@@ -377,9 +378,8 @@ class _Pages:
         return stream
 
     def _newest(self) -> dict[str, float | None]:
-        now = self._now_with_samples()
-        newest = max(now.newest_unix_s.values(), default=None)
-        return {"now_unix_s": now.unix_s, "newest_unix_s": newest}
+        newest = max(self._live.newest_unix_s().values(), default=None)
+        return {"now_unix_s": self._now().unix_s, "newest_unix_s": newest}
 
     async def end_events(self, _: web.Application) -> None:
         self._ending.set()
@@ -529,17 +529,9 @@ class _Pages:
 
     def _now_with_samples(self) -> answers.Now:
         live = self._live
-        newest = {
-            batch.source: max(one.at_ns for one in batch.readings)
-            for batch in live.batches()
-            if batch.readings
-        }
         return self._now()._replace(
             intervals_s={one.name: one.interval_s for one in live.config.server},
-            newest_unix_s={
-                source: live.history.timeline.unix_ms(at_ns) / 1000
-                for source, at_ns in newest.items()
-            },
+            newest_unix_s=live.newest_unix_s(),
             open_minutes=tuple(live.open_minutes()),
         )
 

@@ -92,6 +92,7 @@ async def test_a_clean_stop_goes_on_inside_the_minute(tmp_path: Path) -> None:
     with History(path) as history:
         second = Source("chat", server, 5.0, history)
         second.go_on()
+        assert second.minutes.newest_unix_s == first.minutes.newest_unix_s is not None
         server.later(5, 50)
         await second.turn()
         current = second.minutes.current()

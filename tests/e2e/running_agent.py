@@ -127,11 +127,12 @@ def memory_bytes(pid: int) -> int:
 
 
 class Page:
-    """A vLLM page whose counter rises by 7 tokens with each look; it can go away."""
+    """A vLLM page whose counter rises by 7 tokens with each look; it can go away, or be slow."""
 
     def __init__(self) -> None:
         self.looks = 0
         self.is_there = True
+        self.slow_s = 0.0
         page = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -139,6 +140,7 @@ class Page:
                 if not page.is_there:
                     self.send_error(503)
                     return
+                time.sleep(page.slow_s)
                 page.looks += 1
                 body = page.text().encode()
                 self.send_response(200)

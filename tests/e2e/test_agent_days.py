@@ -50,6 +50,28 @@ def test_three_kills_lose_no_token(tmp_path: Path) -> None:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
+@waiting
+def test_an_agent_begun_anew_takes_nothing_back(tmp_path: Path) -> None:
+    """Asked before its own first sample, it tells what the one before it had seen, to the end."""
+    with (
+        serving_page() as page,
+        RunningAgent(tmp_path, server("chat", page.url, "3s") + NO_GPU) as agent,
+    ):
+
+        def seen() -> float:
+            return float(agent.get("/api/v1/pattern")["output_tokens"])
+
+        agent.until(lambda: page.looks > 1, 20, "has not looked")
+        time.sleep(70 - time.time() % 60)  # a minute watched from its very beginning
+        before = seen()
+        assert agent.stop() == 0
+        page.slow_s = 4.0  # longer than a start waits for it
+        agent.start()
+        assert seen() >= before - 1e-6
+        page.slow_s = 0.0
+        agent.until(lambda: seen() > before, 20, "does not go on counting")
+
+
 def test_a_second_agent_on_one_store_says_so_and_ends(tmp_path: Path, page: Page) -> None:
     with RunningAgent(tmp_path, server("chat", page.url) + NO_GPU) as agent:
         second = tmp_path / "second.toml"

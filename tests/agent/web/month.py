@@ -8,7 +8,7 @@ those before one minute in twenty was watched.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,6 +175,13 @@ class Month:
 
     def batches(self) -> Sequence[Batch]:
         return self.newest
+
+    def is_ready(self) -> bool:
+        return True
+
+    def newest_unix_s(self) -> Mapping[str, float]:
+        unix_s = self.history.timeline.unix_s
+        return {one.source: unix_s(one.readings[-1].at_ns) for one in self.newest}
 
     def open_minutes(self) -> Sequence[Minute]:
         return ()

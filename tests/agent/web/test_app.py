@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Planted:
         self.store = StoreStatus(1000, 0.5, True, False, 0, None)
         self.open: list[Minute] = []
         self.newest: list[Batch] = []
+        self.ready = True
 
     def status(self) -> Status:
         now_s = self.clocks.wall_ns / 1e9
@@ -85,6 +86,13 @@ class Planted:
 
     def batches(self) -> Sequence[Batch]:
         return self.newest
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def newest_unix_s(self) -> Mapping[str, float]:
+        unix_s = self.history.timeline.unix_s
+        return {one.source: unix_s(one.readings[-1].at_ns) for one in self.newest}
 
     def open_minutes(self) -> Sequence[Minute]:
         return self.open
@@ -620,6 +628,17 @@ async def test_only_the_store_makes_the_agent_unready(
     assert len(said["reasons"]) == (1 if reason else 0)
     assert reason is None or reason in said["reasons"][0]
     assert said["samplers"] == [{"name": "chat", "ok": False, "age_s": 600.0}]
+
+
+async def test_an_agent_is_ready_once_its_sources_were_asked(planted: Planted) -> None:
+    """Before that it does not know the minute that an earlier agent left unfinished."""
+    planted.ready = False
+    async with asking(planted) as client:
+        assert await client.get("/livez") == (200, "ok")
+        status, said = await client.get("/readyz")
+        assert (status, said["reasons"]) == (503, ["its sources are asked for the first time"])
+        planted.ready = True
+        assert (await client.get("/readyz"))[0] == 200
 
 
 async def test_status_is_the_agents_own(planted: Planted) -> None:

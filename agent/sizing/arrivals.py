@@ -10,7 +10,7 @@ What minutes cannot tell is drawn, with a random generator that is passed in:
   coefficient of variation the index of dispersion that the minutes of an hour showed, and never
   less than 1: what bunches from minute to minute is taken to bunch inside them too.
 - Which prompt had which reply. Lengths are drawn independently, from the histograms of the same
-  hour of the day, and brought to their exact mean: inside a bucket nothing is known.
+  hour of the day, and brought to their exact mean: inside a bucket the neighbours tell.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ DISPERSION_MAX = 100.0  # a CV of 10; beyond, a minute is one burst
 LENGTHS_LEAST = 100  # of an hour of the day, to have a distribution of its own
 HOUR_S = 3600.0
 DRAWN_MOST = 2_000_000  # requests; about 100 MB
+DECAY_MOST = 20.0  # from one end of a bucket to the other: by a factor of e to that power
 COPY_WITHIN_S = 30.0  # how far from the observed request its copies may come, either way
 
 
@@ -214,7 +215,7 @@ def _lengths(
         here = np.flatnonzero(hours == hour)
         own = window.histograms(name, (of_day == hour).astype(np.float64))
         if sum(one.n for one in own) >= LENGTHS_LEAST:
-            drawn[here] = _to_mean(_draw(own, here.size, rng), _mean(window, name, of_day == hour))
+            drawn[here] = _draw(own, here.size, _mean(window, name, of_day == hour), rng)
             continue
         if whole is None:
             whole = _draw_whole(window, pattern, what, records.size, rng)
@@ -229,7 +230,7 @@ def _draw_whole(
     known = getattr(pattern, f"{what}_tokens_per_request")
     own = window.histograms(f"{what}_length_tokens")
     if sum(one.n for one in own) > 0:
-        return _to_mean(_draw(own, n, rng), known.mean)
+        return _draw(own, n, known.mean, rng)
     if known.mean is None:
         raise UsageError(
             f"no server of this window tells how long its requests' {what}s are: nothing to replay"
@@ -243,43 +244,66 @@ def _mean(window: Window, name: str, places: NDArray[np.bool_]) -> float | None:
     return float(window.total(f"{name}_sum")[places].sum()) / n if n > 0 else None
 
 
-def _draw(histograms: Sequence[Histogram], n: int, rng: np.random.Generator) -> Floats:
-    """Leaning inside each bucket as its neighbours do; the endless one's are at its lower end."""
+def _draw(
+    histograms: Sequence[Histogram], n: int, mean: float | None, rng: np.random.Generator
+) -> Floats:
+    """Lengths that get rarer inside each bucket as they do from its neighbours to it.
+
+    Even ones would put too much at the far end of a tail's wide buckets: of gamma distributed
+    lengths (shape 2) in vLLM's buckets the standard deviation was 18 % too large so. The mean,
+    which histograms tell exactly, says how much faster or slower than the neighbours let expect:
+    with it 2 %, and P10 to P95 are within 3 %. Those of the endless bucket are at its lower end.
+    """
     low = np.concatenate([(0.0, *one.bounds[:-1]) for one in histograms])
     high = np.concatenate([one.bounds for one in histograms])
-    share = np.concatenate([one.counts for one in histograms])
-    lean = np.concatenate([_lean(one) for one in histograms])
-    bucket = rng.choice(low.size, n, p=share / share.sum())
     width = np.where(np.isfinite(high), high - low, 0.0)
-    s, q = lean[bucket], rng.random(n)
-    # the place at which the density 1 + s (1 - 2 v) has reached q
-    root = np.sqrt(np.maximum((1 + s) ** 2 - 4 * s * q, 0.0))
-    place = 2 * q / np.maximum(1 + s + root, 1e-300)
-    drawn: Floats = low[bucket] + width[bucket] * place
-    return drawn
+    counts = np.concatenate([one.counts for one in histograms])
+    share = counts / counts.sum()
+    decay = width * np.concatenate([_decay(one) for one in histograms])  # over the bucket
+    if mean is not None:
+        decay = _to_mean(decay, low, width, share, mean)
+    bucket = rng.choice(low.size, n, p=share)
+    over = _not_flat(decay)[bucket]
+    drawn: Floats = low[bucket] - width[bucket] * np.log1p(rng.random(n) * np.expm1(-over)) / over
+    return drawn * (mean / drawn.mean()) if mean and n else drawn
 
 
-def _lean(one: Histogram) -> Floats:
-    """How much denser each bucket is at its lower end than in its middle, -1 to 1.
+def _decay(one: Histogram) -> Floats:
+    """Of each bucket, how fast the logarithm of the density falls, per token.
 
-    Its density runs straight between edges that are the means of the two buckets beside them. An
-    even one would put too much at the far end of a tail's wide buckets: gamma distributed lengths
-    (shape 2) in vLLM's buckets had a standard deviation 18 % too large so, and 8 % with the lean.
+    The mean of the slopes to its two neighbours, where an empty one counts as half a request.
     """
-    bounds = np.asarray(one.bounds, dtype=np.float64)
+    bounds, counts = np.asarray(one.bounds, dtype=np.float64), np.asarray(one.counts)
     width = np.diff(bounds, prepend=0.0)
-    known = np.isfinite(width) & (width > 0)
-    density = np.where(known, np.asarray(one.counts) / np.where(known, width, 1.0), 0.0)
-    edges = (np.append(density, 0.0) + np.append(0.0, density)) / 2
-    edges[0] = 0.0 if density.size > 1 and density[1] > density[0] else density[0]
-    fall = np.where(density > 0, (edges[:-1] - edges[1:]) / (2 * np.maximum(density, 1e-300)), 0.0)
-    lean: Floats = np.clip(fall, -1.0, 1.0)
-    return lean
+    near = np.convolve(counts > 0, (1, 1, 1), "same") > 0
+    known = np.flatnonzero(np.isfinite(width) & (width > 0) & near)
+    decay: Floats = np.zeros(bounds.size)
+    if known.size > 1:
+        density = np.log(np.maximum(counts[known], 0.5) / width[known])
+        falls = -np.diff(density) / np.diff(bounds[known] - width[known] / 2)
+        decay[known] = (np.append(falls, falls[-1]) + np.append(falls[0], falls)) / 2
+    return decay
 
 
-def _to_mean(drawn: Floats, mean: float | None) -> Floats:
-    found = float(drawn.mean()) if drawn.size else 0.0
-    return drawn * (mean / found) if mean and found else drawn
+def _to_mean(decay: Floats, low: Floats, width: Floats, share: Floats, mean: float) -> Floats:
+    """With a rate on top that is the same in all buckets, so that the mean comes out."""
+    relative = width / max(1e-9, float(width[share > 0].max()))
+    least, most = -DECAY_MOST, DECAY_MOST
+    for _ in range(40):
+        middle = (least + most) / 2
+        over = _not_flat(decay + middle * relative)
+        place = 1 / over - 1 / np.expm1(over)
+        if float(share @ (low + width * place)) > mean:
+            least = middle
+        else:
+            most = middle
+    return decay + most * relative
+
+
+def _not_flat(decay: Floats) -> Floats:
+    """Bounded, and never 0, where the formulas of a decay have a gap."""
+    bounded = np.clip(decay, -2 * DECAY_MOST, 2 * DECAY_MOST)
+    return np.where(np.abs(bounded) < 1e-4, 1e-4, bounded)
 
 
 # ---------------------------------------------------------------------------------- more, and less

@@ -1,14 +1,21 @@
-"""Recorded requests against a curve alone: how many of them surely met too many others.
+"""Recorded requests against a curve alone: how many of them surely met, or may have met, too many.
 
 Pure. Where neither model nor GPU is known there is no engine to replay them through, and a busiest
-minute proves nothing of an SLO that one in twenty requests may miss: a queue can drain. What a
-curve proves of queues is one-sided, and enough for UNDER_SIZED:
+minute proves nothing of an SLO that one in twenty requests may miss: a queue can drain, and within
+the minute there are bursts. What a curve proves of queues is one-sided. For UNDER_SIZED:
 
 - With no more than n requests in it a server finished no more than X(n) a second, for throughput
   grows with load. A bucket that takes n requests and leaks X(n) a second is then never fuller than
   the server: whoever comes to a full one meets n - 1 others there.
 - Whoever meets them waits at least as long as those did who were measured among n. Streams that
   each send when they have the last reply never bunch; requests of a trace do.
+
+For RIGHT_SIZED, of a load of n that was measured to keep the SLO:
+
+- Among fewer than n a request stays no longer than those that were measured, by its own length. So
+  no more are in flight than came within so long before.
+- Requests that come together wait for each other, which streams do not show. They wait no longer
+  than in a line that X(n) a second leave, for each of those is served whole.
 
 What a request weighs is not known: its prompt's share of the work, or its reply's. What is proven
 is proven by both.
@@ -55,6 +62,56 @@ def overload(
         rates = fastest * (length or mean) / mean  # in requests of the trace's mean length
         found.append(_overload(known, rates, slo, arrivals.at_s, column / mean, saturated))
     return min(found)
+
+
+def kept(
+    points: Sequence[Point],
+    slo: Sequence[Slo],
+    arrivals: Arrivals,
+    lengths: tuple[float | None, float | None],
+) -> float:
+    """How many times what an SLO allows is missed at most: surely kept up to 1, else open.
+
+    By the load that shows it best; infinite where none is known to keep the SLO. `lengths` as of
+    `overload`.
+    """
+    columns = (arrivals.prompt_tokens, arrivals.output_tokens)
+    prompts, replies = (
+        column / (length or float(column.mean()))
+        for column, length in zip(columns, lengths, strict=True)
+    )
+    known = [p for p in points if p.concurrency and p.rps and curves.surely_keeps(p, slo)]
+    return min((_may_miss(p, slo, arrivals.at_s, prompts, replies) for p in known), default=np.inf)
+
+
+def _may_miss(
+    point: Point, slo: Sequence[Slo], at_s: Floats, prompts: Floats, replies: Floats
+) -> float:
+    streams, rps = max(1.0, point.concurrency or 0.0), (point.rps or 0.0) * (1 - point.half)
+    weights = np.maximum(prompts, replies)
+    gone_s = np.sort(at_s + weights * streams / rps)  # by Little: how long those measured stayed
+    in_flight = np.arange(at_s.size) - np.searchsorted(gone_s, at_s, side="right")
+    crowded = in_flight >= streams
+    wait_ms = 1e3 * _waits(at_s, weights / rps)
+    own = {"ttft": prompts, "ttfo": prompts, "e2e": weights}
+    found = [float(crowded.mean()) / MISSES_MAX]
+    for target in slo:
+        took_ms = (curves.slo_value(point.level, target) or 0.0) * np.ones(at_s.size)
+        if target.metric in own:
+            took_ms = wait_ms + took_ms * np.maximum(1.0, own[target.metric])
+        if target.statistic == "mean":
+            found.append(float(took_ms.mean()) / target.bound_ms)
+        else:
+            missed = float((crowded | (took_ms >= target.bound_ms)).mean())
+            found.append(missed / max(curves.share_allowed(target.statistic), 1e-6))
+    return max(found)
+
+
+def _waits(at_s: Floats, work_s: Floats) -> Floats:
+    """How long each waits in one line, where each takes so long (Lindley's recursion)."""
+    ahead_s = np.cumsum(work_s) - work_s - at_s
+    waits: Floats = ahead_s - np.minimum.accumulate(ahead_s)
+    return waits
 
 
 def _overload(

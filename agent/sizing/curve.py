@@ -398,9 +398,11 @@ def slo_capacity(curve: Sequence[Point], slo: Sequence[Slo]) -> SloCapacity | No
 
     Per target: isotonic fit of the statistic over load, then the line between the last fitted
     point under the bound and the first at or above it; the least over the targets. `lo` is the last
-    load at which the upper ends of the statistics' 95 % intervals, fitted alike, stay under every
-    bound, `hi` the first at which a lower end does not: loads between them were too close to call.
-    Null without an SLO, or when one of its statistics was measured nowhere.
+    load at which the upper ends of the statistics' 95 % intervals stay under every bound, `hi` the
+    first at which a lower end does not: loads between them were too close to call. More load makes
+    no statistic better, so what held at a load held below it; where levels say otherwise, the ends
+    are fitted as the statistic is. Null without an SLO, or when one of its statistics was measured
+    nowhere.
     """
     if not curve or not slo:
         return None
@@ -436,12 +438,21 @@ def _crossing(curve: Sequence[Point], target: Slo) -> _Crossing | None:
         return None
     loads = [p.load for p, _ in known]
     weights = [_weight(p, target) for p, _ in known]
-    low, value, high = (
-        isotonic(column, weights) for column in zip(*(ends for _, ends in known), strict=True)
-    )
+    columns = list(zip(*(ends for _, ends in known), strict=True))
+    fitted = [isotonic(column, weights) for column in columns]
+    held, broken = _sure(loads, columns[0], columns[2], target)
+    if held is not None and broken is not None and held >= broken:
+        held, broken = _sure(loads, fitted[0], fitted[2], target)
+    return held, _star(loads, fitted[1], target), broken
+
+
+def _sure(
+    loads: Sequence[float], low: Sequence[float], high: Sequence[float], target: Slo
+) -> tuple[float | None, float | None]:
+    """The last load that surely met the target, and the first that surely did not."""
     held = [at for at, end in zip(loads, high, strict=True) if end < target.bound_ms]
     broken = [at for at, end in zip(loads, low, strict=True) if end >= target.bound_ms]
-    return held[-1] if held else None, _star(loads, value, target), broken[0] if broken else None
+    return held[-1] if held else None, broken[0] if broken else None
 
 
 def _star(loads: Sequence[float], fitted: Sequence[float], target: Slo) -> float | None:
@@ -467,6 +478,10 @@ def slo_interval(level: Level, target: Slo) -> Ends | None:
     (Conover, Practical Nonparametric Statistics, 3.2), read off the line between those that were
     kept. n are requests, also for the ITL: gaps of one reply are not independent. A tail that so
     few requests cannot have shown is the median's distance to the largest value carried on.
+
+    Long gaps are other requests' prompts, which all streams wait for: what varies is how many of
+    those there were, not which replies met them. So their share, 1 - q, deviates by no more than
+    (1-q)·√(4/n), which is a count of n prompts' that come up to four at a time.
     """
     value = slo_value(level, target)
     if value is None or not math.isfinite(value):
@@ -480,6 +495,8 @@ def slo_interval(level: Level, target: Slo) -> Ends | None:
         return max(0.0, value - half), value, value + half
     q = float(target.statistic[1:]) / 100
     half = 1.96 * math.sqrt(q * (1 - q) / n)
+    if target.metric == "itl":
+        half = min(half, 1.96 * (1 - q) * math.sqrt(4 / n))
     low, high = _quantile(stats, q - half), _quantile(stats, q + half)
     if stats.max is not None and stats.p50 is not None and q + half > 1:
         high = stats.max + (stats.max - stats.p50) * (q + half - 1) / (1 - q)
@@ -512,6 +529,12 @@ def _ends(point: Point, target: Slo) -> Ends | None:
         mean,
         mean + max(above, max(values) - mean),
     )
+
+
+def surely_keeps(point: Point, slo: Iterable[Slo]) -> bool:
+    """Whether the whole interval of each target's statistic lies below its bound."""
+    ends = [(target, _ends(point, target)) for target in slo]
+    return all(one is not None and one[2] < target.bound_ms for target, one in ends)
 
 
 def _weight(point: Point, target: Slo) -> float:

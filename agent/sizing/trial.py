@@ -143,7 +143,7 @@ def trial(
         at_once = max(requests, int(np.bincount(some.hours).max(initial=0)))
         return capacity_ratio(spec, some, within, requests=at_once, about=about, ends=ends)
 
-    middle = most(found.spec, share, None, "none")
+    middle = most(found.engine, share, None, "none")
     gentle = share if even is None else _dense(_share(even, replicas, rng), requests)
     low = most(slow, share, middle.value, "low")
     high = most(fast, gentle, middle.value, "none")
@@ -156,7 +156,7 @@ def trial(
     uncached = None
     if share.cached_tokens.any():
         bare = msgspec.structs.replace(share, cached_tokens=np.zeros_like(share.cached_tokens))
-        uncached = most(found.spec, bare, middle.value, "none").value
+        uncached = most(found.engine, bare, middle.value, "none").value
     return Trial(
         value=middle.value,
         lo=lo,
@@ -173,18 +173,20 @@ def trial(
 
 
 def whole(
-    found: fit.Fit, arrivals: Arrivals, slo: Sequence[Slo], side: int, multiple: float = 1.0
-) -> float:
+    found: fit.Fit, arrivals: Arrivals, slo: Sequence[Slo], side: int, multiple: float = 1.0,
+    apart: float = 1.0,
+) -> float:  # fmt: skip
     """How many times what the SLO allows is missed over all of these requests: over 1 it is broken.
 
-    By the slowest (-1) or the fastest (+1) engine that the sweep leaves open. `trial` judges the
+    By the slowest (-1) or the fastest (+1) engine that the sweep leaves open, and at least so many
+    times slower or faster as `apart` says. `trial` judges the
     busiest part, and each hour of it, which says of a whole recording neither that it breaks the
     SLO nor, where the longest requests came at another time, that it holds. Of more requests than
     are replayed the others count as met for the fastest, and not at all for the slowest.
     """
     every = times(arrivals, multiple, 0)
     some = _dense(busiest(every, REQUESTS_WHOLE), REQUESTS_WHOLE)
-    done = replay(_at_speed(found, side), some)
+    done = replay(_at_speed(found, side, apart), some)
     of = len(every) if side > 0 else len(some)
     return max(excess(done, target, of) for target in _behind_front(found, slo))
 
@@ -215,20 +217,20 @@ def _dense(arrivals: Arrivals, most: int) -> Arrivals:
     return arrivals.only(np.arange(first, min(len(arrivals), first + max(most, counts[first]))))
 
 
-def _at_speed(found: fit.Fit, side: int) -> EngineSpec:
+def _at_speed(found: fit.Fit, side: int, apart: float = 1.0) -> EngineSpec:
     """The engine at the slow (-1) or the fast (+1) end of what its sweep leaves open (90 %).
 
     No faster than its data sheet.
     """
-    faster = math.exp(side * _Z90 * max(found.rms, _ROUGH))
-    known = found.spec.efficiencies
+    faster = max(apart, math.exp(_Z90 * max(found.rms, _ROUGH))) ** side
+    known = found.engine.efficiencies
     at_speed = Efficiencies(
         t0_s=known.t0_s / faster,
         eta_b=min(1.0, known.eta_b * faster),
         eta_c=min(1.0, known.eta_c * faster),
         eta_p=min(1.0, known.eta_p * faster),
     )
-    return msgspec.structs.replace(found.spec, efficiencies=at_speed)
+    return msgspec.structs.replace(found.engine, efficiencies=at_speed)
 
 
 def _behind_front(found: fit.Fit, slo: Sequence[Slo]) -> tuple[Slo, ...]:
@@ -236,8 +238,8 @@ def _behind_front(found: fit.Fit, slo: Sequence[Slo]) -> tuple[Slo, ...]:
     single = [p for p in found.points if p.load.concurrency <= 1 and p.ttft_s]
     if not single:
         return tuple(slo)
-    law_s = math.exp(float(fit.Work(found.spec, [single[0].load]).log_ttft(
-        fit.logs(found.spec.efficiencies))[0]))  # fmt: skip
+    law_s = math.exp(float(fit.Work(found.engine, [single[0].load]).log_ttft(
+        fit.logs(found.engine.efficiencies))[0]))  # fmt: skip
     front_ms = max(0.0, 1e3 * ((single[0].ttft_s or 0.0) - law_s))
     return tuple(
         msgspec.structs.replace(one, bound_ms=max(1e-3, one.bound_ms - front_ms))

@@ -442,3 +442,26 @@ def test_why_a_level_does_not_count(reason: str, cause: str) -> None:
     assert invalid_because(level) is None
     bad = msgspec.structs.replace(level, measurement=Measurement(False, [reason]))
     assert invalid_because(bad) == cause
+
+
+def test_a_prompt_that_all_streams_wait_for_is_one_event_and_not_a_reply() -> None:
+    """One gap in a thousand is long: 48 replies are enough to know that not one in twenty is."""
+    itl = Stats(mean=44.0, p50=43.0, p90=44.0, p95=44.0, p99=44.0, p999=92.0, max=92.0, n=50_000)
+    level = msgspec.structs.replace(closed(8, 400), itl_ms=itl, e2e_ms=Stats(n=48))
+    ends = slo_interval(level, Slo("itl", "p95", 60.0))
+    assert ends is not None
+    assert ends[2] < 60
+    few = msgspec.structs.replace(level, e2e_ms=Stats(n=4))
+    assert (slo_interval(few, Slo("itl", "p95", 60.0)) or (0, 0, 0))[2] > 60
+
+
+def test_what_holds_at_a_load_holds_below_it() -> None:
+    """However few requests there were at the lower loads."""
+    few = Stats(mean=400.0, p50=300.0, p90=450.0, p95=450.0, p99=600.0, max=700.0, n=5)
+    levels = [msgspec.structs.replace(closed(1, 100), ttft_ms=few), closed(4, 370, 450)]
+    ends = slo_interval(levels[0], SLO[0])
+    found = analyse([*levels, closed(8, 500, 900)], SLO).slo_capacity
+    assert ends is not None
+    assert ends[2] > 500
+    assert found is not None
+    assert (found.lo, found.hi) == (4, 8)

@@ -129,7 +129,7 @@ def test_what_a_trial_says_holds_to_the_whole_interval_of_each_replay() -> None:
     """Ends that are not asked for are left out of the search, not of the answer."""
     slo, found = parse_slo("itl:p95<45ms"), tried(1.0, parse_slo("itl:p95<45ms"))
     arrivals = _share(demand(1.0), 1, np.random.default_rng(0))
-    whole = capacity_ratio(fitted(sweep()).spec, arrivals, slo)
+    whole = capacity_ratio(fitted(sweep()).engine, arrivals, slo)
     assert whole.lo <= found.value <= (whole.hi or np.inf)
     assert found.lo <= whole.lo
     assert found.hi >= whole.value
@@ -201,7 +201,7 @@ def test_what_a_start_measures_of_its_memory_is_no_change(
 
 def test_the_fast_end_of_an_engine_at_its_data_sheet_is_that() -> None:
     found = fitted(sweep())
-    full = msgspec.structs.replace(found.spec.efficiencies, eta_b=0.99)
-    found.spec = msgspec.structs.replace(found.spec, efficiencies=full)
+    full = msgspec.structs.replace(found.engine.efficiencies, eta_b=0.99)
+    found.engine = msgspec.structs.replace(found.engine, efficiencies=full)
     assert _at_speed(found, 1).efficiencies.eta_b == 1.0
     assert _at_speed(found, -1).efficiencies.eta_b < 0.99

@@ -24,7 +24,17 @@ from typing import Any, NamedTuple
 
 from loadgen.calibrate import raise_descriptors, this_machine
 from loadgen.targets import truth
-from tests.bench import agent, browse, child, history, peers, published, replay, scenarios
+from tests.bench import (
+    agent,
+    browse,
+    child,
+    demands,
+    history,
+    peers,
+    published,
+    replay,
+    scenarios,
+)
 from tests.conftest import find_chromium
 
 Figures = dict[str, float]
@@ -438,6 +448,29 @@ def verdicts(bench: Bench) -> list[Row]:
     ]  # fmt: skip
 
 
+def recorded_demands(bench: Bench) -> list[Row]:
+    """Recorded requests judged from files, against what the swept engine itself does with them."""
+    if (why := replay.missing()) is not None:
+        print(f"\nSkipped: {why}.")
+        return []
+    found = demands.show(("L4 chat",) if bench.quick else ())
+    broken = [one for one in found if one.missed > 1]
+    kept = [one for one in found if one.missed <= 1]
+
+    def share(some: list[demands.Judged], finding: str) -> float:
+        known = [one for one in some if one.is_known and one.lengths == demands.OWN]
+        return 100 * sum(one.finding == finding for one in known) / max(1, len(known))
+
+    return [
+        Row("verdicts", None, float(len(found))),
+        _at_most("RIGHT_SIZED where the SLO breaks", sum(one.is_wrong for one in broken), 0),
+        _at_most("UNDER_SIZED where the SLO holds", sum(one.is_wrong for one in kept), 0),
+        Row("replayed, of those that break: told UNDER_SIZED, %", None,
+            share(broken, "UNDER_SIZED")),
+        Row("replayed, of those that hold: told RIGHT_SIZED, %", None, share(kept, "RIGHT_SIZED")),
+    ]  # fmt: skip
+
+
 # A further case is a function and a line here.
 CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("256 streams × 100 tokens/s", streams_256),
@@ -455,6 +488,7 @@ CASES: tuple[tuple[str, Callable[[Bench], list[Row]]], ...] = (
     ("replay of public traces", replayed),
     ("capacity model", capacity_model),
     ("verdicts", verdicts),
+    ("verdicts on recorded requests, from files", recorded_demands),
 )  # fmt: skip
 
 

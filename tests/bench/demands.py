@@ -1,4 +1,4 @@
-"""`python -m tests.bench.demands [WORD …]`: recorded requests that are judged from files.
+"""`python -m tests.bench.demands [--every=N] [WORD …]`: recorded requests, judged from files.
 
 `agent assess --curve CURVE --demand TRACE` is held against the engine that was swept: the very same
 requests go through it, with its true efficiencies, ever faster, until the SLO breaks. That is how
@@ -7,7 +7,7 @@ of the trace's mean lengths or of 512 + 128 tokens, with the errors of a sweep; 
 model and GPU, so that the requests can be replayed, or it does not.
 
 Wrong is UNDER_SIZED where the SLO holds, and RIGHT_SIZED where it breaks. Words choose the cases
-whose engine, trace or SLO hold one of them.
+whose engine, trace or SLO hold one of them; a replay takes seconds, and one in N is asked for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ REQUESTS = 1_500
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SLOS = ("ttft:p95<2s,itl:p95<100ms", "ttft:p95<500ms,itl:p95<40ms", "ttft:p95<1s")
 FACTORS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.4, 2.0)
-OTHER_LENGTHS = (512, 128)
+OWN, OTHER_LENGTHS = "its lengths", (512, 128)
+EVERY = 8
 NEAR = 1.03  # of the multiples between which the most that is held lies
 ENGINES = {
     "H100": Box("h100-sxm", precision="bf16"),
@@ -156,7 +157,7 @@ def judged(engine: str, name: str, slo_text: str, every: int) -> list[Judged]:
         return []
     found = []
     means = round(base.prompt_tokens.mean()), round(base.output_tokens.mean())
-    for lengths, of in (("its lengths", means), ("512 + 128", OTHER_LENGTHS)):
+    for lengths, of in ((OWN, means), ("512 + 128", OTHER_LENGTHS)):
         sweep = _swept(box, *of)
         for number, factor in enumerate(FACTORS):
             asked = _asked(faster(base, held * factor))
@@ -198,7 +199,7 @@ def _asked(arrivals: Arrivals) -> Asked:
 # --------------------------------------------------------------------------------------- the table
 
 
-def show(words: Sequence[str] = (), every: int = 8) -> list[Judged]:
+def show(words: Sequence[str] = (), every: int = EVERY) -> list[Judged]:
     """Judges on all processors; prints what is wrong, and the tables."""
     cases = [
         (engine, name, slo, every)
@@ -233,8 +234,9 @@ def main(words: Sequence[str]) -> int:
     if (why := missing()) is not None:
         print(f"demands: {why}; nothing judged")
         return 0
+    every = next((int(word[8:]) for word in words if word.startswith("--every=")), EVERY)
     began = time.monotonic()
-    found = show(words)
+    found = show([word for word in words if not word.startswith("--")], every)
     wrong = sum(one.is_wrong for one in found)
     print(f"\n{len(found)} verdicts, {wrong} wrong; {time.monotonic() - began:.0f} s")
     return 0

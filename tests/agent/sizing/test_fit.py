@@ -130,6 +130,24 @@ def test_a_simulated_engine_is_fitted_from_its_own_sweep() -> None:
     assert expected.outside == []
 
 
+def test_what_is_replayed_shows_what_was_swept() -> None:
+    """Long prompts, which the law adds to a step and the simulated engine hides in it."""
+    true = EngineSpec(gpu("h100-sxm"), model("llama-3.1-8b"))
+    swept = {at: closed_loop(true, at, 1200, 200, 30.0) for at in (1, 4, 16, 64)}
+    points = [
+        Point(Load(1200.0, 200.0, at), seen.output_tokens_per_s, (seen.ttft_ms.p50 or 0.0) / 1e3)
+        for at, seen in swept.items()
+    ]
+    found = fit_points(points, true)
+    for at, seen in swept.items():
+        again = closed_loop(found.engine, at, 1200, 200, 30.0)
+        assert again.output_tokens_per_s == pytest.approx(seen.output_tokens_per_s, rel=0.05)
+        assert again.ttft_ms.p50 == pytest.approx(seen.ttft_ms.p50, rel=0.06)
+        assert again.itl_ms.p50 == pytest.approx(seen.itl_ms.p50, rel=0.06)
+    by_the_law = closed_loop(found.spec, 4, 1200, 200, 30.0)
+    assert (by_the_law.ttft_ms.p50 or 0.0) < 0.95 * (swept[4].ttft_ms.p50 or 0.0)
+
+
 def test_one_wild_point_does_not_move_the_rest() -> None:
     points = measured(LLAMA, LOADS)
     wild = msgspec.structs.replace(points[5], output_tokens_per_s=points[5].output_tokens_per_s / 8)

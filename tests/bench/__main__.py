@@ -51,9 +51,12 @@ class Bench(NamedTuple):
     watch_s: float  # how long the agent is watched
 
     def medians(self, once: Callable[[], Figures]) -> Figures:
-        """Each figure's median of the runs."""
+        """Each figure's median of the runs that have it: not every one opens connections, say."""
         every = [once() for _ in range(self.runs)]
-        return {name: statistics.median(figures[name] for figures in every) for name in every[0]}
+        return {
+            name: statistics.median(figures[name] for figures in every if name in figures)
+            for name in sorted(set().union(*every))
+        }
 
     def load(self, server: truth.Truth, *options: str, rate: float = 0.0) -> Figures:
         """One run: `true …` are the server's figures, `…` the report's, `client …` the child's."""

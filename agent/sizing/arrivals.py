@@ -265,7 +265,8 @@ def _draw(
     bucket = rng.choice(low.size, n, p=share)
     over = _not_flat(decay)[bucket]
     drawn: Floats = low[bucket] - width[bucket] * np.log1p(rng.random(n) * np.expm1(-over)) / over
-    return drawn * (mean / drawn.mean()) if mean and n else drawn
+    found = float(drawn.mean()) if n else 0.0  # 0 where the endless bucket is the only one
+    return drawn * (mean / found) if mean and found else drawn
 
 
 def _decay(one: Histogram) -> Floats:

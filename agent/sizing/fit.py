@@ -145,12 +145,10 @@ class Work:
         t0, eta_b, eta_c, eta_p = np.exp(params)
         sequences, memory, decode, prefill, outside, mixed = self.columns.T[:6]
         reading, decoding, prompts = memory / eta_b, decode / eta_c, prefill / eta_p
-        step = t0 + np.maximum(reading, decoding) + outside
+        plain = np.maximum(reading, decoding)
         if as_simulated:
-            together = np.maximum(reading, decoding + prompts / mixed)
-            prompts = mixed * (together - np.maximum(reading, decoding))
-        step += prompts
-        rate: Array = np.log(sequences / step)
+            prompts = mixed * (np.maximum(reading, decoding + prompts / mixed) - plain)
+        rate: Array = np.log(sequences / (t0 + plain + prompts + outside))
         return rate
 
     def log_ttft(self, params: Array) -> Array:
@@ -228,14 +226,13 @@ class Fit:
 
     def __init__(self, spec: EngineSpec, points: Sequence[Point], start: Efficiencies) -> None:
         loads = [point.load for point in points]
-        measured = Measured(spec, points)
-        self._problem = _Problem([measured], start)
-        self._as_simulated = _Problem([measured], start, as_simulated=True)
+        self._measured, self._start = Measured(spec, points), start
+        self._problem = _Problem([self._measured], start)
         self._params, self._covariance = self._problem.solve()
         self.points = tuple(points)
         self.spec = msgspec.structs.replace(spec, efficiencies=_efficiencies(self._params))
         self.residuals = tuple(
-            map(float, measured.log_rates - measured.work.log_rate(self._params))
+            map(float, self._measured.log_rates - self._measured.work.log_rate(self._params))
         )
         self._left = _Left(loads, np.array(self.residuals))
         self.why_not = self._why_not(loads)
@@ -253,7 +250,7 @@ class Fit:
     def engine(self) -> EngineSpec:
         """The measured engine for a replay: efficiencies with which the simulated one shows these
         rates."""
-        params, _ = self._as_simulated.solve()
+        params, _ = _Problem([self._measured], self._start, as_simulated=True).solve()
         return msgspec.structs.replace(self.spec, efficiencies=_efficiencies(params))
 
     @cached_property

@@ -178,11 +178,11 @@ def whole(
 ) -> float:  # fmt: skip
     """How many times what the SLO allows is missed over all of these requests: over 1 it is broken.
 
-    By the slowest (-1) or the fastest (+1) engine that the sweep leaves open, and at least so many
-    times slower or faster as `apart` says. `trial` judges the
-    busiest part, and each hour of it, which says of a whole recording neither that it breaks the
-    SLO nor, where the longest requests came at another time, that it holds. Of more requests than
-    are replayed the others count as met for the fastest, and not at all for the slowest.
+    By the slowest (-1) or the fastest (+1) engine that the sweep leaves open, `apart` times slower
+    or faster at least. `trial` judges the busiest part, and each hour of it, which says of a whole
+    recording neither that it breaks the SLO nor, where the longest requests came at another time,
+    that it holds. Of more requests than are replayed the others count as met for the fastest, and
+    not at all for the slowest.
     """
     every = times(arrivals, multiple, 0)
     some = _dense(busiest(every, REQUESTS_WHOLE), REQUESTS_WHOLE)

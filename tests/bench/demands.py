@@ -106,19 +106,14 @@ def missed(spec: EngineSpec, arrivals: Arrivals, slo: Sequence[Slo]) -> float:
 def most(spec: EngineSpec, arrivals: Arrivals, slo: Sequence[Slo]) -> float | None:
     """How many times as fast the requests may come; null where at no speed they all meet it."""
     held, broken, by = 0.0, math.inf, 1.0
-    while held == 0.0 or broken == math.inf:
+    while held == 0.0 or broken / held > NEAR:
         if not 1e-3 < by < 1e4:
             return None
-        if missed(spec, faster(arrivals, by), slo) > 1:
-            broken, by = by, by / 2
-        else:
-            held, by = by, by * 2
-    while broken / held > NEAR:
-        by = math.sqrt(held * broken)
         if missed(spec, faster(arrivals, by), slo) > 1:
             broken = by
         else:
             held = by
+        by = math.sqrt(held * broken) if held and broken < math.inf else 2 * held or broken / 2
     return held
 
 
